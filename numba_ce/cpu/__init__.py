@@ -1,0 +1,210 @@
+"""HOW on the CPU: the backend "cpu".
+
+========== =========================================================================
+vector     vectors of a fixed number of lanes, as a Numba type
+element    single elements of any dtype and byte order
+exp        exp and tanh of a vector
+tile       loops over one tile of a row
+measure    first pass over a row: maximum, sum of exponentials, sums of an option
+write      second pass: gradient, probabilities, Hessian
+operations what is done with a row, one function for each operation
+plan       what a kernel is told: addresses, strides, options
+launch     compile, share the rows out, add up
+========== =========================================================================
+
+The functions of this module are what the public functions call: each describes its problem in a
+`PLAN` and launches a kernel.
+"""
+
+import numpy as np
+
+from numba_ce._validate import bad_target_error
+from numba_ce.cpu.element import KINDS
+from numba_ce.cpu.exp import reduction
+from numba_ce.cpu.launch import run
+from numba_ce.cpu.operations import Kernel
+from numba_ce.cpu.plan import PLAN, collapse
+from numba_ce.cpu.tile import real_type
+
+# Outputs larger than this do not fit the caches anyway: write around them
+STREAMING_BYTES = 4 << 20
+KIND_NAMES = tuple(KINDS)
+
+
+def _kind(array):
+    return array.dtype.name
+
+
+class _Plan:
+    """A `PLAN` in the making, and the arrays whose addresses it holds."""
+
+    def __init__(self, logits, **operands):
+        self.array = np.zeros(1, PLAN)
+        self.fields = self.array[0]
+        self.alive = [logits]
+        self.kind = _kind(logits)
+        rows = logits.shape[:-1]
+        fields = self.fields
+        fields["n_rows"] = int(np.prod(rows, dtype=np.int64)) if rows else 1
+        fields["n_classes"] = fields["all_classes"] = logits.shape[-1]
+        fields["logits"], fields["logits_step"] = logits.ctypes.data, logits.strides[-1]
+        fields["logits_swapped"] = not logits.dtype.isnative
+        fields["temperature"] = fields["grad_scale"] = 1.0
+        n_axes = len(rows)
+        none = (0,) * n_axes
+        strides = [logits.strides[:-1]]
+        for name in ("targets", "sample_weight", "grad", "hess"):
+            array = operands.get(name)
+            strides.append(none if array is None else array.strides[:n_axes])
+            if array is None:
+                continue
+            self.alive.append(array)
+            fields[name] = array.ctypes.data
+            fields[name + "_swapped"] = not array.dtype.isnative
+            if name in ("grad", "hess"):
+                fields[name + "_step"] = array.strides[-1]
+        axes = collapse(rows, strides)
+        self.alive.append(axes)
+        fields["axes"], fields["n_axes"] = axes.ctypes.data, len(axes)
+        grad = operands.get("grad")
+        if grad is not None and grad.nbytes >= STREAMING_BYTES:
+            fields["streaming"] = grad.ctypes.data != logits.ctypes.data
+
+    def point(self, name, array):
+        """Put the address of an array into a field."""
+        self.alive.append(array)
+        self.fields[name] = array.ctypes.data
+
+    def point_results(self, results):
+        """Put the addresses of per-row results, all of one float dtype, into fields."""
+        for name, array in results.items():
+            self.point(name, array)
+            if array.dtype.kind == "f":
+                self.fields["loss_bytes"] = array.itemsize
+
+    def describe_targets(self, problem):
+        """Targets, weights and ignore_index."""
+        fields, options = self.fields, problem.options
+        if problem.targets is not None and problem.probabilities:
+            fields["targets_step"] = problem.targets.strides[-1]
+        elif problem.targets is not None:
+            fields["targets_bytes"] = problem.targets.itemsize
+            fields["targets_signed"] = problem.targets.dtype.kind == "i"
+        if problem.sample_weight is not None:
+            fields["sample_weight_kind"] = KIND_NAMES.index(_kind(problem.sample_weight))
+        if options.ignore_index is not None and -(2**63) < options.ignore_index < 2**63:
+            fields["has_ignore_index"], fields["ignore_index"] = True, options.ignore_index
+        if problem.class_weight is not None:
+            self.point("class_weight", problem.class_weight)
+            padded = np.zeros(len(problem.class_weight) + 16, real_type(self.kind))
+            padded[: len(problem.class_weight)] = problem.class_weight
+            self.point("class_weight_real", padded)
+
+    def describe_options(self, options):
+        """Smoothing, z-loss, soft cap and temperature."""
+        fields = self.fields
+        fields["smoothing"], fields["z_loss"] = options.label_smoothing, options.z_loss
+        real = KINDS[self.kind][1]
+        if options.temperature != 1.0:
+            fields["temperature"] = options.temperature
+            fields["tempered"] = reduction(real, options.temperature)
+        if options.softcap is not None:
+            fields["softcap"] = options.softcap
+            fields["capping"] = reduction(real, options.softcap / 2)
+
+    def run(self, kernel):
+        return run(kernel, self.array, self.alive)
+
+
+def _plan(problem, **outputs):
+    plan = _Plan(
+        problem.logits, targets=problem.targets, sample_weight=problem.sample_weight, **outputs
+    )
+    plan.describe_targets(problem)
+    plan.describe_options(problem.options)
+    return plan
+
+
+def _kernel(operation, problem, **changes):
+    options = problem.options
+    return Kernel(
+        operation,
+        _kind(problem.logits),
+        _kind(problem.targets) if problem.probabilities else None,
+        smoothing=options.label_smoothing != 0.0,
+        tempered=options.temperature != 1.0,
+        softcap=options.softcap is not None,
+        **changes,
+    )
+
+
+def _scan(problem, plan):
+    """Sum of the weights of the rows kept; raises for the first bad target."""
+    if problem.probabilities and problem.sample_weight is None:
+        return float(plan.fields["n_rows"])
+    weight, bad = plan.run(Kernel("scan"))
+    if bad >= 0 and problem.options.check_targets:
+        raise bad_target_error(problem, bad, int(plan.fields["all_classes"]))
+    return weight
+
+
+def run_loss(problem, loss_rows, grad):
+    """Row losses and gradient; returns the sums of the weighted losses and of the weights."""
+    plan = _plan(problem, grad=grad)
+    weight = _scan(problem, plan)
+    if loss_rows is not None:
+        plan.point_results({"loss": loss_rows})
+    if grad is not None and problem.reduction == "mean":
+        plan.fields["grad_scale"] = 1.0 / weight if weight != 0.0 else 0.0
+    grad_kind = None if grad is None else _kind(grad)
+    total, _ = plan.run(_kernel("loss", problem, grad_kind=grad_kind))
+    return total, weight
+
+
+def run_grad_hess(problem, grad, hess, kind):
+    """Gradient and diagonal Hessian of the row losses."""
+    plan = _plan(problem, grad=grad, hess=hess)
+    _scan(problem, plan)
+    n_classes = problem.logits.shape[-1]
+    lightgbm = n_classes / (n_classes - 1) if n_classes > 1 else 0.0
+    plan.fields["hess_factor"] = {"diagonal": 1.0, "xgboost": 2.0, "lightgbm": lightgbm}[kind]
+    plan.fields["hess_floor"] = 1e-16 if kind == "xgboost" else 0.0
+    plan.run(_kernel("hess", problem, grad_kind=_kind(grad), hess_kind=_kind(hess)))
+
+
+def run_row_stats(problem, outputs):
+    """The fields of `RowStats`, each into its array."""
+    plan = _plan(problem)
+    if problem.targets is not None:
+        _scan(problem, plan)
+    plan.point_results(outputs)
+    plan.run(Kernel("stats", _kind(problem.logits)))
+
+
+def run_normalize(logits, what, out):
+    """softmax, log_softmax or logsumexp."""
+    if what == "logsumexp":
+        plan = _Plan(logits)
+        plan.point_results({"lse": out})
+        plan.run(Kernel(what, _kind(logits)))
+    else:
+        _Plan(logits, grad=out).run(Kernel(what, _kind(logits), grad_kind=_kind(out)))
+
+
+def run_row_record(problem, class_offset, n_classes, record):
+    """The record of each row, or of the part of it in this shard."""
+    plan = _plan(problem)
+    plan.fields["class_offset"], plan.fields["all_classes"] = class_offset, n_classes
+    _scan(problem, plan)
+    plan.point("record", record)
+    plan.run(_kernel("record", problem))
+
+
+def run_grad_from_record(problem, record, class_offset, grad):
+    """Gradient of the classes of this shard, from the merged records."""
+    plan = _plan(problem, grad=grad)
+    n_classes = int(record[..., 8].max())
+    plan.fields["class_offset"], plan.fields["all_classes"] = class_offset, n_classes
+    _scan(problem, plan)
+    plan.point("record", record)
+    plan.run(_kernel("from_record", problem, grad_kind=_kind(grad)))

@@ -1,0 +1,147 @@
+"""From a plan to threads: compile the kernel, share the blocks of rows out, add up the results.
+
+Rows are cut into blocks whose length depends on the number of classes alone. Workers draw the next
+block from a common counter, so a core that is busy elsewhere does not hold up the others, and the
+sums of the blocks are added in the order of the blocks, so they have the same bits for any number
+of threads. The parallel loop knows nothing of any operation: it is compiled once and calls serial
+functions by their address.
+"""
+
+import ctypes
+import importlib.metadata
+import os
+from functools import cache, lru_cache
+
+import numba
+import numpy as np
+from llvmlite import binding, ir
+from numba import carray, cfunc, njit, prange, types
+from numba.extending import intrinsic
+
+from numba_ce.cpu.element import put, take_ticket
+from numba_ce.cpu.measure import workspace_bytes, workspace_finder
+from numba_ce.cpu.operations import OPERATIONS
+from numba_ce.cpu.plan import PLAN_TYPE
+from numba_ce.cpu.vector import fence
+
+# A block is long enough (some 20 us) that drawing it costs nothing
+BLOCK_ELEMENTS = 65536
+# Below this many logits waking the threads (5 to 50 us) costs more than they save
+SERIAL_ELEMENTS = 32768
+
+
+def rows_per_block(n_classes):
+    """Rows of a block; a function of the number of classes only, for reproducible sums."""
+    return min(max(BLOCK_ELEMENTS // n_classes, 1), 1024)
+
+
+@lru_cache(maxsize=None)
+def compiled(kernel):
+    """The serial function that works on the blocks of a plan, and its address."""
+    if kernel.kind == "float16" or "float16" in (kernel.targets_kind, kernel.grad_kind):
+        require_float16()
+    do_row = OPERATIONS[kernel.operation](kernel)
+    find_workspace = workspace_finder(kernel.kind)
+
+    @cfunc(types.void(types.CPointer(PLAN_TYPE), types.intp))
+    def work_on_blocks(pointer, worker):
+        plan = carray(pointer, 1)[0]
+        work = find_workspace(plan, worker)
+        while True:
+            block = take_ticket(plan.tickets)
+            if block >= plan.n_blocks:
+                break
+            first = block * plan.rows_per_block
+            total = 0.0
+            for row in range(first, min(first + plan.rows_per_block, plan.n_rows)):
+                total += do_row(plan, row, work)
+            put(plan.block_sum + block * 8, total)
+        fence()
+
+    return work_on_blocks, work_on_blocks.ctypes
+
+
+def require_float16():
+    """float16 needs the processor's conversions; without them LLVM calls a missing function."""
+    features = binding.get_host_cpu_features()
+    if "f16c" in features and not features["f16c"]:
+        raise NotImplementedError(
+            "float16 needs a processor with the F16C instructions: convert the array to float32"
+        )
+
+
+@intrinsic
+def _call(typingctx, function, plan, worker):
+    """Call the serial function at an address."""
+
+    def codegen(context, builder, sig, args):
+        i64 = ir.IntType(64)
+        signature = ir.FunctionType(ir.VoidType(), [i64, i64])
+        builder.call(builder.inttoptr(args[0], signature.as_pointer()), args[1:])
+        return i64(1)
+
+    return types.int64(types.intp, types.intp, types.intp), codegen
+
+
+@cache
+def parallel_loop():
+    """The one parallel loop, compiled when it is first needed."""
+    _preload_tbb()
+
+    @njit("void(intp, intp, int64[::1])", parallel=True, nogil=True)
+    def run_workers(function, plan, done):
+        for worker in prange(done.size):
+            done[worker] = _call(function, plan, worker)
+
+    return run_workers
+
+
+def _preload_tbb():
+    """Let Numba find the library of the `tbb` wheel, which is on no loader's path."""
+    try:
+        files = importlib.metadata.files("tbb") or []
+    except importlib.metadata.PackageNotFoundError:
+        return
+    for file in files:
+        if file.name == "libtbb.so.12":
+            try:
+                ctypes.CDLL(os.path.realpath(file.locate()), mode=ctypes.RTLD_GLOBAL)
+            except OSError:  # Numba then chooses among the layers that it finds by itself
+                return
+
+
+def run(kernel, plan, kept_alive):
+    """Run a kernel over all rows of `plan` (a PLAN array of one record).
+
+    kept_alive : the arrays behind the addresses in the plan, held until the rows are done
+    Returns the sums of the blocks added up in order, and the first bad row or -1.
+    """
+    function, call = compiled(kernel)
+    fields = plan[0]
+    n_rows, n_classes = int(fields["n_rows"]), int(fields["n_classes"])
+    per_block = rows_per_block(n_classes)
+    n_blocks = -(-n_rows // per_block)
+    n_workers = 1
+    if n_blocks > 1 and n_rows * n_classes >= SERIAL_ELEMENTS:
+        loop = parallel_loop()
+        n_workers = min(numba.get_num_threads(), n_blocks)
+    block_sum = np.empty(n_blocks)
+    tickets = np.zeros(1, np.int64)
+    size = workspace_bytes(n_classes, kernel.kind)
+    workspace = np.empty(n_workers * size, np.uint8)
+    fields["rows_per_block"], fields["n_blocks"] = per_block, n_blocks
+    fields["block_sum"], fields["tickets"] = block_sum.ctypes.data, tickets.ctypes.data
+    fields["workspace"], fields["workspace_bytes"] = workspace.ctypes.data, size
+    if kernel.operation == "scan":
+        block_bad = np.full(n_blocks, -1, np.int64)
+        fields["block_bad"] = block_bad.ctypes.data
+    if n_workers == 1:
+        call(plan.ctypes.data, 0)
+    else:
+        loop(function.address, plan.ctypes.data, np.zeros(n_workers, np.int64))
+    del kept_alive
+    bad = -1
+    if kernel.operation == "scan":
+        found = block_bad[block_bad >= 0]
+        bad = int(found[0]) if found.size else -1
+    return float(block_sum.sum()), bad

@@ -1,0 +1,121 @@
+"""What a kernel is told: one record of addresses, strides and numbers.
+
+A kernel takes the address of one `PLAN` record and nothing else, so the layout of an array (its
+strides, byte order, integer width) never compiles another kernel. Byte addresses and strides are
+int64: arrays beyond 2**31 elements are nothing special.
+"""
+
+import numpy as np
+from numba import from_dtype
+
+from numba_ce.cpu.jit import inner
+from numba_ce.cpu.element import get
+
+# The operands that have one entry, or one row of entries, per row of the logits. The row axes of
+# all of them are walked together: `axes` holds, for each row axis, its length and these strides.
+OPERANDS = ("logits", "targets", "sample_weight", "grad", "hess")
+
+PLAN = np.dtype(
+    [
+        # the problem
+        ("n_rows", "i8"),
+        ("n_classes", "i8"),
+        ("axes", "i8"),  # address of int64 (n_axes, 1 + len(OPERANDS))
+        ("n_axes", "i8"),
+        # how the work is cut up: rows_per_block depends on n_classes alone, so do the sums
+        ("n_blocks", "i8"),
+        ("rows_per_block", "i8"),
+        ("tickets", "i8"),  # address of the workers' counter: the next block
+        ("workspace", "i8"),  # address; one part of workspace_bytes for each worker
+        ("workspace_bytes", "i8"),
+        # inputs: address, and bytes from class to class
+        ("logits", "i8"),
+        ("logits_step", "i8"),
+        ("targets", "i8"),
+        ("targets_step", "i8"),  # probabilities only
+        ("targets_bytes", "i8"),  # 1, 2, 4, 8
+        ("targets_kind", "i8"),  # probabilities: index into KINDS
+        ("sample_weight", "i8"),  # 0: none
+        ("sample_weight_kind", "i8"),
+        ("class_weight", "i8"),  # float64 (n_classes,), or 0: none
+        ("class_weight_real", "i8"),  # the same in the type of the tiles, padded by a vector
+        ("logits_swapped", "?"),
+        ("targets_swapped", "?"),
+        ("targets_signed", "?"),
+        ("sample_weight_swapped", "?"),
+        # options
+        ("has_ignore_index", "?"),
+        ("ignore_index", "i8"),
+        ("class_offset", "i8"),  # the first class of this shard
+        ("all_classes", "i8"),  # of the whole row; n_classes of it are here
+        ("smoothing", "f8"),
+        ("z_loss", "f8"),
+        ("softcap", "f8"),
+        ("temperature", "f8"),
+        ("tempered", "f8", 4),  # exp.Reduction for the temperature
+        ("capping", "f8", 4),  # exp.Reduction for softcap / 2
+        ("grad_scale", "f8"),  # 1 / denominator of the mean, or 1
+        ("hess_factor", "f8"),  # hess = s max(factor Q p (1 - p), floor)
+        ("hess_floor", "f8"),
+        # outputs: address or 0; those without a stride are C-contiguous over the rows
+        ("grad", "i8"),
+        ("grad_step", "i8"),
+        ("hess", "i8"),
+        ("hess_step", "i8"),
+        ("grad_swapped", "?"),
+        ("hess_swapped", "?"),
+        ("streaming", "?"),  # write around the caches
+        ("loss", "i8"),
+        ("loss_bytes", "i8"),  # 4 or 8: of every per-row result
+        ("row_max", "i8"),
+        ("lse", "i8"),
+        ("entropy", "i8"),
+        ("target_logit", "i8"),
+        ("argmax", "i8"),  # int64
+        ("rank", "i8"),  # int64
+        ("record", "i8"),  # float64 (n_rows, 9)
+        # one entry per block
+        ("block_sum", "i8"),  # float64: sum of what the operation returned for each row
+        ("block_bad", "i8"),  # int64: first row with a bad target, or -1
+    ],
+    align=True,
+)
+PLAN_TYPE = from_dtype(PLAN)
+
+
+@inner
+def locate(plan, row):
+    """Byte offsets of one row in the five OPERANDS."""
+    logits = targets = weight = grad = hess = 0
+    axes = plan.axes
+    rest = row
+    for axis in range(plan.n_axes - 1, -1, -1):
+        entry = axes + axis * 48
+        i = rest
+        if axis > 0:
+            length = get(entry, 0)
+            rest, i = divmod(rest, length)
+        logits += i * get(entry + 8, 0)
+        targets += i * get(entry + 16, 0)
+        weight += i * get(entry + 24, 0)
+        grad += i * get(entry + 32, 0)
+        hess += i * get(entry + 40, 0)
+    return logits, targets, weight, grad, hess
+
+
+def collapse(shape, strides):
+    """Row axes as few as possible: int64 (n_axes, 1 + operands), a row length, stride, stride ...
+
+    shape : of the rows; strides : for each operand the strides (bytes) over those axes
+    """
+    axes = []
+    for axis, length in enumerate(shape):
+        if length == 1:
+            continue
+        entry = [length, *(s[axis] for s in strides)]
+        if axes and all(
+            outer == inner * length for outer, inner in zip(axes[-1][1:], entry[1:], strict=True)
+        ):
+            entry[0] *= axes.pop()[0]
+        axes.append(entry)
+    return np.array(axes or [[1] + [0] * len(strides)], dtype=np.int64)

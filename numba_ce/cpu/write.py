@@ -1,0 +1,224 @@
+"""The second pass over a row: from the kept exponentials to a gradient or to probabilities."""
+
+import math
+from functools import lru_cache
+
+import numpy as np
+
+from numba_ce.cpu.jit import inner
+from numba_ce.cpu.element import KINDS, get, put
+from numba_ce.cpu.exp import BIAS, mantissa_and_exponent, power_of_two, times_two_to
+from numba_ce.cpu.measure import rescale, weight_filler
+from numba_ce.cpu.tile import (
+    NATIVE,
+    TILE,
+    fill,
+    real_type,
+    scale_to,
+    tile_loader,
+    tile_storer,
+    times_cap_derivative,
+)
+from numba_ce.cpu.vector import LANES, VECTOR_BYTES, load, maximum, splat, store
+
+
+@lru_cache
+def factor_splitter(kind):
+    """The function that makes two factors of the tiles' type out of one float64."""
+    real = real_type(kind)
+    smallest, largest = np.finfo(real).minexp, np.finfo(real).maxexp - 1
+
+    @inner
+    def split(factor):
+        """factor * 2**-BIAS as (f, a power of two): products with both are rounded once."""
+        if not abs(factor) < math.inf:
+            return real(factor), real(1)
+        mantissa, exponent = mantissa_and_exponent(factor)
+        exponent -= BIAS
+        power = min(max(exponent, smallest), largest)
+        return real(times_two_to(mantissa, exponent - power)), real(power_of_two(power))
+
+    return split
+
+
+@lru_cache
+def row_filler(out_kind):
+    """The function that fills a row of the output with one value."""
+    real = real_type(out_kind)
+    n_vectors = TILE // LANES[KINDS[out_kind][1]]
+    store_tile = tile_storer(out_kind)
+
+    @inner
+    def fill_row(target, step, swapped, n_classes, value, work):
+        fill(work.tile, n_vectors, real(value))
+        for start in range(0, n_classes, TILE):
+            count = min(TILE, n_classes - start)
+            store_tile(work.tile, target + start * step, step, swapped, count)
+
+    return fill_row
+
+
+@inner
+def scaled_tile(exps, weights, tile, n_vectors, factor, power):
+    """tile = exps * factor * power - weights; weights may be None"""
+    for i in range(0, n_vectors * VECTOR_BYTES, VECTOR_BYTES):
+        result = load(exps + i, factor) * factor * power
+        if weights is not None:
+            result = result - load(weights + i, factor)
+        store(tile + i, result)
+
+
+@lru_cache
+def gradient_writer(variant, out_kind):
+    """The function that writes ``factor * exp((z_j - m) / T) - q_j`` for a row, and g_k at k."""
+    kind, softcap, dense = variant.kind, variant.softcap, variant.dense
+    real = real_type(kind)
+    lanes, width = LANES[KINDS[kind][1]], np.dtype(real).itemsize
+    out_size = KINDS[out_kind][0] // 8
+    plain = not dense and not softcap
+    narrow = real is np.float32
+    straight = plain and out_kind in NATIVE
+    minus_inf = real(-np.inf)
+    huge = math.sqrt(float(np.finfo(real).max)) * 1e10
+    load_tile, store_tile = tile_loader(kind), tile_storer(out_kind)
+    split = factor_splitter(kind)
+    fill_weights = weight_filler(kind, variant.targets_kind)
+
+    @inner
+    def write_gradient(plan, source, target, targets, k, g_k, factor, q_factor, row_max, measured, work):
+        """source, targets, target : addresses of the row's logits, probabilities and gradient"""
+        n_classes = plan.n_classes
+        step, swapped = plan.grad_step, plan.grad_swapped
+        contiguous = straight and step == out_size and not swapped
+        f_reference, f_power = measured.reference, np.float64(measured.power)
+        f, power = split(factor * measured.to_max)
+        for start in range(0, n_classes, TILE):
+            count = min(TILE, n_classes - start)
+            n_vectors = (count + lanes - 1) // lanes
+            exps = work.exps + start * width
+            scales = work.scales + start // TILE * 16
+            reference, scale_power = get(scales, 0.0), get(scales + 8, 0.0)
+            if reference != f_reference or scale_power != f_power:
+                f_reference, f_power = reference, scale_power
+                to_max = 1.0
+                if not math.isinf(row_max):
+                    to_max = rescale(reference, np.int64(scale_power), row_max, 0, plan.temperature)
+                f, power = split(factor * to_max)
+            patch = has_k = start <= k < start + count
+            if narrow and plain and has_k:
+                # The value whose product with both factors is g_k (in float32 they have the digits
+                # to spare): then k needs no second visit of a line that has just been written
+                value = g_k / np.float64(f) / np.float64(power)
+                if 1.0 / huge < abs(value) < huge or g_k == 0.0:
+                    put(exps + (k - start) * width, real(value) if g_k != 0.0 else real(0))
+                    patch = False
+            tile_target = target + start * step
+            if contiguous:
+                scale_to(exps, tile_target, count, f, power, width, plan.streaming)
+                if patch:
+                    put(tile_target + (k - start) * width, real(g_k))
+                continue
+            if dense:
+                fill_weights(plan, targets, start, count, q_factor, work)
+                scaled_tile(exps, work.weights, work.tile, n_vectors, f, power)
+            else:
+                scaled_tile(exps, None, work.tile, n_vectors, f, power)
+            if patch:
+                put(work.tile + (k - start) * width, real(g_k))
+            if softcap:
+                capping = (
+                    real(plan.capping[0]),
+                    real(plan.capping[1]),
+                    real(plan.capping[2]),
+                    real(plan.capping[3]),
+                )
+                logits = source + start * plan.logits_step
+                load_tile(
+                    logits, plan.logits_step, plan.logits_swapped, count, minus_inf, work.logits
+                )
+                times_cap_derivative(work.tile, work.logits, n_vectors, capping)
+            store_tile(work.tile, tile_target, step, swapped, count)
+
+    return write_gradient
+
+
+@lru_cache
+def log_softmax_writer(kind, out_kind):
+    """The function that writes ``(z_j - z_k) - surprise``, z_k the row's maximum."""
+    real = real_type(kind)
+    lanes, width = LANES[KINDS[kind][1]], np.dtype(real).itemsize
+    minus_inf = real(-np.inf)
+    load_tile, store_tile = tile_loader(kind), tile_storer(out_kind)
+
+    @inner
+    def write_log_softmax(plan, source, target, k, peak, surprise, work):
+        step, swapped = plan.logits_step, plan.logits_swapped
+        minus_surprise = real(-surprise)
+        for start in range(0, plan.n_classes, TILE):
+            count = min(TILE, plan.n_classes - start)
+            load_tile(source + start * step, step, swapped, count, minus_inf, work.tile)
+            for i in range(0, (count + lanes - 1) // lanes * VECTOR_BYTES, VECTOR_BYTES):
+                store(work.tile + i, (load(work.tile + i, peak) - peak) + minus_surprise)
+            if start <= k < start + count:
+                put(work.tile + (k - start) * width, minus_surprise)
+            out = target + start * plan.grad_step
+            store_tile(work.tile, out, plan.grad_step, plan.grad_swapped, count)
+
+    return write_log_softmax
+
+
+@lru_cache
+def hess_writer(variant, grad_kind, hess_kind):
+    """The function that writes the gradient and the diagonal of the Hessian of a row."""
+    kind, dense = variant.kind, variant.targets_kind is not None
+    real = real_type(kind)
+    lanes, width = LANES[KINDS[kind][1]], np.dtype(real).itemsize
+    one = real(1)
+    store_grad, store_hess = tile_storer(grad_kind), tile_storer(hess_kind)
+    split = factor_splitter(kind)
+    fill_weights = weight_filler(kind, variant.targets_kind)
+
+    @inner
+    def write_hess(
+        plan, grad, hess, targets, k, y, g_k, g_y, p_k, rest, factor, total, s, row_max, work
+    ):
+        """p_j = factor * exp(z_j - m); grad = s (Q p - t), hess = s max(c Q p (1 - p), floor)
+
+        total : Q; y : class whose gradient is s g_y, or -1; the rest as for the gradient
+        """
+        curvature, floor = real(total * plan.hess_factor), real(plan.hess_floor)
+        slope, weight = real(s * total), real(s)
+        for start in range(0, plan.n_classes, TILE):
+            count = min(TILE, plan.n_classes - start)
+            n_vectors = (count + lanes - 1) // lanes
+            scales = work.scales + start // TILE * 16
+            to_max = 1.0
+            if not math.isinf(row_max):
+                to_max = rescale(get(scales, 0.0), np.int64(get(scales + 8, 0.0)), row_max, 0, 1.0)
+            f, power = split(factor * to_max)
+            scaled_tile(work.exps + start * width, None, work.logits, n_vectors, f, power)
+            if dense:
+                fill_weights(plan, targets, start, count, s, work)
+            for i in range(0, n_vectors * VECTOR_BYTES, VECTOR_BYTES):
+                p = load(work.logits + i, one)
+                g = p * slope
+                if dense:
+                    g = g - load(work.weights + i, one)
+                store(work.tile + i, g)
+                h = p * (splat(one) - p) * curvature
+                if plan.hess_floor > 0.0:
+                    h = maximum(splat(floor), h)  # NaN stays NaN
+                store(work.logits + i, h * weight)
+            if start <= k < start + count:
+                h_k = total * plan.hess_factor * p_k * rest
+                if h_k < plan.hess_floor:
+                    h_k = plan.hess_floor
+                put(work.tile + (k - start) * width, real(s * g_k))
+                put(work.logits + (k - start) * width, real(s * h_k))
+            if y != k and start <= y < start + count:
+                put(work.tile + (y - start) * width, real(s * g_y))
+            grad_tile, hess_tile = grad + start * plan.grad_step, hess + start * plan.hess_step
+            store_grad(work.tile, grad_tile, plan.grad_step, plan.grad_swapped, count)
+            store_hess(work.logits, hess_tile, plan.hess_step, plan.hess_swapped, count)
+
+    return write_hess

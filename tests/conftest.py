@@ -1,0 +1,55 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+import sys
+import zlib
+from pathlib import Path
+
+# At least two threads everywhere, also on a machine with one core; read when numba is imported.
+os.environ.setdefault("NUMBA_NUM_THREADS", str(max(2, os.cpu_count() or 1)))
+
+import hypothesis
+import numpy as np
+import pytest
+from cases import BACKENDS
+
+import numba_ce
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # benchmarks.families
+
+# The same examples in every run; HYPOTHESIS_PROFILE=explore looks for new ones.
+_COMMON = {
+    "deadline": None,  # the first call compiles
+    "suppress_health_check": [
+        hypothesis.HealthCheck.function_scoped_fixture,
+        hypothesis.HealthCheck.too_slow,
+    ],
+}
+hypothesis.settings.register_profile(
+    "default", max_examples=60, derandomize=True, database=None, **_COMMON
+)
+hypothesis.settings.register_profile("explore", max_examples=2000, **_COMMON)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    """Runs the test once per backend, with that backend in use."""
+    with numba_ce.use_backend(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def cpu():
+    """The fused kernels, for what only they promise."""
+    with numba_ce.use_backend("cpu"):
+        yield "cpu"
+
+
+@pytest.fixture
+def rng(request):
+    """Random numbers that depend on nothing but the name of the test."""
+    return np.random.default_rng(zlib.crc32(request.node.nodeid.encode()))

@@ -1,0 +1,456 @@
+"""The exact answers, to many digits, that the package is measured against.
+
+``exact_rows``   mpmath, every option and every edge case, slow (some 50 us per class);
+``wide_rows``    plain index targets over many classes, in vectorised pairs of float64
+                 (106 bits; ``test_accuracy.py`` checks it against mpmath).
+
+Nothing here is taken from the package: it follows from the definition
+
+    q_c = (1 - e) w_y [c = y] + (e / C) w_c                  (index targets)
+    q_c = w_c ((1 - e) t_c + e / C)                          (probabilities)
+    loss = s (sum_c q_c (lse - x_c) + v z_loss lse^2)        x = softcap tanh(z / softcap) / T
+    grad = s (p_j (Q - q_j) - q_j (1 - p_j) + 2 v z_loss lse p_j) dx_j/dz_j
+
+Beside each value stands its *size*, the sum of the magnitudes of its terms: where all terms have
+one sign (a plain index target) size = |value| and an error in units of ``ulp(size)`` is relative.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import ml_dtypes
+import mpmath
+import numpy as np
+
+mp = mpmath.mp.clone() if hasattr(mpmath.mp, "clone") else mpmath.mp
+mp.prec = 180
+mpf = mp.mpf
+ZERO, ONE, INF, NAN = mpf(0), mpf(1), mpf("inf"), mpf("nan")
+
+
+# ---------------------------------------------------------------- units in the last place
+
+
+def _format(dtype):
+    """Bits of the significand, and the exponent of the smallest subnormal number."""
+    info = ml_dtypes.finfo(np.dtype(dtype).newbyteorder("="))
+    return info.nmant + 1, info.minexp - info.nmant
+
+
+def ulp(size, dtype):
+    """Spacing of the floats of `dtype` at `size` (mpf, float or array), as a float64.
+
+    In the subnormal range that is the smallest subnormal number, never less.
+    """
+    digits, lowest = _format(dtype)
+    if isinstance(size, mp.mpf):
+        if not mp.isfinite(size):
+            return math.inf
+        exponent = mp.frexp(size)[1] if size else -10000
+    else:
+        exponent = np.where(size == 0, -10000, np.frexp(np.abs(np.asarray(size, float)))[1])
+    return np.ldexp(1.0, np.maximum(exponent - digits, lowest))
+
+
+# ---------------------------------------------------------------- one row in mpmath, all options
+
+
+@dataclass
+class ExactRow:
+    """Every result for one row of logits; lists run over the classes."""
+
+    loss: mpf
+    loss_size: mpf
+    grad: list
+    grad_size: list
+    #: |x_j - m|, m the maximum of the classes that are summed: exp of it is off by as many ulps.
+    depth: list
+    #: what the row adds to the denominator of the mean.
+    weight: mpf
+    #: the softmax behind it; None for ignored and NaN rows
+    soft: Softmax | None = field(default=None, repr=False)
+    #: softcap only: |d loss / d log x| summed, and per class what the relative errors of the
+    #: capped logits and of the slope do to the gradient (in ulps)
+    loss_blur: mpf = ZERO
+    grad_blur: list | None = None
+
+
+class Softmax:
+    """log-sum-exp, p and 1 - p of exact scores `x`; all but the first maximum are summed."""
+
+    def __init__(self, x):
+        self.x = x
+        self.top = max(range(len(x)), key=lambda c: (x[c], -c))
+        self.exps = [mp.exp(v - x[self.top]) if v > -INF else ZERO for v in x]
+        self.rest = mp.fsum(e for c, e in enumerate(self.exps) if c != self.top)
+        self.tail = mp.log1p(self.rest)
+        self.total = ONE + self.rest
+        self.row_max = x[self.top]
+        self.lse = self.row_max + self.tail
+        self.lse_size = max(abs(self.lse), abs(self.row_max))
+
+    @cached_property
+    def p(self):
+        return [e / self.total for e in self.exps]
+
+    @cached_property
+    def one_minus_p(self):
+        rest = self.rest
+        return [
+            (rest if c == self.top else ONE + rest - e) / self.total
+            for c, e in enumerate(self.exps)
+        ]
+
+    @cached_property
+    def surprise(self):
+        """-log p_c, a sum of two terms that are both >= 0."""
+        return [(self.row_max - v) + self.tail for v in self.x]
+
+    @cached_property
+    def entropy(self):
+        return mp.fsum(p * h for p, h in zip(self.p, self.surprise, strict=True) if p)
+
+    def depth(self, left_out=None):
+        """|x_j - m|, m the maximum without `left_out` (None: without the first maximum)."""
+        left_out = self.top if left_out is None else left_out
+        m = max((v for c, v in enumerate(self.x) if c != left_out), default=ZERO)
+        return [float(m - v) if c != left_out and v > -INF else 0.0 for c, v in enumerate(self.x)]
+
+
+def softmax_row(logits):
+    """`Softmax` of one row of finite or -inf floats, not all of them -inf."""
+    return Softmax([mpf(float(v)) for v in logits])
+
+
+def exact_row(
+    logits,
+    target=None,
+    probabilities=None,
+    *,
+    class_weight=None,
+    sample_weight=1.0,
+    label_smoothing=0.0,
+    ignore_index=-100,
+    z_loss=0.0,
+    softcap=None,
+    temperature=1.0,
+):
+    """All results for one row: `target` a class index, or `probabilities` a row of them."""
+    n = len(logits)
+    z = [mpf(float(v)) for v in logits]
+    s = mpf(float(sample_weight))
+    w = [ONE] * n if class_weight is None else [mpf(float(v)) for v in class_weight]
+    e = mpf(label_smoothing)
+    share = e / n
+    ignored = s == 0 or (probabilities is None and target == ignore_index)
+    if ignored:
+        return ExactRow(ZERO, ZERO, [ZERO] * n, [ZERO] * n, [0.0] * n, ZERO)
+    if probabilities is None:
+        v, weight = w[target], s * w[target]
+        q = [share * w[c] + ((1 - e) * w[c] if c == target else 0) for c in range(n)]
+    else:
+        v, weight = ONE, s
+        t = [mpf(float(value)) for value in probabilities]
+        q = [w[c] * ((1 - e) * t[c] + share) for c in range(n)]
+    if any(mp.isnan(x) or x == INF for x in z) or all(x == -INF for x in z):
+        return ExactRow(NAN, NAN, [NAN] * n, [NAN] * n, [0.0] * n, weight)
+
+    # Scores and their derivative; a masked class (-inf) stays masked, with derivative 1.
+    slope = [ONE] * n
+    x = list(z)
+    if softcap is not None:
+        cap = mpf(softcap)
+        a = [mp.exp(-2 * abs(u) / cap) if u > -INF else ONE for u in z]
+        slope = [4 * b / (1 + b) ** 2 for b in a]
+        x = [cap * mp.tanh(u / cap) if u > -INF else u for u in z]
+    t_inv = ONE / mpf(float(temperature))
+    soft = Softmax([u * t_inv for u in x])
+    slope = [d * t_inv for d in slope]
+
+    terms = [qc * h for qc, h in zip(q, soft.surprise, strict=True) if qc]
+    zl = v * mpf(z_loss)
+    lse_size = abs(soft.row_max) + soft.tail
+    loss = s * (mp.fsum(terms) + zl * soft.lse**2)
+    if any(h == INF for h in terms) and any(h == -INF for h in terms):
+        loss = NAN
+    loss_size = abs(s) * (mp.fsum(abs(h) for h in terms) + abs(zl) * lse_size**2)
+
+    q_sum, q_size = mp.fsum(q), mp.fsum(abs(u) for u in q)
+    grad, size = [], []
+    for p, r, qj, d in zip(soft.p, soft.one_minus_p, q, slope, strict=True):
+        grad.append(s * d * (p * (q_sum - qj) - qj * r + 2 * zl * soft.lse * p))
+        size.append(
+            abs(s) * d * (p * (q_size - abs(qj)) + abs(qj) * r + 2 * abs(zl) * lse_size * p)
+        )
+    row = ExactRow(loss, loss_size, grad, size, soft.depth(target), weight, soft)
+    if softcap is not None:
+        finite = [c for c in range(n) if z[c] > -INF]
+        capped = [abs(soft.x[c]) if z[c] > -INF else ZERO for c in range(n)]
+        row.loss_blur = mp.fsum(size[c] / slope[c] * t_inv * capped[c] for c in finite)
+        top = max(capped)
+        row.grad_blur = [float(capped[c] + top + 2 * abs(z[c]) / cap) for c in finite]
+        row.grad_blur = [row.grad_blur.pop(0) if z[c] > -INF else 0.0 for c in range(n)]
+    return row
+
+
+def exact_rows(logits, targets, *, axis=-1, class_weight=None, sample_weight=None, **options):
+    """`exact_row` for each row of an array, in C order; index or probability targets."""
+    rows = np.moveaxis(np.asarray(logits), axis, -1)
+    n_classes = rows.shape[-1]
+    targets = np.asarray(targets)
+    is_index = np.issubdtype(targets.dtype, np.integer)
+    if is_index:
+        per_row = [{"target": int(y)} for y in targets.reshape(-1)]
+    else:
+        moved = np.moveaxis(targets, axis, -1).reshape(-1, n_classes)
+        per_row = [{"probabilities": t.astype(float)} for t in moved]
+    if sample_weight is None:
+        sample_weight = np.ones(len(per_row))
+    weights = np.asarray(sample_weight).reshape(-1).astype(float)
+    flat = rows.reshape(-1, n_classes).astype(float)
+    return [
+        exact_row(z, class_weight=class_weight, sample_weight=s, **target, **options)
+        for z, s, target in zip(flat, weights, per_row, strict=True)
+    ]
+
+
+# ---------------------------------------------------------------- comparisons
+
+#: Promised accuracy of the loss and of the gradient at the target.
+ULPS = 4
+#: Relative errors that the capped logits may carry, in ulps (softcap only).
+SOFTCAP_ULPS = 2
+
+
+def working(dtype):
+    """Sums, losses and gradients of 16-bit logits are computed in float32."""
+    dtype = np.dtype(dtype).newbyteorder("=")
+    return np.dtype(np.float32) if dtype.itemsize == 2 else dtype
+
+
+def _check(actual, exact, allowed, what):
+    actual = float(actual)
+    if math.isfinite(actual) and mp.isfinite(exact):
+        error = float(abs(mpf(actual) - exact))
+        assert error <= allowed, (
+            f"{what}: {actual!r}, exact {float(exact)!r}, off by {error:.3g}, allowed {allowed:.3g}"
+        )
+    else:
+        same = actual == exact or (math.isnan(actual) and mp.isnan(exact))
+        assert same, f"{what}: {actual!r}, exact {exact}"
+
+
+def check_loss(loss_rows, rows, dtype, divisor=1):
+    """Unreduced losses (any shape, C order) against a list of `ExactRow`."""
+    dtype = working(dtype)
+    assert loss_rows.dtype == dtype
+    assert loss_rows.size == len(rows)
+    for i, (actual, row) in enumerate(zip(loss_rows.ravel(), rows, strict=True)):
+        allowed = ULPS * float(ulp(row.loss_size, dtype))
+        allowed += SOFTCAP_ULPS * float(row.loss_blur) * float(ulp(ONE, dtype))
+        _check(actual, row.loss, allowed, f"loss of row {i}")
+
+
+def check_total(value, rows, dtype, reduction):
+    """A "sum" or "mean" against a list of `ExactRow`."""
+    dtype = working(dtype)
+    assert value.dtype == dtype
+    assert value.shape == ()
+    total, size = mp.fsum(r.loss for r in rows), mp.fsum(r.loss_size for r in rows)
+    blur = mp.fsum(r.loss_blur for r in rows)
+    if reduction == "mean":
+        weight = mp.fsum(r.weight for r in rows)
+        spread = mp.fsum(abs(r.weight) for r in rows)
+        if weight == 0:
+            assert math.isnan(value)
+            return
+        total, size, blur = total / weight, size / abs(weight), blur / abs(weight)
+        size *= spread / abs(weight)
+    allowed = (ULPS + 1) * float(ulp(size, dtype))
+    allowed += SOFTCAP_ULPS * float(blur) * float(ulp(ONE, dtype))
+    _check(value, total, allowed, reduction)
+
+
+def check_grad(grad, rows, dtype, reduction="none", axis=-1):
+    """A gradient array against a list of `ExactRow`; `dtype` is that of the logits."""
+    weight = ONE
+    if reduction == "mean":
+        weight = mp.fsum(r.weight for r in rows)
+    flat = np.moveaxis(grad, axis, -1)
+    flat = flat.reshape(-1, flat.shape[-1])
+    assert len(flat) == len(rows)
+    wide = working(dtype)
+    for i, (actual, row) in enumerate(zip(flat, rows, strict=True)):
+        for j, value in enumerate(actual):
+            if weight == 0:
+                assert value == 0, f"grad[{i}, {j}] = {value!r}, but the denominator is 0"
+                continue
+            exact, size = row.grad[j] / weight, abs(row.grad_size[j] / weight)
+            ulps = max(ULPS, row.depth[j]) + (0 if weight == 1 else 1)
+            if row.grad_blur:
+                ulps += SOFTCAP_ULPS * row.grad_blur[j]
+            allowed = ulps * float(ulp(size, wide)) if size else 0.0
+            if grad.dtype.itemsize == 2 and size and mp.isfinite(exact):  # rounded once more
+                allowed += 0.5 * float(ulp(abs(exact) + mpf(allowed), grad.dtype))
+            _check(value, exact, allowed, f"grad[{i}, {j}]")
+
+
+def check_values(actual, exact, size, ulps, dtype, what):
+    """Arrays or lists of plain results: |actual - exact| <= ulps * ulp(size), per element."""
+    wide = working(dtype)
+    actual = np.asarray(actual).ravel()
+    ulps = np.broadcast_to(ulps, actual.shape).tolist()
+    for i, (a, e, s, u) in enumerate(zip(actual, exact, size, ulps, strict=True)):
+        allowed = u * float(ulp(s, wide)) if s else 0.0
+        if actual.dtype.itemsize == 2 and s and mp.isfinite(e):
+            allowed += 0.5 * float(ulp(abs(e) + mpf(allowed), actual.dtype))
+        _check(a, e, allowed, f"{what}[{i}]")
+
+
+# ---------------------------------------------------------------- pairs of float64, vectorised
+
+
+def _two_sum(a, b):
+    s = a + b
+    t = s - a
+    return s, (a - (s - t)) + (b - t)
+
+
+def _two_product(a, b):
+    def split(v):
+        t = 134217729.0 * v
+        high = t - (t - v)
+        return high, v - high
+
+    (ah, al), (bh, bl) = split(a), split(b)
+    p = a * b
+    return p, ((ah * bh - p) + ah * bl + al * bh) + al * bl
+
+
+class Wide:
+    """An array of unevaluated sums high + low, |low| <= ulp(high) / 2: about 106 bits."""
+
+    def __init__(self, high, low=0.0):
+        self.high, self.low = _two_sum(np.asarray(high, float), np.asarray(low, float))
+
+    @classmethod
+    def of(cls, values):
+        """From a list of mpf numbers."""
+        high = [float(v) for v in values]
+        return cls(high, [float(v - mpf(h)) for v, h in zip(values, high, strict=True)])
+
+    def __getitem__(self, key):
+        return Wide(self.high[key], self.low[key])
+
+    def __add__(self, other):
+        high, a = _two_sum(self.high, other.high)
+        low, b = _two_sum(self.low, other.low)
+        high, low = _two_sum(high, a + low)
+        return Wide(high, low + b)
+
+    def __mul__(self, other):
+        high, low = _two_product(self.high, other.high)
+        return Wide(high, low + (self.high * other.low + self.low * other.high))
+
+    def __truediv__(self, other):
+        quotient = self.high / other.high
+        rest = self + Wide(-quotient) * other
+        return Wide(quotient, rest.high / other.high)
+
+    def scaled(self, exponent):
+        return Wide(np.ldexp(self.high, exponent), np.ldexp(self.low, exponent))
+
+    def sum(self):
+        """Over the last axis, by halves."""
+        high, low = self.high, self.low
+        while high.shape[-1] > 1:
+            half = (high.shape[-1] + 1) // 2
+            padding = [(0, 0)] * (high.ndim - 1) + [(0, 2 * half - high.shape[-1])]
+            high, low = np.pad(high, padding), np.pad(low, padding)
+            folded = Wide(high[..., :half], low[..., :half]) + Wide(
+                high[..., half:], low[..., half:]
+            )
+            high, low = folded.high, folded.low
+        return Wide(high[..., 0], low[..., 0])
+
+    def to_mp(self):
+        pairs = zip(self.high.ravel(), self.low.ravel(), strict=True)
+        return [mpf(float(h)) + mpf(float(v)) for h, v in pairs]
+
+
+_LN2 = Wide.of([mp.ln2])
+_INVERSE_FACTORIALS = [Wide.of([ONE / mp.factorial(k)]) for k in range(10, 0, -1)]
+
+
+def wide_exp(x, shift=0):
+    """exp(x) * 2**shift for a `Wide` x <= 700 (the shift keeps tiny results normal)."""
+    k = np.rint(x.high / _LN2.high)
+    halvings = 9
+    r = (x + Wide(-k) * _LN2).scaled(-halvings)
+    power = Wide(np.zeros_like(r.high))
+    for coefficient in _INVERSE_FACTORIALS:  # exp(r) - 1 by Horner's rule
+        power = (power + coefficient) * r
+    for _ in range(halvings):  # exp(2r) - 1 from exp(r) - 1
+        power = power.scaled(1) + power * power
+    return (power + Wide(np.ones_like(k))).scaled(k.astype(int) + shift)
+
+
+_HALF_SHIFT = 400
+#: The gradient of `wide_rows` is multiplied by 2**SHIFT, so that subnormal entries keep all bits.
+SHIFT = 2 * _HALF_SHIFT
+
+
+@dataclass
+class WideRows:
+    """Exact results of many rows with index targets."""
+
+    loss: list  # mpf, one per row
+    lse: list  # mpf
+    row_max: np.ndarray  # of all classes, divided by the temperature
+    grad_target: list  # mpf
+    grad: Wide  # all classes, times 2**SHIFT
+    depth: np.ndarray  # (max over the other classes - z_j) / temperature
+
+
+def wide_rows(logits, targets, temperature=1.0):
+    """Exact loss, lse and gradient of finite float32 or float64 `logits` (N, C), C >= 2."""
+    z = np.asarray(logits, dtype=float)
+    y = np.asarray(targets)
+    rows = np.arange(len(z))
+    others = z.copy()
+    others[rows, y] = -np.inf
+    m = others.max(axis=1)
+    scale = Wide(float(temperature))
+    x = Wide(*_two_sum(z, -m[:, None])) / scale
+    d = x[rows, y].to_mp()
+    x.high[rows, y], x.low[rows, y] = 0.0, 0.0
+    exps = wide_exp(x, _HALF_SHIFT)
+    exps.high[rows, y], exps.low[rows, y] = 0.0, 0.0
+    sums = [v * mpf(2) ** -_HALF_SHIFT for v in exps.sum().to_mp()]
+
+    loss, lse, grad_target, factor = [], [], [], []
+    for gap, total, top in zip(d, sums, m, strict=True):
+        u = total * mp.exp(-gap)
+        loss.append(mp.log1p(u))
+        lse.append(mpf(float(top)) / mpf(float(temperature)) + gap + loss[-1])
+        share = -u / (1 + u) / mpf(float(temperature))
+        grad_target.append(share)
+        factor.append(-share / total * mpf(2) ** _HALF_SHIFT)
+    scaled = Wide.of([v for v in factor])
+    grad = exps * Wide(scaled.high[:, None], scaled.low[:, None])
+    at_target = Wide.of([v * mpf(2) ** SHIFT for v in grad_target])
+    grad.high[rows, y], grad.low[rows, y] = at_target.high, at_target.low
+    row_max = np.maximum(m, z[rows, y]) / temperature
+    return WideRows(loss, lse, row_max, grad_target, grad, (m[:, None] - z) / temperature)
+
+
+def wide_ulps(actual, exact, dtype, shift=0):
+    """|actual - exact| in ulps of `exact`, where `exact` is a `Wide` times 2**shift."""
+    digits, lowest = _format(dtype)
+    exponent = np.where(exact.high == 0, -10000, np.frexp(exact.high)[1])
+    unit = np.ldexp(1.0, np.maximum(exponent - digits, lowest + shift))
+    difference = Wide(np.ldexp(np.asarray(actual, float), shift)) + Wide(-exact.high, -exact.low)
+    return np.abs(difference.high) / unit

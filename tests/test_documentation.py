@@ -1,0 +1,69 @@
+"""Every example in the documentation runs and shows what it says."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+import numba_ce
+
+ROOT = Path(__file__).resolve().parent.parent
+FUNCTIONS = [name for name in numba_ce.__all__ if inspect.isfunction(getattr(numba_ce, name))]
+PAGES = sorted({ROOT / "README.md", *ROOT.glob("docs/**/*.md")})
+BLOCK = re.compile(r"^```(\w[\w-]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+DOCTEST_FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+
+
+def run_doctest(test, **options):
+    report = []
+    runner = doctest.DocTestRunner(optionflags=DOCTEST_FLAGS, verbose=False)
+    runner.run(test, out=report.append, **options)
+    assert not report, "".join(report)
+
+
+def python_blocks(page):
+    return [body for kind, body in BLOCK.findall(page.read_text("utf-8")) if kind == "python"]
+
+
+def test_there_is_something_to_check():
+    assert len(FUNCTIONS) >= 15
+    assert sum(len(python_blocks(page)) for page in PAGES) >= 1
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_examples_of_public_functions(name, backend):
+    function = getattr(numba_ce, name)
+    finder = doctest.DocTestFinder(recurse=False)
+    tests = finder.find(function, name, globs={})
+    assert sum(len(test.examples) for test in tests) > 0, f"{name} has no example"
+    for test in tests:
+        run_doctest(test)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_argument_is_documented(name):
+    function = getattr(numba_ce, name)
+    text = inspect.getdoc(function) or ""
+    for argument in inspect.signature(function).parameters:
+        if not argument.startswith("_"):
+            assert re.search(rf"\b{argument}\b", text), f"{name}: {argument} is not mentioned"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_python_blocks_of_pages(page, tmp_path, monkeypatch):
+    """In order, in one namespace; blocks with >>> are doctests, the others just run."""
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"__name__": "__main__"}
+    for number, block in enumerate(python_blocks(page), 1):
+        if ">>>" in block:
+            parser = doctest.DocTestParser()
+            test = parser.get_doctest(block, names, f"block {number}", page.name, 0)
+            run_doctest(test, clear_globs=False)
+            names = test.globs
+        else:
+            exec(compile(ast.parse(block), f"{page.name}, block {number}", "exec"), names)

@@ -1,0 +1,760 @@
+"""Every row of the table of edge cases; what is a plain input error is in test_validation.py."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from cases import BFLOAT16, DTYPE_IDS, DTYPES, make_logits, make_targets
+from exact import check_grad, check_loss, exact_rows
+
+import numba_ce as nc
+
+NAN, INF = np.nan, np.inf
+
+
+def loss_and_grad(logits, targets, **options):
+    """Per-row losses and their gradient, the loss-only kernel checked along the way."""
+    loss, grad = nc.cross_entropy_and_grad(logits, targets, reduction="none", **options)
+    alone = nc.cross_entropy(logits, targets, reduction="none", **options)
+    np.testing.assert_array_equal(alone, loss)
+    assert alone.dtype == loss.dtype
+    in_place = np.array(logits)
+    loss2, grad2 = nc.cross_entropy_and_grad(
+        in_place, targets, reduction="none", out=in_place, **options
+    )
+    assert grad2 is in_place
+    np.testing.assert_array_equal(loss2, loss)
+    np.testing.assert_array_equal(grad2, grad)
+    return loss, grad
+
+
+def check_exact(logits, targets, **options):
+    """Loss and gradient against mpmath, special values included."""
+    loss, grad = loss_and_grad(logits, targets, **options)
+    rows = exact_rows(logits, targets, **options)
+    check_loss(loss, rows, logits.dtype)
+    check_grad(grad, rows, logits.dtype)
+    return loss, grad
+
+
+# ---------------------------------------------------------------- bad targets
+
+
+def _grad_and_hess(logits, targets, grad, ignore):
+    nc.cross_entropy_grad_and_hess(logits, targets, out=(grad, np.empty_like(grad)))
+
+
+def _record(logits, targets, grad, ignore):
+    nc.row_record(logits, targets, class_offset=0, n_classes=logits.shape[-1], ignore_index=ignore)
+
+
+def _grad_from_record(logits, targets, grad, ignore):
+    safe = np.zeros_like(targets)
+    n = logits.shape[-1]
+    record = nc.row_record(logits, safe, class_offset=0, n_classes=n)
+    nc.grad_from_record(logits, targets, record, class_offset=0, out=grad, ignore_index=ignore)
+
+
+CALLS = {
+    "loss": lambda z, y, g, i: nc.cross_entropy(z, y, ignore_index=i),
+    "loss_none": lambda z, y, g, i: nc.cross_entropy(z, y, ignore_index=i, reduction="none"),
+    "grad": lambda z, y, g, i: nc.cross_entropy_and_grad(z, y, ignore_index=i, out=g),
+    "grad_sum": lambda z, y, g, i: nc.cross_entropy_and_grad(
+        z, y, ignore_index=i, out=g, reduction="sum"
+    ),
+    "hess": _grad_and_hess,
+    "row_stats": lambda z, y, g, i: nc.row_stats(z, y, ignore_index=i),
+    "record": _record,
+    "grad_from_record": _grad_from_record,
+}
+BAD_TARGETS = [
+    ("int8", -1),
+    ("int8", -128),
+    ("int8", 10),
+    ("uint8", 255),
+    ("int16", -32768),
+    ("uint16", 65535),
+    ("int32", 10),
+    ("int32", -(2**31)),
+    ("uint32", 2**32 - 1),
+    ("int64", -1),
+    ("int64", 2**32),  # 0 in the low half
+    ("int64", 2**63 - 1),
+    ("int64", -(2**63)),
+    ("uint64", 2**64 - 1),
+    ("uint64", 2**64 - 100),  # -100 if it were signed
+    ("uint8", 156),  # -100 if it were signed
+    (">i4", 10),
+    (">u8", 2**63),
+    (">i2", -1),
+]
+
+
+@pytest.mark.parametrize(("dtype", "bad"), BAD_TARGETS)
+@pytest.mark.parametrize("call", CALLS)
+def test_bad_target_is_named_and_nothing_is_written(backend, rng, call, dtype, bad):
+    logits = make_logits(rng, (3, 4, 10), np.float32)
+    targets = rng.integers(0, 10, (3, 4)).astype(dtype)
+    targets[1, 2] = bad
+    targets[2, 3] = bad
+    grad = np.full(logits.shape, 7.0, np.float32)
+    message = f"targets[1, 2] = {bad} is not a class index: expected 0 <= target < 10" + (
+        " or ignore_index = -100" if call != "hess" else ""
+    )
+    with pytest.raises(ValueError, match="^" + re.escape(message)):
+        CALLS[call](logits, targets, grad, -100)
+    assert (grad == 7.0).all()
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_minus_100_is_bad_without_an_ignore_index(backend, rng, call):
+    logits = make_logits(rng, (5, 10), np.float32)
+    targets = np.array([1, 2, 9, -100, -100])
+    grad = np.full(logits.shape, 7.0, np.float32)
+    with pytest.raises(ValueError, match=r"^targets\[3\] = -100 is not .* < 10$"):
+        CALLS[call](logits, targets, grad, None)
+    assert (grad == 7.0).all()
+
+
+def test_bad_target_in_place_keeps_the_logits(backend, rng):
+    logits = make_logits(rng, (300, 10), np.float32)
+    before = logits.copy()
+    targets = rng.integers(0, 10, 300)
+    targets[-1] = 10
+    with pytest.raises(ValueError, match=r"targets\[299\] = 10 "):
+        nc.cross_entropy_and_grad(logits, targets, out=logits)
+    assert logits.tobytes() == before.tobytes()
+
+
+def test_bad_target_in_the_last_of_many_blocks(backend, rng):
+    n_rows = 20011
+    logits = make_logits(rng, (n_rows, 3), np.float32)
+    targets = rng.integers(0, 3, n_rows)
+    targets[[n_rows - 1, n_rows - 2]] = [-7, 3]
+    grad = np.full(logits.shape, 7.0, np.float32)
+    with pytest.raises(ValueError, match=rf"targets\[{n_rows - 2}\] = 3 "):
+        nc.cross_entropy_and_grad(logits, targets, out=grad)
+    assert (grad == 7.0).all()
+
+
+def test_bad_target_position_is_that_of_the_targets_array(backend, rng):
+    logits = make_logits(rng, (10, 3, 4), np.float32)
+    targets = rng.integers(0, 10, (4, 3)).T
+    targets[2, 1] = -3
+    with pytest.raises(ValueError, match=r"targets\[2, 1\] = -3 "):
+        nc.cross_entropy(logits, targets, axis=0)
+    with pytest.raises(ValueError, match=r"^targets = 10 is not a class index"):
+        nc.cross_entropy(logits[:, 0, 0], 10)
+    with pytest.raises(ValueError, match=r"^targets = -1 is not a class index"):
+        nc.cross_entropy(logits[:, 0, 0], np.array(-1))
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_bad_target_in_a_row_of_weight_zero_or_nan_is_bad_too(backend, axis):
+    logits = np.full((3, 3), np.nan)
+    with pytest.raises(ValueError, match=r"targets\[1\] = 3 "):
+        nc.cross_entropy(logits, [0, 3, 1], axis=axis, sample_weight=np.zeros(3))
+
+
+def test_the_ignore_index_is_never_a_bad_target(backend, rng):
+    logits = make_logits(rng, (4, 5))
+    for ignore_index in (-1, 5, 10**6, -(2**63), 2**63 - 1):
+        targets = np.array([0, ignore_index, 4, ignore_index])
+        loss, grad = loss_and_grad(logits, targets, ignore_index=ignore_index)
+        assert (loss[[1, 3]] == 0).all()
+        assert (loss[[0, 2]] > 0).all()
+        assert (grad[[1, 3]] == 0).all()
+    loss, grad = loss_and_grad(logits, np.array([0, 3, 4, 3]), ignore_index=3)
+    assert (loss == 0).tolist() == [False, True, False, True]
+
+
+def test_ignore_index_is_compared_as_an_integer(backend, rng):
+    logits = make_logits(rng, (2, 300), np.float32)
+    loss, _ = loss_and_grad(logits, np.array([156, 255], np.uint8))  # -100 and -1 as int8
+    assert (loss > 0).all()
+    check_loss(loss, exact_rows(logits, [156, 255]), np.float32)
+    with pytest.raises(ValueError, match=r"targets\[0\] = -100 "):
+        nc.cross_entropy(logits, np.array([-100, 0], np.int8), ignore_index=156)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_unchecked_bad_targets_give_nan_in_their_row_only(backend, rng, dtype, reduction):
+    logits = make_logits(rng, (6, 10), dtype)
+    targets = np.array([3, -1, 9, 10, -(2**63), 2**40])
+    bad = np.array([False, True, False, True, True, True])
+    loss, grad = nc.cross_entropy_and_grad(
+        logits, targets, reduction=reduction, check_targets=False
+    )
+    assert (np.isnan(grad.astype(float)).all(axis=1) == bad).all()
+    assert (np.isnan(grad.astype(float)).any(axis=1) == bad).all()
+    expected, expected_grad = nc.cross_entropy_and_grad(
+        logits[~bad], targets[~bad], reduction=reduction
+    )
+    np.testing.assert_array_equal(grad[~bad], expected_grad)  # the mean counts good rows alone
+    if reduction == "none":
+        assert (np.isnan(loss) == bad).all()
+        np.testing.assert_array_equal(loss[~bad], expected)
+    else:
+        assert np.isnan(loss)
+
+
+def test_unchecked_good_targets_change_nothing(backend, rng):
+    logits = make_logits(rng, (6, 10), np.float32)
+    targets = rng.integers(0, 10, 6)
+    loss, grad = loss_and_grad(logits, targets)
+    loss2, grad2 = loss_and_grad(logits, targets, check_targets=False)
+    np.testing.assert_array_equal(loss, loss2)
+    np.testing.assert_array_equal(grad, grad2)
+
+
+# ---------------------------------------------------------------- nothing to do
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (0, 0), (3, 0, 5), (0, 3, 0)])
+@pytest.mark.parametrize("kind", ["index", "probabilities"])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_no_rows(backend, shape, kind, dtype):
+    logits = np.empty(shape, dtype)
+    loss_dtype = np.float64 if dtype == np.float64 else np.float32
+    targets = np.empty(shape[:-1], np.int32) if kind == "index" else np.empty(shape)
+    for call in (
+        lambda **o: (nc.cross_entropy(logits, targets, **o), np.empty(shape, dtype)),
+        lambda **o: nc.cross_entropy_and_grad(logits, targets, **o),
+    ):
+        mean, grad = call()
+        assert np.isnan(mean)
+        assert mean.dtype == loss_dtype
+        assert grad.shape == shape
+        assert grad.dtype == dtype
+        total, _ = call(reduction="sum")
+        assert total == 0
+        assert total.dtype == loss_dtype
+        rows, _ = call(reduction="none")
+        assert rows.shape == shape[:-1]
+        assert rows.dtype == loss_dtype
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (0, 0), (3, 0, 5)])
+def test_no_rows_in_the_other_functions(backend, shape):
+    logits = np.empty(shape, np.float32)
+    targets = np.empty(shape[:-1], np.int64)
+    grad, hess = nc.cross_entropy_grad_and_hess(logits, targets)
+    assert grad.shape == hess.shape == shape
+    stats = nc.row_stats(logits, targets)
+    assert all(field.shape == shape[:-1] for field in stats)
+    assert nc.softmax(logits).shape == nc.log_softmax(logits).shape == shape
+    assert nc.logsumexp(logits).shape == shape[:-1]
+    record = nc.row_record(logits, targets, class_offset=0, n_classes=5)
+    assert record.shape[:-1] == shape[:-1]
+    assert nc.loss_from_record(record).shape == shape[:-1]
+    grad = nc.grad_from_record(logits, targets, record, class_offset=0)
+    assert grad.shape == shape
+
+
+def test_no_rows_with_the_class_axis_first(backend):
+    loss, grad = nc.cross_entropy_and_grad(
+        np.empty((5, 0)), np.empty(0, int), axis=0, reduction="none"
+    )
+    assert loss.shape == (0,)
+    assert grad.shape == (5, 0)
+
+
+def test_no_classes(backend):
+    logits, targets = np.empty((3, 0), np.float32), np.zeros(3, int)
+    with pytest.raises(ValueError, match="logits"):
+        nc.cross_entropy(logits, targets)
+    with pytest.raises(ValueError, match="logits"):
+        nc.cross_entropy_and_grad(logits, targets)
+    with pytest.raises(ValueError, match="logits"):
+        nc.cross_entropy_and_grad(logits, logits)  # probabilities
+    with pytest.raises(ValueError, match="logits"):
+        nc.cross_entropy_grad_and_hess(logits, targets)
+    with pytest.raises(ValueError, match="logits"):
+        nc.row_stats(logits)
+    lse = nc.logsumexp(logits)
+    assert lse.tolist() == [-INF] * 3
+    assert lse.dtype == np.float32
+    assert nc.softmax(logits).shape == (3, 0)
+    assert nc.log_softmax(logits).shape == (3, 0)
+
+
+# ---------------------------------------------------------------- a mean over nothing
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"targets": [-100] * 4},
+        {"targets": [0, 1, 2, 0], "sample_weight": np.zeros(4)},
+        {"targets": [0, 1, 0, 1], "class_weight": np.array([1.0, -1.0, 5.0])},
+        {"targets": [0, 1, 0, 1], "sample_weight": np.array([2.0, 1.0, -1.0, -2.0])},
+        {"targets": [2, 2, -100, 2], "class_weight": np.array([1.0, 1.0, 0.0])},
+        {"targets": np.full((4, 3), 0.25), "sample_weight": np.array([1.0, -1.0, 0.0, 0.0])},
+    ],
+    ids=["ignored", "weight_0", "classes_cancel", "samples_cancel", "class_weight_0", "probs"],
+)
+def test_mean_with_a_zero_denominator(backend, rng, dtype, options):
+    logits = make_logits(rng, (4, 3), dtype)
+    loss, grad = nc.cross_entropy_and_grad(logits, **options)
+    assert np.isnan(loss)
+    assert (grad == 0).all()
+    assert np.isnan(nc.cross_entropy(logits, **options))
+    in_place = logits.copy()
+    nc.cross_entropy_and_grad(in_place, out=in_place, **options)
+    assert (in_place == 0).all()
+
+
+def test_zero_denominator_gradient_is_zero_even_in_a_nan_row(backend):
+    logits = np.array([[NAN, 1.0], [INF, 2.0]])
+    loss, grad = nc.cross_entropy_and_grad(logits, [-100, -100])
+    assert np.isnan(loss)
+    assert (grad == 0).all()
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_everything_ignored_sums_to_zero(backend, rng, axis):
+    logits = make_logits(rng, (4, 4), np.float32)
+    targets = np.full(4, -100)
+    loss, grad = nc.cross_entropy_and_grad(logits, targets, reduction="sum", axis=axis)
+    assert loss == 0
+    assert (grad == 0).all()
+    loss, grad = loss_and_grad(logits, targets, axis=axis)
+    assert (loss == 0).all()
+    assert (grad == 0).all()
+
+
+# ---------------------------------------------------------------- ignored rows
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
+@pytest.mark.parametrize("kind", ["index", "weight", "probabilities"])
+@pytest.mark.parametrize("n_classes", [5, 100])
+def test_ignored_rows_may_hold_anything(backend, rng, dtype, kind, n_classes):
+    logits = make_logits(rng, (6, n_classes), dtype)
+    clean = logits.copy()
+    logits[1] = NAN
+    logits[2, 3] = INF
+    logits[4] = -INF
+    kept = [0, 3, 5]
+    options = {}
+    if kind == "index":
+        targets = np.array([1, -100, -100, 2, -100, 3])
+    else:
+        target_kind = "index" if kind == "weight" else "probabilities"
+        targets = make_targets(rng, (6,), n_classes, target_kind)
+        options["sample_weight"] = np.array([1.0, 0.0, 0.0, 1.0, 0.0, 1.0])
+    loss, grad = loss_and_grad(logits, targets, **options)
+    assert (loss[[1, 2, 4]] == 0).all()
+    assert (grad[[1, 2, 4]] == 0).all()
+    expected, expected_grad = loss_and_grad(clean[kept], targets[kept])
+    np.testing.assert_array_equal(loss[kept], expected)
+    np.testing.assert_array_equal(grad[kept], expected_grad)
+    mean, grad = nc.cross_entropy_and_grad(logits, targets, **options)
+    expected, expected_grad = nc.cross_entropy_and_grad(clean[kept], targets[kept])
+    assert mean == expected
+    assert (grad[[1, 2, 4]] == 0).all()
+    np.testing.assert_array_equal(grad[kept], expected_grad)
+
+
+def test_ignored_target_is_read_as_probabilities_neither(backend):
+    logits = np.array([[0.0, 1.0], [1.0, 2.0]])
+    targets = np.array([[NAN, NAN], [0.5, 0.5]])
+    loss, grad = loss_and_grad(logits, targets, sample_weight=np.array([0.0, 1.0]))
+    assert loss[0] == 0
+    assert (grad[0] == 0).all()
+    assert np.isfinite(loss[1])
+
+
+# ---------------------------------------------------------------- NaN and infinities in a row
+
+SPOILED = {"nan": [NAN], "inf": [INF], "nan_and_inf": [NAN, INF], "inf_and_-inf": [INF, -INF]}
+SPOILED_OPTIONS = {
+    "plain": {},
+    "smoothing": {"label_smoothing": 0.1},
+    "z_loss": {"z_loss": 0.1},
+    "softcap": {"softcap": 2.0},
+    "temperature": {"temperature": 0.5},
+    "zero_weight": {"class_weight": 0},
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
+@pytest.mark.parametrize("kind", ["index", "probabilities"])
+@pytest.mark.parametrize("spoiled", SPOILED)
+@pytest.mark.parametrize("axis", [-1, 0])
+def test_nan_stays_in_its_row(backend, rng, dtype, kind, spoiled, axis):
+    values = SPOILED[spoiled]
+    n_classes, n_rows = 37, 12
+    for position in (0, 16, n_classes - len(values)):
+        logits = make_logits(rng, (n_rows, n_classes), dtype)
+        targets = make_targets(rng, (n_rows,), n_classes, kind)
+        loss, grad = loss_and_grad(logits, targets)
+        bad = logits.copy()
+        for row in (2, 7):
+            bad[row, position : position + len(values)] = values
+        if kind == "index":
+            targets[2] = position  # the target itself is the odd one
+        good = np.delete(np.arange(n_rows), [2, 7])
+        turn = (lambda a: np.ascontiguousarray(a.T)) if axis == 0 else np.asarray
+        bad_loss, bad_grad = loss_and_grad(
+            turn(bad), turn(targets) if kind == "probabilities" else targets, axis=axis
+        )
+        bad_grad = bad_grad.T if axis == 0 else bad_grad
+        assert np.isnan(bad_loss[[2, 7]]).all()
+        assert np.isnan(bad_grad[[2, 7]].astype(float)).all()
+        if axis == -1:
+            np.testing.assert_array_equal(bad_loss[good], loss[good])
+            np.testing.assert_array_equal(bad_grad[good], grad[good])
+        else:
+            assert np.isfinite(bad_loss[good]).all()
+            assert np.isfinite(bad_grad[good].astype(float)).all()
+
+
+@pytest.mark.parametrize("options", SPOILED_OPTIONS)
+@pytest.mark.parametrize("kind", ["index", "probabilities"])
+@pytest.mark.parametrize("value", ["nan", "inf", "all_minus_inf"])
+def test_nan_whatever_the_options(backend, rng, options, kind, value):
+    options = dict(SPOILED_OPTIONS[options])
+    logits = make_logits(rng, (4, 9), np.float32)
+    if "class_weight" in options:  # the odd class has no weight: still NaN
+        options["class_weight"] = np.array([1.0] * 4 + [0.0] * 5)
+    if value == "all_minus_inf":
+        logits[1] = -INF
+    else:
+        logits[1, 6] = float(value)
+    targets = make_targets(rng, (4,), 4 if kind == "index" else 9, kind)
+    loss, grad = check_exact(logits, targets, **options)
+    assert np.isnan(loss).tolist() == [False, True, False, False]
+    assert np.isnan(grad).all(axis=1).tolist() == [False, True, False, False]
+    assert np.isnan(grad).sum() == 9
+
+
+@pytest.mark.parametrize("n_classes", [2, 3, 16, 40, 1030])
+@pytest.mark.parametrize("kind", ["index", "probabilities"])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_a_row_of_minus_inf(backend, rng, dtype, kind, n_classes):
+    logits = make_logits(rng, (3, n_classes), dtype)
+    targets = make_targets(rng, (3,), n_classes, kind)
+    expected = loss_and_grad(logits, targets)
+    logits[1] = -INF
+    loss, grad = loss_and_grad(logits, targets)
+    assert np.isnan(loss[1])
+    assert np.isnan(grad[1]).all()
+    np.testing.assert_array_equal(loss[[0, 2]], expected[0][[0, 2]])
+    np.testing.assert_array_equal(grad[[0, 2]], expected[1][[0, 2]])
+
+
+@pytest.mark.parametrize("position", [0, 1, 1023, 1024, 2047, 2048, 3000, 4999])
+@pytest.mark.parametrize("value", [NAN, INF])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_one_odd_value_in_a_long_row(backend, rng, dtype, value, position):
+    logits = make_logits(rng, (2, 5000), dtype)
+    logits[0, position] = value
+    loss, grad = loss_and_grad(logits, [2500, 2500])
+    assert np.isnan(loss).tolist() == [True, False]
+    assert np.isnan(grad[0]).all()
+    assert np.isfinite(grad[1]).all()
+
+
+def test_nan_reaches_the_mean_but_not_the_other_gradients(backend, rng):
+    logits = make_logits(rng, (5, 8), np.float32)
+    logits[3, 2] = NAN
+    loss, grad = nc.cross_entropy_and_grad(logits, rng.integers(0, 8, 5))
+    assert np.isnan(loss)
+    assert np.isnan(grad).any(axis=1).tolist() == [False, False, False, True, False]
+
+
+def test_nan_probabilities_spoil_their_row(backend, rng):
+    logits = make_logits(rng, (3, 8), np.float32)
+    targets = make_targets(rng, (3,), 8, "probabilities")
+    targets[1, 4] = NAN
+    loss, grad = loss_and_grad(logits, targets)
+    assert np.isnan(loss).tolist() == [False, True, False]
+    assert np.isnan(grad[1]).all()
+    assert np.isfinite(grad[[0, 2]]).all()
+
+
+# ---------------------------------------------------------------- one class
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
+@pytest.mark.parametrize("value", [0.0, -3.5, 60000.0])
+@pytest.mark.parametrize("kind", ["index", "probabilities"])
+def test_one_class(backend, dtype, value, kind):
+    logits = np.full((3, 1), value, dtype)
+    targets = np.zeros(3, int) if kind == "index" else np.ones((3, 1))
+    for options in ({}, {"label_smoothing": 0.3}, {"temperature": 3.0}, {"softcap": 1.0}):
+        loss, grad = loss_and_grad(logits, targets, **options)
+        assert (loss == 0).all()
+        assert (grad == 0).all()
+
+
+def test_one_class_with_z_loss(backend):
+    logits = np.array([[3.0], [-2.0]])
+    loss, grad = loss_and_grad(logits, [0, 0], z_loss=0.5)
+    assert loss.tolist() == [4.5, 2.0]
+    assert grad.tolist() == [[3.0], [-2.0]]
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+def test_one_class_that_is_not_finite(backend, value):
+    loss, grad = loss_and_grad(np.array([[value], [1.0]]), [0, 0])
+    assert np.isnan(loss).tolist() == [True, False]
+    assert np.isnan(grad).tolist() == [[True], [False]]
+
+
+# ---------------------------------------------------------------- masked classes
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
+@pytest.mark.parametrize("kind", ["index", "probabilities"])
+@pytest.mark.parametrize("n_classes", [3, 20, 100])
+def test_masked_classes(backend, rng, dtype, kind, n_classes):
+    """As if the masked classes were not there, and their gradient is exactly 0."""
+    logits = make_logits(rng, (8, n_classes), dtype)
+    keep = rng.random(n_classes) < 0.6
+    keep[1] = True
+    logits[:, ~keep] = -INF
+    targets = np.ones(8, int)
+    if kind == "probabilities":
+        targets = make_targets(rng, (8,), n_classes, kind)
+        targets[:, ~keep] = 0.0
+    loss, grad = check_exact(logits, targets)
+    assert np.isfinite(loss).all()
+    assert (grad[:, ~keep] == 0).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"softcap": 2.0}, {"temperature": 0.5}, {"z_loss": 0.1}])
+def test_masked_classes_with_options(backend, rng, options):
+    logits = make_logits(rng, (4, 9), np.float32)
+    logits[:, [0, 5]] = -INF
+    _, grad = check_exact(logits, np.array([1, 2, 3, 4]), **options)
+    assert (grad[:, [0, 5]] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
+@pytest.mark.parametrize("n_classes", [2, 3, 40, 1030])
+def test_all_but_the_target_masked(backend, dtype, n_classes):
+    logits = np.full((2, n_classes), -INF, dtype)
+    logits[0, 0] = 5.0
+    logits[1, n_classes - 1] = -5.0
+    loss, grad = loss_and_grad(logits, [0, n_classes - 1])
+    assert (loss == 0).all()
+    assert (grad == 0).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
+@pytest.mark.parametrize("n_classes", [2, 3, 40, 1030])
+def test_all_but_one_other_class_masked(backend, dtype, n_classes):
+    """Target masked: infinite loss, gradient -1 there and 1 at the only class left."""
+    logits = np.full((1, n_classes), -INF, dtype)
+    logits[0, n_classes // 2] = 2.0
+    loss, grad = loss_and_grad(logits, [0])
+    assert loss.tolist() == [INF]
+    expected = np.zeros(n_classes)
+    expected[0], expected[n_classes // 2] = -1.0, 1.0
+    assert grad[0].astype(float).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("axis", [-1, 0])
+@pytest.mark.parametrize(
+    "masked",
+    [
+        slice(0, 1024),
+        slice(0, 2048),
+        slice(0, 4999),
+        slice(1024, 2048),
+        slice(2048, 5000),
+        slice(1, 5000),
+        slice(0, 5000, 16),  # one lane
+        slice(7, 5000, 32),
+    ],
+    ids=str,
+)
+def test_masked_tiles_and_lanes(backend, rng, dtype, axis, masked):
+    """An online kernel whose first tile is masked must not produce NaN."""
+    n_classes = 5000
+    logits = make_logits(rng, (2, n_classes), dtype)
+    logits[1, masked] = -INF
+    free = np.flatnonzero(logits[1] > -INF)
+    target = int(free[len(free) // 2])
+    laid_out = logits if axis == -1 else np.ascontiguousarray(logits.T)
+    loss, grad = nc.cross_entropy_and_grad(
+        laid_out, np.array([0, target]), axis=axis, reduction="none"
+    )
+    grad = grad if axis == -1 else grad.T
+    z = logits[1, free].astype(float)
+    lse = z.max() + np.log(np.exp(z - z.max()).sum())
+    wide = np.float64 if dtype == np.float64 else np.float32
+    eps = np.finfo(wide).eps
+    gap = lse - float(logits[1, target])
+    assert abs(loss[1] - gap) <= 4 * eps * max(gap, 1e-16) + 20 * np.finfo(float).eps * abs(lse)
+    assert (grad[1, logits[1] == -INF] == 0).all()
+    p = np.exp(z - lse)
+    p[free == target] -= 1.0
+    unit = np.finfo(dtype).eps
+    np.testing.assert_allclose(
+        grad[1, free].astype(float), p, rtol=16 * unit, atol=float(np.finfo(dtype).tiny) * unit
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
+@pytest.mark.parametrize("options", [{}, {"softcap": 2.0}, {"temperature": 0.5}], ids=str)
+@pytest.mark.parametrize("n_classes", [2, 7, 50])
+def test_masked_target(backend, rng, dtype, options, n_classes):
+    logits = make_logits(rng, (3, n_classes), dtype)
+    logits[:, 1] = -INF
+    weight = rng.uniform(0.5, 2.0, n_classes).astype(np.float32)
+    weight[1] = -1.5
+    loss, grad = check_exact(logits, np.array([0, 1, 0]), **options)
+    assert loss[1] == INF
+    assert np.isfinite(grad.astype(float)).all()
+    assert grad[1, 1] == np.float32(-1.0 / options.get("temperature", 1.0))
+    loss, grad = check_exact(logits, np.array([1, 0, 1]), class_weight=weight, **options)
+    assert loss[0] == loss[2] == -INF
+    assert (grad[[0, 2], 1] == np.float32(1.5 / options.get("temperature", 1.0))).all()
+
+
+def test_masked_target_is_infinite_in_the_mean_too(backend, rng):
+    logits = make_logits(rng, (4, 5), np.float32)
+    logits[2, 3] = -INF
+    loss, grad = nc.cross_entropy_and_grad(logits, [0, 1, 3, 2])
+    assert loss == INF
+    assert grad[2, 3] == -0.25
+    assert np.isfinite(grad).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
+@pytest.mark.parametrize("kind", ["index", "probabilities"])
+def test_smoothing_over_masked_classes(backend, rng, dtype, kind):
+    """q > 0 at a masked class: infinite loss, gradient -q there; a zero weight takes it back."""
+    logits = make_logits(rng, (4, 6), dtype)
+    logits[1:3, 2] = -INF
+    targets = make_targets(rng, (4,), 2 if kind == "index" else 6, kind)
+    loss, grad = check_exact(logits, targets, label_smoothing=0.25)
+    assert np.isinf(loss).tolist() == [False, True, True, False]
+    assert np.isfinite(grad.astype(float)).all()
+    weight = np.ones(6)
+    weight[2] = 0.0
+    loss, grad = check_exact(logits, targets, label_smoothing=0.25, class_weight=weight)
+    assert np.isfinite(loss).all()
+    assert (grad[1:3, 2] == 0).all()
+    weight[2] = -1.0
+    loss, grad = check_exact(logits, targets, label_smoothing=0.25, class_weight=weight)
+    assert (loss[1:3] == -INF).all()
+
+
+@pytest.mark.parametrize("n_classes", [4, 33])
+@pytest.mark.parametrize("kind", ["index", "probabilities"])
+def test_infinities_of_both_signs_give_nan(backend, rng, n_classes, kind):
+    logits = make_logits(rng, (2, n_classes), np.float32)
+    logits[0, [0, 2]] = -INF
+    weight = np.ones(n_classes)
+    weight[2] = -1.0
+    targets = np.zeros(2, int)
+    if kind == "probabilities":
+        targets = np.full((2, n_classes), 1 / n_classes)
+    loss, grad = check_exact(logits, targets, class_weight=weight, label_smoothing=0.5)
+    assert np.isnan(loss).tolist() == [True, False]
+    assert np.isfinite(grad).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
+@pytest.mark.parametrize("target_dtype", DTYPES, ids=DTYPE_IDS)
+def test_probability_zero_at_a_masked_class(backend, rng, dtype, target_dtype):
+    logits = make_logits(rng, (3, 6), dtype)
+    targets = make_targets(rng, (3,), 6, "probabilities", target_dtype)
+    logits[:, 4] = -INF
+    logits[1, 0] = -INF
+    targets[:, 4] = 0.0
+    targets[1, 0] = -0.0
+    loss, grad = check_exact(logits, targets)
+    assert np.isfinite(loss).all()
+    assert (grad[:, 4] == 0).all()
+    assert grad[1, 0] == 0
+    targets[2, 4] = 0.5
+    loss, grad = check_exact(logits, targets)
+    assert np.isinf(loss).tolist() == [False, False, True]
+    assert grad[2, 4] == -0.5
+
+
+def test_probabilities_of_both_signs_at_masked_classes(backend):
+    logits = np.array([[-INF, -INF, 0.0, 1.0]] * 3)
+    targets = np.array([[1.0, -1.0, 0.5, 0.5], [-1.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.5, 0.5]])
+    loss, grad = check_exact(logits, targets)
+    assert np.isnan(loss[0])
+    assert loss[1] == -INF
+    assert grad[:, :2].tolist() == [[-1.0, 1.0], [1.0, 0.0], [0.0, 0.0]]
+
+
+def test_all_probabilities_zero(backend, rng):
+    logits = make_logits(rng, (2, 5), np.float32)
+    logits[1, 2] = -INF
+    loss, grad = loss_and_grad(logits, np.zeros((2, 5)))
+    assert (loss == 0).all()
+    assert (grad == 0).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
+def test_zero_class_weight_of_the_target(backend, rng, dtype):
+    """A row of weight 0 is not ignored, but has nothing to say, masked or not."""
+    logits = make_logits(rng, (3, 5), dtype)
+    logits[1, 2] = -INF
+    weight = np.array([1.0, 1.0, 0.0, 1.0, 1.0])
+    loss, grad = loss_and_grad(logits, [2, 2, 1], class_weight=weight)
+    assert (loss[:2] == 0).all()
+    assert (grad[:2] == 0).all()
+    assert loss[2] > 0
+
+
+# ---------------------------------------------------------------- far apart, far out
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
+def test_largest_finite_logits(backend, dtype):
+    """The difference overflows, the result must not be NaN."""
+    big = np.array(3.0e38 if dtype == BFLOAT16 else np.finfo(dtype).max).astype(dtype)
+    logits = np.array([[big, -big, 0], [-big, big, big], [big, big, big]], dtype)
+    loss, grad = loss_and_grad(logits, [0, 1, 2])
+    np.testing.assert_allclose(loss, [0, np.log(2), np.log(3)], rtol=3e-7)
+    third = np.array(1 / 3).astype(dtype)
+    assert grad[0].tolist() == [0, 0, 0]
+    assert grad[1].astype(float).tolist() == [0, -0.5, 0.5]
+    np.testing.assert_allclose(
+        grad[2].astype(float), [third, third, -2 / 3], rtol=2.0 ** -(7 if dtype == BFLOAT16 else 10)
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_gap_beyond_the_largest_float(backend, dtype):
+    big = np.finfo(dtype).max
+    loss, grad = loss_and_grad(np.array([[big, -big, 0], [-big, big, 0]], dtype), [1, 1])
+    assert loss.tolist() == [INF, 0]
+    assert grad.tolist() == [[1, -1, 0], [0, 0, 0]]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_loss_of_a_hopeless_row_is_its_gap(backend, dtype):
+    gap = 1e30
+    logits = np.array([[0.0, gap], [gap, 0.0]], dtype)
+    loss, grad = loss_and_grad(logits, [0, 0])
+    assert loss.tolist() == [dtype(gap), 0]
+    assert grad.tolist() == [[-1, 1], [0, 0]]
+
+
+@pytest.mark.parametrize("targets", [3, np.int8(3), np.array(3), np.array(3, ">u2")])
+def test_one_row(backend, rng, targets):
+    logits = make_logits(rng, 5, np.float32)
+    loss, grad = nc.cross_entropy_and_grad(logits, targets)
+    rows, grad_rows = nc.cross_entropy_and_grad(logits[None], [3], reduction="none")
+    assert loss.shape == ()
+    assert loss == rows[0]
+    np.testing.assert_array_equal(grad, grad_rows[0])
+    none, _ = nc.cross_entropy_and_grad(logits, targets, reduction="none")
+    assert none == loss
+    assert np.shape(none) == ()

@@ -1,0 +1,144 @@
+"""Any number of Python threads may call any function at once, with any number of Numba threads."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import subprocess
+import sys
+import textwrap
+import threading
+
+import numba
+import numpy as np
+import pytest
+from cases import make_logits
+
+import numba_ce as nc
+
+N_CALLERS = 8
+
+
+def make_jobs(rng):
+    """Independent calls of all functions, small (serial) and large (parallel) problems."""
+    jobs = []
+    for shape in ((7, 10), (3000, 10), (700, 257), (40, 5000)):
+        for dtype in (np.float32, np.float64):
+            z, y = make_logits(rng, shape, dtype), rng.integers(0, shape[1], shape[0])
+            jobs += [
+                lambda z=z, y=y: nc.cross_entropy(z, y),
+                lambda z=z, y=y: nc.cross_entropy_and_grad(z, y),
+                lambda z=z, y=y: nc.cross_entropy_and_grad(z, y, out=z.copy()),
+                lambda z=z, y=y: nc.cross_entropy_and_grad(z.T, y, axis=0),
+                lambda z=z, y=y: nc.row_stats(z, y),
+                lambda z=z, y=y: nc.cross_entropy_grad_and_hess(z, y),
+                lambda z=z: (nc.softmax(z), nc.log_softmax(z), nc.logsumexp(z)),
+                lambda z=z, y=y: nc.row_record(z, y, class_offset=0, n_classes=z.shape[1]),
+            ]
+    return jobs
+
+
+def as_tuple(result):
+    return result if isinstance(result, tuple) else (result,)
+
+
+@pytest.mark.parametrize("numba_threads", [1, 2])
+def test_many_callers(backend, rng, numba_threads):
+    jobs = make_jobs(rng)
+    expected = [as_tuple(job()) for job in jobs]
+    start = threading.Barrier(N_CALLERS)
+
+    def caller(k):
+        # The masks of Numba and the chosen backend belong to the thread.
+        numba.set_num_threads(numba_threads)
+        with nc.use_backend(backend):
+            start.wait()
+            order = np.random.default_rng(k).permutation(len(jobs))
+            return {i: as_tuple(jobs[i]()) for i in order.tolist()}
+
+    with concurrent.futures.ThreadPoolExecutor(N_CALLERS) as pool:
+        answers = list(pool.map(caller, range(N_CALLERS)))
+    for answer in answers:
+        for i, wanted in enumerate(expected):
+            for a, b in zip(answer[i], wanted, strict=True):
+                np.testing.assert_array_equal(a, b)
+
+
+def test_callers_share_read_only_inputs(backend, rng):
+    z, y = make_logits(rng, (2000, 50), np.float32), rng.integers(0, 50, 2000)
+    z.flags.writeable = y.flags.writeable = False
+    loss, grad = nc.cross_entropy_and_grad(z, y)
+
+    def caller(_):
+        with nc.use_backend(backend):
+            return nc.cross_entropy_and_grad(z, y)
+
+    with concurrent.futures.ThreadPoolExecutor(N_CALLERS) as pool:
+        for loss2, grad2 in pool.map(caller, range(4 * N_CALLERS)):
+            assert loss2 == loss
+            np.testing.assert_array_equal(grad2, grad)
+
+
+def test_an_error_in_one_caller_stays_there(backend, rng):
+    z, y = make_logits(rng, (2000, 50), np.float32), rng.integers(0, 50, 2000)
+    bad = y.copy()
+    bad[1500] = 50
+    loss = nc.cross_entropy(z, y)
+
+    def caller(k):
+        with nc.use_backend(backend):
+            if k % 2:
+                with pytest.raises(ValueError, match=r"targets\[1500\] = 50 "):
+                    nc.cross_entropy(z, bad)
+                return loss
+            return nc.cross_entropy(z, y)
+
+    with concurrent.futures.ThreadPoolExecutor(N_CALLERS) as pool:
+        assert set(pool.map(caller, range(4 * N_CALLERS))) == {loss}
+
+
+def test_the_number_of_threads_is_left_alone(cpu, rng):
+    before = numba.get_num_threads()
+    z, y = make_logits(rng, (2000, 500), np.float32), rng.integers(0, 500, 2000)
+    for threads in (1, 2):
+        numba.set_num_threads(threads)
+        nc.cross_entropy_and_grad(z, y)
+        assert numba.get_num_threads() == threads
+    numba.set_num_threads(before)
+
+
+def test_first_calls_at_once():
+    """Nothing is compiled yet: every thread compiles or waits, none deadlocks."""
+    code = """
+        import concurrent.futures, threading
+        import numpy as np
+        import numba_ce as nc
+
+        rng = np.random.default_rng(0)
+        z = rng.standard_normal((600, 300)).astype(np.float32)
+        y = rng.integers(0, 300, 600)
+        start = threading.Barrier(6)
+
+        def caller(k):
+            with nc.use_backend("cpu"):
+                start.wait()
+                if k % 2:
+                    return float(nc.cross_entropy(z, y))
+                return float(nc.cross_entropy_and_grad(z, y)[0])
+
+        with concurrent.futures.ThreadPoolExecutor(6) as pool:
+            losses = set(pool.map(caller, range(6)))
+        assert len(losses) == 1, losses
+        with nc.use_backend("numpy"):
+            reference = nc.cross_entropy(z, y)
+        assert abs(losses.pop() - reference) < 1e-6
+        print("done")
+    """
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "done\n"
