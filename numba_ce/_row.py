@@ -74,6 +74,8 @@ def row_loss(q_k, surprise, q_rest, a_rest, above, z_weight, lse):
 
     a_rest = sum over c != k of q_c (m - z_c) / T,   q_rest = sum over c != k of q_c
     """
+    if math.isnan(above):  # also where every weight is zero
+        return above
     loss = 0.0
     if q_k != 0.0:
         loss += q_k * surprise

@@ -17,7 +17,6 @@ The functions of this module are what the public functions call: each describes 
 """
 
 import numpy as np
-
 from numba_ce._validate import bad_target_error
 from numba_ce.cpu.element import KINDS
 from numba_ce.cpu.exp import reduction

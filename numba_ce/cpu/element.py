@@ -7,7 +7,6 @@ on x86 with F16C, on ARM64), bfloat16 is the upper half of a float32.
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
-
 from numba_ce.cpu.vector import F32, F64, I16, I32, Vector
 
 HALF = ir.HalfType()
@@ -163,9 +162,7 @@ def _load_integer(builder, address, swapped, size, signed):
         if width < 64:
             value = builder.select(signed, builder.sext(raw, i64), builder.zext(raw, i64))
         else:
-            too_large = builder.and_(
-                builder.not_(signed), builder.icmp_signed("<", raw, i64(0))
-            )
+            too_large = builder.and_(builder.not_(signed), builder.icmp_signed("<", raw, i64(0)))
             value = builder.select(too_large, i64(-(2**63)), raw)
         found.append((value, builder.block))
         builder.branch(done)

@@ -20,7 +20,6 @@ from typing import NamedTuple
 import numpy as np
 from numba import types
 from numba.extending import intrinsic, overload, register_jitable
-
 from numba_ce.cpu.vector import (
     F64,
     I64,

@@ -17,7 +17,6 @@ import numpy as np
 from llvmlite import binding, ir
 from numba import carray, cfunc, njit, prange, types
 from numba.extending import intrinsic
-
 from numba_ce.cpu.element import put, take_ticket
 from numba_ce.cpu.measure import workspace_bytes, workspace_finder
 from numba_ce.cpu.operations import OPERATIONS

@@ -6,11 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 from numba import types
-
-from numba_ce import _row
-from numba_ce.cpu.jit import inner
 from numba_ce.cpu.element import KINDS, get, put
 from numba_ce.cpu.exp import BIAS, EXPONENT_BIAS, LOG2E, times_two_to
+from numba_ce.cpu.finish import difference
+from numba_ce.cpu.jit import inner
 from numba_ce.cpu.tile import (
     NATIVE,
     TILE,
@@ -21,6 +20,7 @@ from numba_ce.cpu.tile import (
     no_sums,
     plus_times,
     real_type,
+    reduction_of,
     sum_weighted,
     tile_loader,
     times,
@@ -38,7 +38,6 @@ REFERENCE_LOW, REFERENCE_HIGH = -25.0, 16.0
 UNBIAS = 2.0**-BIAS
 AHEAD = 1024  # elements by which the prefetch runs ahead of the loop
 
-difference = inner(_row.difference)
 
 
 class Variant(NamedTuple):
@@ -193,6 +192,14 @@ def weight_filler(kind, targets_kind):
     return fill_weights
 
 
+class Scale(NamedTuple):
+    """How the exponentials of the last tile were stored, see `exp_scaled`."""
+
+    reference: float
+    power: int
+    to_max: float  # exp((reference - m) / T) * 2**power
+
+
 class Measured(NamedTuple):
     """A row without its class k: the record of `_row`, and what an option adds to it."""
 
@@ -202,9 +209,7 @@ class Measured(NamedTuple):
     a_rest: float  # sum of q_c (m - z_c) / T
     e_rest: float  # sum of exp(z_c - m) (m - z_c)
     n_above: float  # number of classes above a threshold
-    reference: float  # of the last tile, see `exp_scaled`
-    power: int
-    to_max: float  # exp((reference - m) / T) * 2**power
+    scale: Scale
 
 
 @lru_cache
@@ -234,12 +239,7 @@ def measurer(variant):
         temperature = plan.temperature if tempered else 1.0
         constants = None
         if tempered:
-            constants = (
-                real(plan.tempered[0]),
-                real(plan.tempered[1]),
-                real(plan.tempered[2]),
-                real(plan.tempered[3]),
-            )
+            constants = reduction_of(plan.tempered, real)
         direct = native and step == size and not swapped
         row_max, pivot = minus_inf, zero
         reference, power = 0.0, np.int64(0)
@@ -254,12 +254,7 @@ def measurer(variant):
                 load_tile(tile, step, swapped, count, minus_inf, work.tile)
                 tile = work.tile
                 if softcap:
-                    capping = (
-                        real(plan.capping[0]),
-                        real(plan.capping[1]),
-                        real(plan.capping[2]),
-                        real(plan.capping[3]),
-                    )
+                    capping = reduction_of(plan.capping, real)
                     cap_tile(tile, n_vectors, real(plan.softcap), capping)
                 if has_k:
                     put(tile + (k - start) * width, minus_inf)
@@ -318,9 +313,7 @@ def measurer(variant):
             total_of(a_sums, one) / temperature if dense else 0.0,
             total_of(e_sums, one) * from_scaled if entropy else 0.0,
             total_of(above, one) if rank else 0.0,
-            reference,
-            power,
-            to_max,
+            Scale(reference, power, to_max),
         )
 
     return measure

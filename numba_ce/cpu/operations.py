@@ -1,4 +1,4 @@
-"""What is done with a row: one function for each operation, built on measure and write.
+"""What is done with a row, one function for each operation, built on measure and write.
 
 Every function made here takes ``(plan, row, work)``, does the whole row and returns its share of
 the block's sum of losses. `Kernel` names what it is compiled for.
@@ -9,21 +9,36 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-
-from numba_ce import _row
+from numba_ce.cpu.element import load_element, put
+from numba_ce.cpu.finish import (
+    finish_row,
+    probability_weight,
+    put_result,
+    row_entropy,
+    row_loss,
+    target_gradient,
+)
 from numba_ce.cpu.jit import inner
-from numba_ce.cpu.element import KINDS, get, load_element, load_integer, put
-from numba_ce.cpu.measure import Variant, difference, measurer, peak_finder
+from numba_ce.cpu.measure import Variant, measurer, peak_finder
 from numba_ce.cpu.plan import locate
-from numba_ce.cpu.tile import cap_tile, fill, real_type
-from numba_ce.cpu.write import gradient_writer, hess_writer, log_softmax_writer, row_filler
-
-finish = inner(_row.finish)
-row_loss = inner(_row.row_loss)
-target_gradient = inner(_row.target_gradient)
-probability_weight = inner(_row.probability_weight)
-row_entropy = inner(_row.row_entropy)
-smoothed = inner(_row.smoothed)
+from numba_ce.cpu.shard import from_record_operation, record_operation
+from numba_ce.cpu.targets import (
+    BAD,
+    IGNORED,
+    KEPT,
+    index_target,
+    load_weight,
+    logit_reader,
+    scan,
+    target_reader,
+)
+from numba_ce.cpu.tile import real_type
+from numba_ce.cpu.write import (
+    gradient_writer,
+    hess_writer,
+    log_softmax_writer,
+    row_filler,
+)
 
 
 class Kernel(NamedTuple):
@@ -37,156 +52,6 @@ class Kernel(NamedTuple):
     smoothing: bool = False
     tempered: bool = False
     softcap: bool = False
-
-
-class Target(NamedTuple):
-    """What a row is told to be."""
-
-    status: int  # KEPT, IGNORED or BAD
-    index: int  # of the class left out, in this shard; -1: not here
-    weight: float  # s_i
-    q: float  # q_k without s_i
-    z_weight: float  # v_i
-
-
-class Finished(NamedTuple):
-    """A row when both parts are known; see `_row.finish`."""
-
-    surprise: float
-    above: float
-    rest: float
-    p_k: float
-    factor: float
-    lse: float
-
-
-KEPT, IGNORED, BAD = 0, 1, 2
-
-
-@inner
-def put_result(address, row, bytes_, value):
-    """Write a per-row result of 4 or 8 bytes, if it was asked for."""
-    if address != 0:
-        if bytes_ == 4:
-            put(address + row * 4, np.float32(value))
-        else:
-            put(address + row * 8, np.float64(value))
-
-
-@inner
-def load_weight(plan, offset):
-    """s_i as float64; 1 without sample weights."""
-    if plan.sample_weight == 0:
-        return 1.0
-    address, swapped = plan.sample_weight + offset, plan.sample_weight_swapped
-    if plan.sample_weight_kind == 0:
-        return np.float64(load_element("float16", address, swapped))
-    if plan.sample_weight_kind == 1:
-        return np.float64(load_element("bfloat16", address, swapped))
-    if plan.sample_weight_kind == 2:
-        return np.float64(load_element("float32", address, swapped))
-    return load_element("float64", address, swapped)
-
-
-@inner
-def class_weight(plan, index):
-    """w_c as float64; 1 without class weights."""
-    if plan.class_weight == 0:
-        return 1.0
-    return get(plan.class_weight + index * 8, 0.0)
-
-
-@inner
-def index_target(plan, targets_offset, weight_offset):
-    """The `Target` of a row with a class index; q without the smoothed part of the others."""
-    y = load_integer(
-        plan.targets + targets_offset,
-        plan.targets_bytes,
-        plan.targets_signed,
-        plan.targets_swapped,
-    )
-    if plan.has_ignore_index and y == plan.ignore_index:
-        return Target(IGNORED, -1, 0.0, 0.0, 0.0)
-    if y < 0 or y >= plan.all_classes:
-        return Target(BAD, -1, math.nan, math.nan, math.nan)
-    s = load_weight(plan, weight_offset)
-    k = y - plan.class_offset
-    here = 0 <= k < plan.n_classes
-    w = class_weight(plan, k) if here else 0.0
-    q = smoothed(1.0, plan.smoothing, plan.all_classes, w)
-    return Target(KEPT if s != 0.0 else IGNORED, k if here else -1, s, q, w)
-
-
-@inner
-def scan(plan, row, work):
-    """The weight of a row in the mean, s_i w_y or s_i; notes the first bad target of its block."""
-    _, targets_at, weight_at, _, _ = locate(plan, row)
-    if plan.targets_bytes == 0:  # probabilities
-        return load_weight(plan, weight_at)
-    target = index_target(plan, targets_at, weight_at)
-    if target.status == BAD:
-        bad = plan.block_bad + row // plan.rows_per_block * 8
-        if get(bad, np.int64(0)) < 0:
-            put(bad, np.int64(row))
-    return target.weight * target.z_weight if target.status == KEPT else 0.0
-
-
-@lru_cache
-def logit_reader(kind, softcap):
-    """The function that reads one logit as the tiles see it."""
-    real = real_type(kind)
-
-    @inner
-    def read_logit(plan, source, index, work):
-        value = load_element(kind, source + index * plan.logits_step, plan.logits_swapped)
-        if softcap:
-            capping = (
-                real(plan.capping[0]),
-                real(plan.capping[1]),
-                real(plan.capping[2]),
-                real(plan.capping[3]),
-            )
-            fill(work.tile, 1, value)
-            cap_tile(work.tile, 1, real(plan.softcap), capping)
-            value = get(work.tile, value)
-        return value
-
-    return read_logit
-
-
-@lru_cache
-def target_reader(kind, targets_kind):
-    """The function that finds the class to leave out, and its q."""
-    find_peak = peak_finder(kind)
-
-    @inner
-    def read_target(plan, source, targets_at, weight_at, work):
-        if targets_kind is None:
-            return index_target(plan, targets_at, weight_at)
-        s = load_weight(plan, weight_at)
-        if s == 0.0:
-            return Target(IGNORED, -1, 0.0, 0.0, 0.0)
-        k, _ = find_peak(plan, source, work)
-        t = load_element(
-            targets_kind,
-            plan.targets + targets_at + k * plan.targets_step,
-            plan.targets_swapped,
-        )
-        q = smoothed(np.float64(t), plan.smoothing, plan.all_classes, class_weight(plan, k))
-        return Target(KEPT, k, s, q, 1.0)
-
-    return read_target
-
-
-@inner
-def finish_row(row_max, sum_exp, target_logit, temperature):
-    """The row from its record, all in float64."""
-    if not target_logit < math.inf:  # +inf or NaN; S knows of those in the other classes
-        sum_exp = math.nan
-    d, d_lost = difference(target_logit, row_max, temperature)
-    surprise, above, rest, p_k, factor = finish(sum_exp, d, d_lost)
-    lse = target_logit / temperature + surprise if d >= 0.0 else row_max / temperature + above
-    return Finished(surprise, above, rest, p_k, factor, lse)
 
 
 @lru_cache
@@ -241,7 +106,17 @@ def loss_operation(kernel):
             alpha = probability_weight(target.q, row_.q_rest, z_weight, end.lse)
             factor = scale * alpha * end.factor
             write_gradient(
-                plan, source, grad, targets, k, scale * g_k, factor, scale, row_.row_max, row_, work
+                plan,
+                source,
+                grad,
+                targets,
+                k,
+                scale * g_k,
+                factor,
+                scale,
+                row_.row_max,
+                row_.scale,
+                work,
             )
         return loss
 
@@ -274,7 +149,9 @@ def normalize_operation(kernel):
         if is_log:
             write_log(plan, source, out, k, peak, end.surprise, work)
         elif is_softmax:
-            write_softmax(plan, source, out, 0, -1, 0.0, end.factor, 0.0, row_.row_max, row_, work)
+            write_softmax(
+                plan, source, out, 0, -1, 0.0, end.factor, 0.0, row_.row_max, row_.scale, work
+            )
         else:
             lse = end.lse
             if math.isinf(row_.row_max) and (row_.row_max < 0.0 or math.isnan(lse)):
@@ -325,7 +202,9 @@ def stats_operation(kernel):
         row_ = measure(plan, source, k, 0, t, work)
         end = finish_row(row_.row_max, row_.sum_exp, np.float64(peak), 1.0)
         row_max, lse, surprise = np.float64(peak), end.lse, end.surprise
-        entropy = row_entropy(row_.sum_exp, row_.e_rest, peak - row_.row_max, surprise, end.p_k, end.factor)
+        entropy = row_entropy(
+            row_.sum_exp, row_.e_rest, peak - row_.row_max, surprise, end.p_k, end.factor
+        )
         broken = math.isnan(surprise)
         if broken:
             nan_at = first_nan(plan, source)
@@ -362,9 +241,7 @@ def hess_operation(kernel):
     """Gradient and diagonal Hessian of a row."""
     kind, targets_kind = kernel.kind, kernel.targets_kind
     zero = real_type(kind)(0)
-    variant = Variant(
-        kind, keep=True, dense=targets_kind is not None, targets_kind=targets_kind
-    )
+    variant = Variant(kind, keep=True, dense=targets_kind is not None, targets_kind=targets_kind)
     measure = measurer(variant)
     find_peak = peak_finder(kind)
     write_hess = hess_writer(variant, kernel.grad_kind, kernel.hess_kind)
@@ -414,115 +291,6 @@ def hess_operation(kernel):
     return do_row
 
 
-@lru_cache
-def record_operation(kernel):
-    """The record of a row, or of the part of it that this shard holds."""
-    kind, targets_kind = kernel.kind, kernel.targets_kind
-    variant = Variant(
-        kind,
-        kernel.tempered,
-        kernel.softcap,
-        dense=kernel.smoothing or targets_kind is not None,
-        targets_kind=targets_kind,
-    )
-    zero = real_type(kind)(0)
-    measure = measurer(variant)
-    read_target = target_reader(kind, targets_kind)
-    read_logit = logit_reader(kind, kernel.softcap)
-
-    @inner
-    def do_row(plan, row, work):
-        logits_at, targets_at, weight_at, _, _ = locate(plan, row)
-        source = plan.logits + logits_at
-        target = read_target(plan, source, targets_at, weight_at, work)
-        record = plan.record + row * 72
-        put(record + 56, plan.temperature)
-        put(record + 64, np.float64(plan.all_classes))
-        if target.status != KEPT:
-            nothing = 0.0 if target.status == IGNORED else math.nan
-            put(record, -math.inf)
-            put(record + 8, nothing)
-            put(record + 16, -math.inf)
-            for column in range(3, 7):
-                put(record + column * 8, nothing)
-            return 0.0
-        k, s = target.index, target.weight
-        t = -math.inf
-        if k >= 0:
-            t = np.float64(read_logit(plan, source, k, work))
-        row_ = measure(plan, source, k, plan.targets + targets_at, zero, work)
-        put(record, row_.row_max)
-        put(record + 8, row_.sum_exp if t < math.inf else math.nan)
-        put(record + 16, t)
-        put(record + 24, s * target.q if k >= 0 else 0.0)
-        put(record + 32, s * row_.q_rest)
-        put(record + 40, s * row_.a_rest)
-        put(record + 48, s * target.z_weight * plan.z_loss)
-        return 0.0
-
-    return do_row
-
-
-@lru_cache
-def from_record_operation(kernel):
-    """Gradient of the classes of this shard, from the merged record of the whole row."""
-    kind, targets_kind, grad_kind = kernel.kind, kernel.targets_kind, kernel.grad_kind
-    variant = Variant(
-        kind,
-        kernel.tempered,
-        kernel.softcap,
-        keep=True,
-        dense=kernel.smoothing or targets_kind is not None,
-        targets_kind=targets_kind,
-    )
-    zero = real_type(kind)(0)
-    measure = measurer(variant)
-    read_target = target_reader(kind, targets_kind)
-    read_logit = logit_reader(kind, kernel.softcap)
-    write_gradient = gradient_writer(variant, grad_kind)
-    fill_row = row_filler(grad_kind)
-    indices = targets_kind is None
-
-    @inner
-    def do_row(plan, row, work):
-        logits_at, targets_at, weight_at, grad_at, _ = locate(plan, row)
-        source, grad = plan.logits + logits_at, plan.grad + grad_at
-        target = read_target(plan, source, targets_at, weight_at, work)
-        if target.status != KEPT:
-            value = 0.0 if target.status == IGNORED else math.nan
-            fill_row(grad, plan.grad_step, plan.grad_swapped, plan.n_classes, value, work)
-            return 0.0
-        record, temperature = plan.record + row * 72, plan.temperature
-        row_max, t = get(record, 0.0), get(record + 16, 0.0)
-        q_target, q_rest = get(record + 24, 0.0), get(record + 32, 0.0)
-        z_weight = get(record + 48, 0.0)
-        end = finish_row(row_max, get(record + 8, 0.0), t, temperature)
-        alpha = probability_weight(q_target, q_rest, z_weight, end.lse)
-        k, s, scale = target.index, target.weight, 1.0 / temperature
-        targets = plan.targets + targets_at
-        measure(plan, source, k, targets, zero, work)
-        g_k = 0.0
-        if k >= 0:
-            z_k = np.float64(read_logit(plan, source, k, work))
-            q_k = s * target.q
-            p_k, others, rest = end.p_k, q_rest, end.rest
-            if not indices and (z_k != t or q_k != q_target):
-                # The largest logit of this shard, but not of the row
-                d, lost = difference(z_k, row_max, temperature)
-                if z_k != t:
-                    p_k = math.exp(d) * (1.0 + lost) * end.factor if z_k > -math.inf else 0.0
-                    rest = 1.0 - p_k
-                others = (q_target - q_k) + q_rest
-            g_k = target_gradient(q_k, rest, others, p_k, z_weight, end.lse)
-        factor = scale * alpha * end.factor  # the row's, so relative to the row's maximum
-        write_gradient(
-            plan, source, grad, targets, k, scale * g_k, factor, scale * s, row_max, work
-        )
-        return 0.0
-
-    return do_row
-
-
 OPERATIONS = {
     "loss": loss_operation,
     "softmax": normalize_operation,
@@ -534,4 +302,3 @@ OPERATIONS = {
     "from_record": from_record_operation,
     "scan": lambda kernel: scan,
 }
-__all__ = ["KINDS", "OPERATIONS", "Kernel"]

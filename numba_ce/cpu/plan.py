@@ -7,9 +7,8 @@ int64: arrays beyond 2**31 elements are nothing special.
 
 import numpy as np
 from numba import from_dtype
-
-from numba_ce.cpu.jit import inner
 from numba_ce.cpu.element import get
+from numba_ce.cpu.jit import inner
 
 # The operands that have one entry, or one row of entries, per row of the logits. The row axes of
 # all of them are walked together: `axes` holds, for each row axis, its length and these strides.

@@ -9,8 +9,6 @@ from functools import lru_cache
 import numpy as np
 from numba import types
 from numba.extending import overload, register_jitable
-
-from numba_ce.cpu.jit import inner
 from numba_ce.cpu.element import (
     KINDS,
     load_element,
@@ -20,6 +18,7 @@ from numba_ce.cpu.element import (
     store_vector,
 )
 from numba_ce.cpu.exp import exp_scaled, soft_cap, soft_cap_derivative, two_sum
+from numba_ce.cpu.jit import inner
 from numba_ce.cpu.vector import (
     LANES,
     VECTOR_BYTES,
@@ -108,6 +107,12 @@ def tile_storer(kind):
 
     REAL_NAME = "float32" if real is np.float32 else "float64"
     return store_tile
+
+
+@register_jitable
+def reduction_of(constants, real):
+    """Four float64 of a plan as the `Reduction` of a kernel in float32 or float64."""
+    return real(constants[0]), real(constants[1]), real(constants[2]), real(constants[3])
 
 
 # Sums over a row: two float64 vectors. float32 terms: one vector for each half of the lanes.

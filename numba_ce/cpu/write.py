@@ -4,16 +4,16 @@ import math
 from functools import lru_cache
 
 import numpy as np
-
-from numba_ce.cpu.jit import inner
 from numba_ce.cpu.element import KINDS, get, put
 from numba_ce.cpu.exp import BIAS, mantissa_and_exponent, power_of_two, times_two_to
+from numba_ce.cpu.jit import inner
 from numba_ce.cpu.measure import rescale, weight_filler
 from numba_ce.cpu.tile import (
     NATIVE,
     TILE,
     fill,
     real_type,
+    reduction_of,
     scale_to,
     tile_loader,
     tile_storer,
@@ -85,13 +85,18 @@ def gradient_writer(variant, out_kind):
     fill_weights = weight_filler(kind, variant.targets_kind)
 
     @inner
-    def write_gradient(plan, source, target, targets, k, g_k, factor, q_factor, row_max, measured, work):
-        """source, targets, target : addresses of the row's logits, probabilities and gradient"""
+    def write_gradient(
+        plan, source, target, targets, k, g_k, factor, q_factor, row_max, scale, work
+    ):
+        """source, targets, target : addresses of the row's logits, probabilities and gradient
+
+        scale : that of the last tile, relative to `row_max`
+        """
         n_classes = plan.n_classes
         step, swapped = plan.grad_step, plan.grad_swapped
         contiguous = straight and step == out_size and not swapped
-        f_reference, f_power = measured.reference, np.float64(measured.power)
-        f, power = split(factor * measured.to_max)
+        f_reference, f_power = scale.reference, np.float64(scale.power)
+        f, power = split(factor * scale.to_max)
         for start in range(0, n_classes, TILE):
             count = min(TILE, n_classes - start)
             n_vectors = (count + lanes - 1) // lanes
@@ -126,12 +131,7 @@ def gradient_writer(variant, out_kind):
             if patch:
                 put(work.tile + (k - start) * width, real(g_k))
             if softcap:
-                capping = (
-                    real(plan.capping[0]),
-                    real(plan.capping[1]),
-                    real(plan.capping[2]),
-                    real(plan.capping[3]),
-                )
+                capping = reduction_of(plan.capping, real)
                 logits = source + start * plan.logits_step
                 load_tile(
                     logits, plan.logits_step, plan.logits_swapped, count, minus_inf, work.logits

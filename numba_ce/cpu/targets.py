@@ -1,0 +1,127 @@
+"""What a row is told to be: its target, its weights, and whether it counts at all."""
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numba_ce import _row
+from numba_ce.cpu.element import get, load_element, load_integer, put
+from numba_ce.cpu.jit import inner
+from numba_ce.cpu.measure import peak_finder
+from numba_ce.cpu.plan import locate
+from numba_ce.cpu.tile import cap_tile, fill, real_type, reduction_of
+
+smoothed = inner(_row.smoothed)
+
+KEPT, IGNORED, BAD = 0, 1, 2
+
+
+class Target(NamedTuple):
+    """What a row is told to be."""
+
+    status: int  # KEPT, IGNORED or BAD
+    index: int  # of the class left out, in this shard; -1: not here
+    weight: float  # s_i
+    q: float  # q_k without s_i
+    z_weight: float  # v_i
+
+
+@inner
+def load_weight(plan, offset):
+    """s_i as float64; 1 without sample weights."""
+    if plan.sample_weight == 0:
+        return 1.0
+    address, swapped = plan.sample_weight + offset, plan.sample_weight_swapped
+    if plan.sample_weight_kind == 0:
+        return np.float64(load_element("float16", address, swapped))
+    if plan.sample_weight_kind == 1:
+        return np.float64(load_element("bfloat16", address, swapped))
+    if plan.sample_weight_kind == 2:
+        return np.float64(load_element("float32", address, swapped))
+    return load_element("float64", address, swapped)
+
+
+@inner
+def class_weight(plan, index):
+    """w_c as float64; 1 without class weights."""
+    if plan.class_weight == 0:
+        return 1.0
+    return get(plan.class_weight + index * 8, 0.0)
+
+
+@inner
+def index_target(plan, targets_offset, weight_offset):
+    """The `Target` of a row with a class index; q without the smoothed part of the others."""
+    y = load_integer(
+        plan.targets + targets_offset,
+        plan.targets_bytes,
+        plan.targets_signed,
+        plan.targets_swapped,
+    )
+    if plan.has_ignore_index and y == plan.ignore_index:
+        return Target(IGNORED, -1, 0.0, 0.0, 0.0)
+    if y < 0 or y >= plan.all_classes:
+        return Target(BAD, -1, math.nan, math.nan, math.nan)
+    s = load_weight(plan, weight_offset)
+    k = y - plan.class_offset
+    here = 0 <= k < plan.n_classes
+    w = class_weight(plan, k) if here else 0.0
+    q = smoothed(1.0, plan.smoothing, plan.all_classes, w)
+    return Target(KEPT if s != 0.0 else IGNORED, k if here else -1, s, q, w)
+
+
+@inner
+def scan(plan, row, work):
+    """The weight of a row in the mean, s_i w_y or s_i; notes the first bad target of its block."""
+    _, targets_at, weight_at, _, _ = locate(plan, row)
+    if plan.targets_bytes == 0:  # probabilities
+        return load_weight(plan, weight_at)
+    target = index_target(plan, targets_at, weight_at)
+    if target.status == BAD:
+        bad = plan.block_bad + row // plan.rows_per_block * 8
+        if get(bad, np.int64(0)) < 0:
+            put(bad, np.int64(row))
+    return target.weight * target.z_weight if target.status == KEPT else 0.0
+
+
+@lru_cache
+def logit_reader(kind, softcap):
+    """The function that reads one logit as the tiles see it."""
+    real = real_type(kind)
+
+    @inner
+    def read_logit(plan, source, index, work):
+        value = load_element(kind, source + index * plan.logits_step, plan.logits_swapped)
+        if softcap:
+            capping = reduction_of(plan.capping, real)
+            fill(work.tile, 1, value)
+            cap_tile(work.tile, 1, real(plan.softcap), capping)
+            value = get(work.tile, value)
+        return value
+
+    return read_logit
+
+
+@lru_cache
+def target_reader(kind, targets_kind):
+    """The function that finds the class to leave out, and its q."""
+    find_peak = peak_finder(kind)
+
+    @inner
+    def read_target(plan, source, targets_at, weight_at, work):
+        if targets_kind is None:
+            return index_target(plan, targets_at, weight_at)
+        s = load_weight(plan, weight_at)
+        if s == 0.0:
+            return Target(IGNORED, -1, 0.0, 0.0, 0.0)
+        k, _ = find_peak(plan, source, work)
+        t = load_element(
+            targets_kind,
+            plan.targets + targets_at + k * plan.targets_step,
+            plan.targets_swapped,
+        )
+        q = smoothed(np.float64(t), plan.smoothing, plan.all_classes, class_weight(plan, k))
+        return Target(KEPT, k, s, q, 1.0)
+
+    return read_target
