@@ -21,6 +21,7 @@ from numba_ce._validate import bad_target_error
 from numba_ce.cpu.element import KINDS
 from numba_ce.cpu.exp import reduction
 from numba_ce.cpu.launch import run
+from numba_ce.cpu.narrow import NARROW_CLASSES
 from numba_ce.cpu.operations import Kernel
 from numba_ce.cpu.plan import PLAN, collapse
 from numba_ce.cpu.tile import real_type
@@ -137,6 +138,13 @@ def _kernel(operation, problem, **changes):
     )
 
 
+def is_narrow(kernel, problem):
+    """Whether `narrow` has a kernel for it: a plain loss of few classes."""
+    plain = kernel._replace(kind="float32", grad_kind=None) == Kernel("loss")
+    few = problem.logits.shape[-1] <= NARROW_CLASSES
+    return few and plain and kernel.kind != "float64" and problem.options.z_loss == 0.0
+
+
 def _scan(problem, plan):
     """Sum of the weights of the rows kept; raises for the first bad target."""
     if problem.probabilities and problem.sample_weight is None:
@@ -156,7 +164,10 @@ def run_loss(problem, loss_rows, grad):
     if grad is not None and problem.reduction == "mean":
         plan.fields["grad_scale"] = 1.0 / weight if weight != 0.0 else 0.0
     grad_kind = None if grad is None else _kind(grad)
-    total, _ = plan.run(_kernel("loss", problem, grad_kind=grad_kind))
+    kernel = _kernel("loss", problem, grad_kind=grad_kind)
+    if is_narrow(kernel, problem):
+        kernel = kernel._replace(operation="narrow_loss")
+    total, _ = plan.run(kernel)
     return total, weight
 
 

@@ -39,7 +39,7 @@ def compiled(kernel):
     """The serial function that works on the blocks of a plan, and its address."""
     if kernel.kind == "float16" or "float16" in (kernel.targets_kind, kernel.grad_kind):
         require_float16()
-    do_row = OPERATIONS[kernel.operation](kernel)
+    do_rows = OPERATIONS[kernel.operation](kernel)
     find_workspace = workspace_finder(kernel.kind)
 
     @cfunc(types.void(types.CPointer(PLAN_TYPE), types.intp))
@@ -51,10 +51,8 @@ def compiled(kernel):
             if block >= plan.n_blocks:
                 break
             first = block * plan.rows_per_block
-            total = 0.0
-            for row in range(first, min(first + plan.rows_per_block, plan.n_rows)):
-                total += do_row(plan, row, work)
-            put(plan.block_sum + block * 8, total)
+            last = min(first + plan.rows_per_block, plan.n_rows)
+            put(plan.block_sum + block * 8, do_rows(plan, first, last, work))
         fence()
 
     return work_on_blocks, work_on_blocks.ctypes

@@ -20,6 +20,7 @@ from numba_ce.cpu.finish import (
 )
 from numba_ce.cpu.jit import inner
 from numba_ce.cpu.measure import Variant, measurer, peak_finder
+from numba_ce.cpu.narrow import narrow_operation
 from numba_ce.cpu.plan import locate
 from numba_ce.cpu.shard import from_record_operation, record_operation
 from numba_ce.cpu.targets import (
@@ -291,14 +292,33 @@ def hess_operation(kernel):
     return do_row
 
 
+def row_by_row(operation):
+    """From the function that does a row to the one that does the rows of a block."""
+
+    def block_operation(kernel):
+        do_row = operation(kernel)
+
+        @inner
+        def do_block(plan, first, last, work):
+            total = 0.0
+            for row in range(first, last):
+                total += do_row(plan, row, work)
+            return total
+
+        return do_block
+
+    return block_operation
+
+
 OPERATIONS = {
-    "loss": loss_operation,
-    "softmax": normalize_operation,
-    "log_softmax": normalize_operation,
-    "logsumexp": normalize_operation,
-    "stats": stats_operation,
-    "hess": hess_operation,
-    "record": record_operation,
-    "from_record": from_record_operation,
-    "scan": lambda kernel: scan,
+    "loss": row_by_row(loss_operation),
+    "narrow_loss": narrow_operation,
+    "softmax": row_by_row(normalize_operation),
+    "log_softmax": row_by_row(normalize_operation),
+    "logsumexp": row_by_row(normalize_operation),
+    "stats": row_by_row(stats_operation),
+    "hess": row_by_row(hess_operation),
+    "record": row_by_row(record_operation),
+    "from_record": row_by_row(from_record_operation),
+    "scan": row_by_row(lambda kernel: scan),
 }

@@ -278,6 +278,19 @@ def high_as_float64(typingctx, vector):
 
 
 @intrinsic
+def as_float32(typingctx, low, high):
+    """Two float64 vectors as one float32 vector, rounded."""
+
+    def codegen(context, builder, sig, args):
+        half = ir.VectorType(F32, 8)
+        both = [builder.fptrunc(arg, half) for arg in args]
+        lanes = ir.Constant(ir.VectorType(I32, 16), list(range(16)))
+        return builder.shuffle_vector(*both, lanes)
+
+    return Vector(types.float32)(low, high), codegen
+
+
+@intrinsic
 def first_lanes(typingctx, count, like):
     """The mask of the lanes below `count` of a vector of the type of the scalar `like`."""
     lanes = LANES[like]
