@@ -19,7 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 from numba import types
-from numba.extending import intrinsic, overload, register_jitable
+from numba.extending import intrinsic
+from numba_ce.cpu.jit import inner, inner_overload, smaller
 from numba_ce.cpu.vector import (
     F64,
     I64,
@@ -91,7 +92,7 @@ def polynomial(r):
     raise NotImplementedError
 
 
-@overload(polynomial)
+@inner_overload(polynomial)
 def _polynomial(r):
     if r.dtype == types.float32:
         c4, c3, c2, c1, c0 = _P32
@@ -117,7 +118,7 @@ def exp_scaled(x, reference, exponent, lowest, constants):
     raise NotImplementedError
 
 
-@overload(exp_scaled)
+@inner_overload(exp_scaled)
 def _exp_scaled(x, reference, exponent, lowest, constants):
     magic = MAGIC[x.dtype]
     zero = np.float32(0) if x.dtype == types.float32 else np.float64(0)
@@ -153,7 +154,7 @@ def soft_cap(x, cap, constants):
     raise NotImplementedError
 
 
-@overload(soft_cap)
+@inner_overload(soft_cap)
 def _soft_cap(x, cap, constants):
     real = np.float32 if x.dtype == types.float32 else np.float64
     magic, bias = MAGIC[x.dtype], EXPONENT_BIAS[x.dtype]
@@ -179,7 +180,7 @@ def soft_cap_derivative(x, constants):
     raise NotImplementedError
 
 
-@overload(soft_cap_derivative)
+@inner_overload(soft_cap_derivative)
 def _soft_cap_derivative(x, constants):
     real = np.float32 if x.dtype == types.float32 else np.float64
     bias = EXPONENT_BIAS[x.dtype] + BIAS
@@ -195,7 +196,7 @@ def _soft_cap_derivative(x, constants):
     return derivative
 
 
-@register_jitable
+@inner
 def two_sum(a, b):
     """a + b rounded, and what the rounding lost (Knuth); scalars or vectors."""
     total = a + b
@@ -226,21 +227,21 @@ def _bits_of(typingctx, value):
     return types.int64(types.float64), codegen
 
 
-@register_jitable
+@inner
 def power_of_two(n):
     """2**n as float64, -1022 <= n <= 1023."""
     return _float64_of((np.int64(n) + 1023) << 52)
 
 
-@register_jitable
+@inner
 def times_two_to(value, n):
     """value * 2**n for any n; exact unless the result is subnormal."""
-    n = min(max(n, -2044), 2046)
+    n = smaller(n, 2046) if n > -2044 else -2044
     half = n >> 1
     return value * power_of_two(half) * power_of_two(n - half)
 
 
-@register_jitable
+@inner
 def mantissa_and_exponent(value):
     """(f, n) with value = f * 2**n and 1 <= |f| < 2; value is finite. 0 gives (0, 0)."""
     if value == 0.0:

@@ -12,6 +12,7 @@ from numba.core import codegen, typed_passes, untyped_passes
 from numba.core.compiler import CompilerBase, _LowerResult
 from numba.core.compiler_lock import require_global_compiler_lock
 from numba.core.compiler_machinery import PassManager, register_pass
+from numba.extending import overload
 
 
 class PartOfAKernel(codegen.JITCodeLibrary):
@@ -51,10 +52,34 @@ class LowerPart(typed_passes.NativeLowering):
         return True
 
 
+class RememberingContext:
+    """A typing context that remembers which signature a function has for given arguments.
+
+    Numba searches for it at each call, through some twenty templates for an operator.
+    """
+
+    def __init__(self, context, found):
+        self._context, self._found = context, found
+
+    def __getattr__(self, name):
+        return getattr(self._context, name)
+
+    def resolve_function_type(self, func, args, kws):
+        if kws:
+            return self._context.resolve_function_type(func, args, kws)
+        key = func, tuple(args)
+        if key not in self._found:
+            self._found[key] = self._context.resolve_function_type(func, args, kws)
+        return self._found[key]
+
+
 class PartCompiler(CompilerBase):
     """The passes that a part of a kernel needs."""
 
+    _signatures: dict = {}
+
     def define_pipelines(self):
+        self.state.typingctx = RememberingContext(self.state.typingctx, self._signatures)
         manager = PassManager("part of a kernel")
         for step in (
             untyped_passes.TranslateByteCode,
@@ -75,4 +100,16 @@ class PartCompiler(CompilerBase):
 
 
 # error_model: a division by zero is an infinity, not an exception
-inner = njit(pipeline_class=PartCompiler, error_model="numpy")
+OPTIONS = {"pipeline_class": PartCompiler, "error_model": "numpy"}
+inner = njit(**OPTIONS)
+
+
+def inner_overload(function):
+    """`numba.extending.overload` for what only kernels call."""
+    return overload(function, jit_options=OPTIONS)
+
+
+@inner
+def smaller(a, b):
+    """min(a, b): Numba compiles a function of its own for each call of the builtin."""
+    return a if a < b else b

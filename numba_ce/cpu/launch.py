@@ -8,8 +8,10 @@ functions by their address.
 """
 
 import ctypes
+import gc
 import importlib.metadata
 import os
+from contextlib import contextmanager
 from functools import cache, lru_cache
 
 import numba
@@ -18,6 +20,7 @@ from llvmlite import binding, ir
 from numba import carray, cfunc, njit, prange, types
 from numba.extending import intrinsic
 from numba_ce.cpu.element import put, take_ticket
+from numba_ce.cpu.jit import smaller
 from numba_ce.cpu.measure import workspace_bytes, workspace_finder
 from numba_ce.cpu.operations import OPERATIONS
 from numba_ce.cpu.plan import PLAN_TYPE
@@ -34,7 +37,20 @@ def rows_per_block(n_classes):
     return min(max(BLOCK_ELEMENTS // n_classes, 1), 1024)
 
 
+@contextmanager
+def collector_paused():
+    """No garbage collection while compiling: there is little garbage, and looking costs 10%."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 @lru_cache(maxsize=None)
+@collector_paused()
 def compiled(kernel):
     """The serial function that works on the blocks of a plan, and its address."""
     if kernel.kind == "float16" or "float16" in (kernel.targets_kind, kernel.grad_kind):
@@ -51,7 +67,7 @@ def compiled(kernel):
             if block >= plan.n_blocks:
                 break
             first = block * plan.rows_per_block
-            last = min(first + plan.rows_per_block, plan.n_rows)
+            last = smaller(first + plan.rows_per_block, plan.n_rows)
             put(plan.block_sum + block * 8, do_rows(plan, first, last, work))
         fence()
 
@@ -81,6 +97,7 @@ def _call(typingctx, function, plan, worker):
 
 
 @cache
+@collector_paused()
 def parallel_loop():
     """The one parallel loop, compiled when it is first needed."""
     _preload_tbb()

@@ -7,8 +7,9 @@ the rounding of 1 + u lost is added as lost / (1 + u). The whole is within 1 ULP
 """
 
 from numba import types
-from numba.extending import intrinsic, register_jitable
+from numba.extending import intrinsic
 
+from numba_ce.cpu.jit import inner
 from numba_ce.cpu.vector import Vector, fma, ir, select, splat
 
 _R = (
@@ -58,7 +59,7 @@ def _mantissa(typingctx, x):
     return F64X8(F64X8), codegen
 
 
-@register_jitable
+@inner
 def log1p(u):
     """log(1 + u) of a vector, u >= 0; infinities and NaN stay what they are."""
     one = splat(1.0)

@@ -9,7 +9,7 @@ from numba import types
 from numba_ce.cpu.element import KINDS, get, put
 from numba_ce.cpu.exp import BIAS, EXPONENT_BIAS, LOG2E, times_two_to
 from numba_ce.cpu.finish import difference
-from numba_ce.cpu.jit import inner
+from numba_ce.cpu.jit import inner, smaller
 from numba_ce.cpu.tile import (
     NATIVE,
     TILE,
@@ -36,6 +36,7 @@ ZERO_REFERENCE = {types.float32: 128.0, types.float64: 600.0}
 # a sum of exp(16) * 2**64 is far from overflow; below, exp(-25 - 104) * 2**64 is still normal
 REFERENCE_LOW, REFERENCE_HIGH = -25.0, 16.0
 UNBIAS = 2.0**-BIAS
+NO_POWER = np.int64(0)
 AHEAD = 1024  # elements by which the prefetch runs ahead of the loop
 
 
@@ -138,7 +139,7 @@ def peak_finder(kind):
         row_max, argmax = minus_inf, 0
         step, swapped = plan.logits_step, plan.logits_swapped
         for start in range(0, plan.n_classes, TILE):
-            count = min(TILE, plan.n_classes - start)
+            count = smaller(TILE, plan.n_classes - start)
             n_vectors = (count + lanes - 1) // lanes
             tile = source + start * step
             if not (native and step == size and not swapped and count % lanes == 0):
@@ -245,7 +246,7 @@ def measurer(variant):
         reference, power = 0.0, np.int64(0)
         sums, q_sums, a_sums, e_sums, above = no_sums(), no_sums(), no_sums(), no_sums(), no_sums()
         for start in range(0, n_classes, TILE):
-            count = min(TILE, n_classes - start)
+            count = smaller(TILE, n_classes - start)
             n_vectors = (count + lanes - 1) // lanes
             tile = source + start * step
             upcoming = tile + AHEAD * step
@@ -304,7 +305,7 @@ def measurer(variant):
         sum_exp = total_of(sums, one)
         to_max = 1.0
         if not math.isinf(row_max):
-            to_max = rescale(reference, power, np.float64(row_max), 0, temperature)
+            to_max = rescale(reference, power, np.float64(row_max), NO_POWER, temperature)
         from_scaled = to_max * UNBIAS
         return Measured(
             np.float64(row_max),

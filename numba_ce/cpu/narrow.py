@@ -17,7 +17,7 @@ import numpy as np
 from numba_ce.cpu.element import KINDS, get, load_element, put, store_element
 from numba_ce.cpu.exp import BIAS, EXPONENT_BIAS, LN2, exp_scaled
 from numba_ce.cpu.finish import put_result
-from numba_ce.cpu.jit import inner
+from numba_ce.cpu.jit import inner, smaller
 from numba_ce.cpu.log import log1p
 from numba_ce.cpu.plan import locate
 from numba_ce.cpu.targets import BAD, KEPT, index_target
@@ -193,7 +193,7 @@ def narrow_operation(kernel):
     def do_block(plan, first, last, work):
         total = 0.0
         for row in range(first, last, ROWS):
-            total += do_rows(plan, row, min(ROWS, last - row), work)
+            total += do_rows(plan, row, smaller(ROWS, last - row), work)
         return total
 
     return do_block

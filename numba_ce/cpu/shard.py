@@ -12,7 +12,7 @@ from numba_ce.cpu.finish import (
     target_gradient,
 )
 from numba_ce.cpu.jit import inner
-from numba_ce.cpu.measure import Scale, Variant, measurer, rescale
+from numba_ce.cpu.measure import NO_POWER, Scale, Variant, measurer, rescale
 from numba_ce.cpu.plan import locate
 from numba_ce.cpu.targets import IGNORED, KEPT, logit_reader, target_reader
 from numba_ce.cpu.tile import real_type
@@ -110,7 +110,7 @@ def from_record_operation(kernel):
         row_ = measure(plan, source, k, targets, zero, work)
         to_max = 1.0
         if not math.isinf(row_max):
-            to_max = rescale(row_.scale.reference, row_.scale.power, row_max, 0, temperature)
+            to_max = rescale(row_.scale.reference, row_.scale.power, row_max, NO_POWER, temperature)
         row_scale = Scale(row_.scale.reference, row_.scale.power, to_max)
         g_k = 0.0
         if k >= 0:

@@ -8,7 +8,6 @@ from functools import lru_cache
 
 import numpy as np
 from numba import types
-from numba.extending import overload, register_jitable
 from numba_ce.cpu.element import (
     KINDS,
     load_element,
@@ -18,7 +17,7 @@ from numba_ce.cpu.element import (
     store_vector,
 )
 from numba_ce.cpu.exp import exp_scaled, soft_cap, soft_cap_derivative, two_sum
-from numba_ce.cpu.jit import inner
+from numba_ce.cpu.jit import inner, inner_overload, smaller
 from numba_ce.cpu.vector import (
     LANES,
     VECTOR_BYTES,
@@ -109,7 +108,7 @@ def tile_storer(kind):
     return store_tile
 
 
-@register_jitable
+@inner
 def reduction_of(constants, real):
     """Four float64 of a plan as the `Reduction` of a kernel in float32 or float64."""
     return real(constants[0]), real(constants[1]), real(constants[2]), real(constants[3])
@@ -125,7 +124,7 @@ def add_to(sums, terms):
     raise NotImplementedError
 
 
-@overload(add_to)
+@inner_overload(add_to)
 def _add_to(sums, terms):
     if terms.dtype == types.float32:
 
@@ -141,7 +140,7 @@ def _add_to(sums, terms):
     return compensated
 
 
-@register_jitable
+@inner
 def no_sums():
     """The sums of no terms."""
     return splat(np.float64(0)), splat(np.float64(0))
@@ -152,7 +151,7 @@ def total_of(sums, like):
     raise NotImplementedError
 
 
-@overload(total_of)
+@inner_overload(total_of)
 def _total_of(sums, like):
     if like == types.float32:
         return lambda sums, like: sum_of_lanes(sums[0] + sums[1])
@@ -167,13 +166,13 @@ def _total_of(sums, like):
     return compensated
 
 
-@register_jitable
+@inner
 def times(sums, factor):
     """Sums of terms that are all `factor` times larger."""
     return sums[0] * factor, sums[1] * factor
 
 
-@register_jitable
+@inner
 def plus_times(sums, others, factor):
     """Sums of terms to each of which `factor` times the other term was added."""
     return sums[0] + others[0] * factor, sums[1] + others[1] * factor
@@ -293,7 +292,7 @@ def scale_to(exps, target, count, factor, power, size, streaming):
     lanes = VECTOR_BYTES // size
     start = 0
     if streaming:
-        start = min(count, (-target % VECTOR_BYTES) // size)
+        start = smaller(count, (-target % VECTOR_BYTES) // size)
         if start > 0:
             head = first_lanes(start, factor)
             store_lanes(target, head, load_lanes(exps, head, splat(factor)) * factor * power)

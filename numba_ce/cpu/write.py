@@ -6,8 +6,8 @@ from functools import lru_cache
 import numpy as np
 from numba_ce.cpu.element import KINDS, get, put
 from numba_ce.cpu.exp import BIAS, mantissa_and_exponent, power_of_two, times_two_to
-from numba_ce.cpu.jit import inner
-from numba_ce.cpu.measure import rescale, weight_filler
+from numba_ce.cpu.jit import inner, smaller
+from numba_ce.cpu.measure import NO_POWER, rescale, weight_filler
 from numba_ce.cpu.tile import (
     NATIVE,
     TILE,
@@ -35,7 +35,7 @@ def factor_splitter(kind):
             return real(factor), real(1)
         mantissa, exponent = mantissa_and_exponent(factor)
         exponent -= BIAS
-        power = min(max(exponent, smallest), largest)
+        power = smaller(exponent, largest) if exponent > smallest else smallest
         return real(times_two_to(mantissa, exponent - power)), real(power_of_two(power))
 
     return split
@@ -52,7 +52,7 @@ def row_filler(out_kind):
     def fill_row(target, step, swapped, n_classes, value, work):
         fill(work.tile, n_vectors, real(value))
         for start in range(0, n_classes, TILE):
-            count = min(TILE, n_classes - start)
+            count = smaller(TILE, n_classes - start)
             store_tile(work.tile, target + start * step, step, swapped, count)
 
     return fill_row
@@ -98,7 +98,7 @@ def gradient_writer(variant, out_kind):
         f_reference, f_power = scale.reference, np.float64(scale.power)
         f, power = split(factor * scale.to_max)
         for start in range(0, n_classes, TILE):
-            count = min(TILE, n_classes - start)
+            count = smaller(TILE, n_classes - start)
             n_vectors = (count + lanes - 1) // lanes
             exps = work.exps + start * width
             scales = work.scales + start // TILE * 16
@@ -107,7 +107,7 @@ def gradient_writer(variant, out_kind):
                 f_reference, f_power = reference, scale_power
                 to_max = 1.0
                 if not math.isinf(row_max):
-                    to_max = rescale(reference, np.int64(scale_power), row_max, 0, plan.temperature)
+                    to_max = rescale(reference, np.int64(scale_power), row_max, NO_POWER, plan.temperature)
                 f, power = split(factor * to_max)
             patch = has_k = start <= k < start + count
             if narrow and plain and has_k:
@@ -155,7 +155,7 @@ def log_softmax_writer(kind, out_kind):
         step, swapped = plan.logits_step, plan.logits_swapped
         minus_surprise = real(-surprise)
         for start in range(0, plan.n_classes, TILE):
-            count = min(TILE, plan.n_classes - start)
+            count = smaller(TILE, plan.n_classes - start)
             load_tile(source + start * step, step, swapped, count, minus_inf, work.tile)
             for i in range(0, (count + lanes - 1) // lanes * VECTOR_BYTES, VECTOR_BYTES):
                 store(work.tile + i, (load(work.tile + i, peak) - peak) + minus_surprise)
@@ -189,7 +189,7 @@ def hess_writer(variant, grad_kind, hess_kind):
         curvature, floor = real(total * plan.hess_factor), real(plan.hess_floor)
         slope, weight = real(s * total), real(s)
         for start in range(0, plan.n_classes, TILE):
-            count = min(TILE, plan.n_classes - start)
+            count = smaller(TILE, plan.n_classes - start)
             n_vectors = (count + lanes - 1) // lanes
             scales = work.scales + start // TILE * 16
             to_max = 1.0
