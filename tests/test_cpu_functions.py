@@ -1,0 +1,159 @@
+"""The functions of one vector that the CPU kernels are made of, against mpmath."""
+
+from __future__ import annotations
+
+
+import numba
+import numpy as np
+import pytest
+from exact import mp, mpf, ulp
+
+from numba_ce.cpu.element import KINDS
+from numba_ce.cpu.exp import (
+    EXPONENT_BIAS,
+    LN2,
+    exp_scaled,
+    mantissa_and_exponent,
+    power_of_two,
+    reduction,
+    soft_cap,
+    soft_cap_derivative,
+    times_two_to,
+)
+from numba_ce.cpu.log import log1p
+from numba_ce.cpu.tile import reduction_of
+from numba_ce.cpu.vector import VECTOR_BYTES, load, store
+
+FLOATS = (np.float32, np.float64)
+both_floats = pytest.mark.parametrize("real", FLOATS)
+
+
+def over_vectors(function, real):
+    """A function of an array from a function of one vector; the length must be whole vectors."""
+    zero = real(0)
+
+    @numba.njit
+    def run(source, target, constants, n_bytes):
+        for i in range(0, n_bytes, VECTOR_BYTES):
+            store(target + i, function(load(source + i, zero), constants))
+
+    def call(x, constants=(0.0, 0.0, 0.0, 0.0)):
+        x = np.ascontiguousarray(x, real)
+        result = np.empty_like(x)
+        assert x.nbytes % VECTOR_BYTES == 0
+        constants = tuple(real(c) for c in constants)
+        run(x.ctypes.data, result.ctypes.data, constants, x.nbytes)
+        return result
+
+    return call
+
+
+def errors(actual, exact, real):
+    """In ulps of the exact values (mpf)."""
+    return [
+        float(abs(mpf(float(a)) - e)) / float(ulp(float(e), real))
+        for a, e in zip(actual, exact, strict=True)
+    ]
+
+
+@both_floats
+def test_exp_is_within_one_ulp(rng, real):
+    bias = EXPONENT_BIAS[KINDS[np.dtype(real).name][1]]
+    lowest = real(-(bias - 1) * float(LN2))
+    exp = over_vectors(
+        numba.njit(lambda x, _: exp_scaled(x, real(0), bias, lowest, None)), real
+    )
+    x = np.concatenate([rng.uniform(lowest, 0, 3000), rng.uniform(-2, 0, 1000), np.zeros(96)])
+    x = x.astype(real)
+    exact = [mp.exp(mpf(float(v))) for v in x]
+    assert max(errors(exp(x), exact, real)) <= 1.0
+
+
+@both_floats
+def test_exp_of_special_values(real):
+    bias = EXPONENT_BIAS[KINDS[np.dtype(real).name][1]]
+    lowest = real(-(bias - 1) * float(LN2))
+    exp = over_vectors(
+        numba.njit(lambda x, _: exp_scaled(x, real(0), bias, lowest, None)), real
+    )
+    result = exp([-np.inf, np.nan, 0.0, -0.0, 2 * lowest, -1e30, np.inf, 1.0] * 2)
+    np.testing.assert_array_equal(result[:6], [0, np.nan, 1, 1, 0, 0])
+    assert np.isnan(result[6])
+
+
+@both_floats
+@pytest.mark.parametrize("temperature", [0.1, 0.7, 3.0, 1e3])
+def test_exp_at_a_temperature(rng, real, temperature):
+    dtype = KINDS[np.dtype(real).name][1]
+    bias = EXPONENT_BIAS[dtype]
+    lowest = real(-(bias - 1) * float(LN2) * temperature)
+    exp = over_vectors(
+        numba.njit(lambda x, c: exp_scaled(x, real(0), bias, lowest, reduction_of(c, real))),
+        real,
+    )
+    x = rng.uniform(lowest, 0, 2048).astype(real)
+    exact = [mp.exp(mpf(float(v)) / temperature) for v in x]
+    assert max(errors(exp(x, reduction(dtype, temperature)), exact, real)) <= 1.5
+
+
+@both_floats
+@pytest.mark.parametrize("cap", [0.5, 3.0, 50.0])
+def test_soft_cap_and_its_derivative(rng, real, cap):
+    dtype = KINDS[np.dtype(real).name][1]
+    half = reduction(dtype, cap / 2)
+    capped = over_vectors(
+        numba.njit(lambda x, c: soft_cap(x, real(cap), reduction_of(c, real))), real
+    )
+    slope = over_vectors(
+        numba.njit(lambda x, c: soft_cap_derivative(x, reduction_of(c, real))), real
+    )
+    x = (cap * np.concatenate([rng.uniform(-3, 3, 800), rng.uniform(-20, 20, 192)])).astype(real)
+    x[:32] = real(cap) * real(10.0) ** np.arange(-32, 0).astype(real)
+    z = [mpf(float(v)) / cap for v in x]
+    assert max(errors(capped(x, half), [cap * mp.tanh(v) for v in z], real)) <= 4
+    exact = [mp.sech(v) ** 2 for v in z]
+    depth = np.array([float(abs(2 * v)) for v in z])  # the rounding of 2 |z| / cap
+    assert (np.array(errors(slope(x, half), exact, real)) <= 4 + depth).all()
+    infinite = capped([-np.inf, np.inf, np.nan, 0.0] * 4, half)
+    np.testing.assert_array_equal(infinite[:4], [-np.inf, np.inf, np.nan, 0])
+    infinite = slope([-np.inf, np.inf, 0.0, 1e9] * 4, half)
+    np.testing.assert_array_equal(infinite[:4], [1, 1, 1, 0])
+
+
+def test_log1p_is_within_one_ulp(rng):
+    vector_log1p = over_vectors(numba.njit(lambda u, _: log1p(u)), np.float64)
+    u = np.concatenate(
+        [
+            10.0 ** rng.uniform(-320, 2, 2000),
+            rng.uniform(0, 70, 2000),
+            2.0 ** np.arange(-60, 68) - 1.0 * (np.arange(-60, 68) >= 0),
+            [0.0, np.sqrt(2) - 1, np.sqrt(0.5), 1.0, 0.5, 3.0, 7.0, 1e-300],
+        ]
+    )
+    exact = [mp.log1p(mpf(v)) for v in u]
+    assert max(errors(vector_log1p(u), exact, np.float64)) <= 1.0
+    result = vector_log1p([np.inf, np.nan, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])
+    np.testing.assert_array_equal(result[:3], [np.inf, np.nan, 0.0])
+
+
+def test_powers_of_two():
+    @numba.njit
+    def run(value, n):
+        f, k = mantissa_and_exponent(value)
+        return power_of_two(n), times_two_to(value, n), f, k
+
+    for value in (1.0, -3.7, 5e-324, 1e-310, 1.7e308, 0.0, 0.1):
+        for n in (-1022, -60, 0, 1, 700, 1023):
+            power, product, f, k = run(value, n)
+            assert power == 2.0**n
+            with np.errstate(over="ignore"):
+                assert product == np.ldexp(value, n)
+            assert f * 2.0 ** max(k, -1000) * 2.0 ** (k - max(k, -1000)) == value
+            assert 1 <= abs(f) < 2 or value == 0
+
+
+@pytest.mark.parametrize("n", [-5000, -2100, -1100, 1100, 2100, 5000])
+def test_far_powers_of_two(n):
+    run = numba.njit(lambda value, n: times_two_to(value, n))
+    assert run(1.5, n) == (0.0 if n < -1075 else np.inf)
+    assert run(2.0**-600, n) == (0.0 if n < 0 else np.ldexp(1.0, n - 600) if n < 1624 else np.inf)
