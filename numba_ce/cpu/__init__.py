@@ -16,6 +16,10 @@ The functions of this module are what the public functions call: each describes 
 `PLAN` and launches a kernel.
 """
 
+import math
+from functools import lru_cache
+from struct import pack
+
 import numpy as np
 from numba_ce._validate import bad_target_error
 from numba_ce.cpu.element import KINDS
@@ -23,7 +27,7 @@ from numba_ce.cpu.exp import reduction
 from numba_ce.cpu.launch import run
 from numba_ce.cpu.narrow import NARROW_CLASSES
 from numba_ce.cpu.operations import Kernel
-from numba_ce.cpu.plan import PLAN, collapse
+from numba_ce.cpu.plan import DEFAULTS, collapse
 from numba_ce.cpu.tile import real_type
 
 # Outputs larger than this do not fit the caches anyway: write around them
@@ -31,21 +35,24 @@ STREAMING_BYTES = 4 << 20
 KIND_NAMES = tuple(KINDS)
 
 
+@lru_cache
+def _name(dtype):
+    return dtype.name
+
+
 def _kind(array):
-    return array.dtype.name
+    return _name(array.dtype)
 
 
 class _Plan:
     """A `PLAN` in the making, and the arrays whose addresses it holds."""
 
     def __init__(self, logits, **operands):
-        self.array = np.zeros(1, PLAN)
-        self.fields = self.array[0]
+        self.fields = fields = DEFAULTS.copy()
         self.alive = [logits]
         self.kind = _kind(logits)
         rows = logits.shape[:-1]
-        fields = self.fields
-        fields["n_rows"] = int(np.prod(rows, dtype=np.int64)) if rows else 1
+        fields["n_rows"] = math.prod(rows)
         fields["n_classes"] = fields["all_classes"] = logits.shape[-1]
         fields["logits"], fields["logits_step"] = logits.ctypes.data, logits.strides[-1]
         fields["logits_swapped"] = not logits.dtype.isnative
@@ -107,13 +114,13 @@ class _Plan:
         real = KINDS[self.kind][1]
         if options.temperature != 1.0:
             fields["temperature"] = options.temperature
-            fields["tempered"] = reduction(real, options.temperature)
+            fields["tempered"] = pack("4d", *reduction(real, options.temperature))
         if options.softcap is not None:
             fields["softcap"] = options.softcap
-            fields["capping"] = reduction(real, options.softcap / 2)
+            fields["capping"] = pack("4d", *reduction(real, options.softcap / 2))
 
     def run(self, kernel):
-        return run(kernel, self.array, self.alive)
+        return run(kernel, self.fields, self.alive)
 
 
 def _plan(problem, **outputs):

@@ -23,7 +23,7 @@ from numba_ce.cpu.element import put, take_ticket
 from numba_ce.cpu.jit import smaller
 from numba_ce.cpu.measure import workspace_bytes, workspace_finder
 from numba_ce.cpu.operations import OPERATIONS
-from numba_ce.cpu.plan import PLAN_TYPE
+from numba_ce.cpu.plan import PLAN_TYPE, address_of, packed
 from numba_ce.cpu.vector import fence
 
 # A block is long enough (some 20 us) that drawing it costs nothing
@@ -124,38 +124,42 @@ def _preload_tbb():
                 return
 
 
-def run(kernel, plan, kept_alive):
-    """Run a kernel over all rows of `plan` (a PLAN array of one record).
+def run(kernel, fields, kept_alive):
+    """Run a kernel over all rows of a plan, given as the dictionary of its fields.
 
     kept_alive : the arrays behind the addresses in the plan, held until the rows are done
     Returns the sums of the blocks added up in order, and the first bad row or -1.
     """
     function, call = compiled(kernel)
-    fields = plan[0]
-    n_rows, n_classes = int(fields["n_rows"]), int(fields["n_classes"])
+    n_rows, n_classes = fields["n_rows"], fields["n_classes"]
     per_block = rows_per_block(n_classes)
     n_blocks = -(-n_rows // per_block)
     n_workers = 1
     if n_blocks > 1 and n_rows * n_classes >= SERIAL_ELEMENTS:
         loop = parallel_loop()
         n_workers = min(numba.get_num_threads(), n_blocks)
-    block_sum = np.empty(n_blocks)
-    tickets = np.zeros(1, np.int64)
     size = workspace_bytes(n_classes, kernel.kind)
+    # one counter for the tickets, then for each block its sum and its first bad row
+    results = np.zeros(1 + 2 * n_blocks)
     workspace = np.empty(n_workers * size, np.uint8)
-    fields["rows_per_block"], fields["n_blocks"] = per_block, n_blocks
-    fields["block_sum"], fields["tickets"] = block_sum.ctypes.data, tickets.ctypes.data
-    fields["workspace"], fields["workspace_bytes"] = workspace.ctypes.data, size
-    if kernel.operation == "scan":
-        block_bad = np.full(n_blocks, -1, np.int64)
-        fields["block_bad"] = block_bad.ctypes.data
+    tickets = results.ctypes.data
+    fields = fields | {
+        "rows_per_block": per_block,
+        "n_blocks": n_blocks,
+        "tickets": tickets,
+        "block_sum": tickets + 8,
+        "block_bad": tickets + 8 + 8 * n_blocks,
+        "workspace": workspace.ctypes.data,
+        "workspace_bytes": size,
+    }
+    plan, _view = address_of(packed(fields))
     if n_workers == 1:
-        call(plan.ctypes.data, 0)
+        call(plan, 0)
     else:
-        loop(function.address, plan.ctypes.data, np.zeros(n_workers, np.int64))
+        loop(function.address, plan, np.zeros(n_workers, np.int64))
     del kept_alive
-    bad = -1
-    if kernel.operation == "scan":
-        found = block_bad[block_bad >= 0]
-        bad = int(found[0]) if found.size else -1
-    return float(block_sum.sum()), bad
+    block_sum, block_bad = results[1 : 1 + n_blocks], results[1 + n_blocks :].view(np.int64)
+    if n_blocks == 1:
+        return float(block_sum[0]), int(block_bad[0]) - 1
+    bad = block_bad[block_bad > 0]
+    return float(block_sum.sum()), int(bad[0]) - 1 if bad.size else -1

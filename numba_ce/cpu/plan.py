@@ -5,6 +5,9 @@ strides, byte order, integer width) never compiles another kernel. Byte addresse
 int64: arrays beyond 2**31 elements are nothing special.
 """
 
+import ctypes
+import struct
+
 import numpy as np
 from numba import from_dtype
 from numba_ce.cpu.element import get
@@ -75,11 +78,37 @@ PLAN = np.dtype(
         ("record", "i8"),  # float64 (n_rows, 9)
         # one entry per block
         ("block_sum", "i8"),  # float64: sum of what the operation returned for each row
-        ("block_bad", "i8"),  # int64: first row with a bad target, or -1
+        ("block_bad", "i8"),  # int64: 1 + the first row with a bad target, or 0
     ],
     align=True,
 )
 PLAN_TYPE = from_dtype(PLAN)
+
+
+def _packer():
+    """`struct` packs a record in 1 us; NumPy takes 0.2 us for each field."""
+    code, end = "=", 0
+    for name in PLAN.names:
+        dtype, offset = PLAN.fields[name][:2]
+        letter = f"{dtype.itemsize}s" if dtype.shape else {"i": "q", "f": "d", "b": "?"}[dtype.kind]
+        code += f"{offset - end}x{letter}"
+        end = offset + dtype.itemsize
+    return struct.Struct(code + f"{PLAN.itemsize - end}x")
+
+
+PACKER = _packer()
+DEFAULTS = {name: b"" if PLAN[name].shape else 0 for name in PLAN.names}
+
+
+def packed(fields):
+    """The bytes of a PLAN record, from a dictionary with the keys of DEFAULTS in their order."""
+    return bytearray(PACKER.pack(*fields.values()))
+
+
+def address_of(buffer):
+    """Address of a bytearray, which lives as long as the view that is returned with it."""
+    view = ctypes.c_char.from_buffer(buffer)
+    return ctypes.addressof(view), view
 
 
 @inner

@@ -80,8 +80,8 @@ def scan(plan, row, work):
     target = index_target(plan, targets_at, weight_at)
     if target.status == BAD:
         bad = plan.block_bad + row // plan.rows_per_block * 8
-        if get(bad, np.int64(0)) < 0:
-            put(bad, np.int64(row))
+        if get(bad, np.int64(0)) == 0:
+            put(bad, np.int64(row + 1))
     return target.weight * target.z_weight if target.status == KEPT else 0.0
 
 
