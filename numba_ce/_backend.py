@@ -1,0 +1,170 @@
+"""Which module does the work: the CPU kernels, or the NumPy reference.
+
+Precedence: `use_backend` > `set_backend` > the variable NUMBA_CE_BACKEND > "auto". The backends are
+imported when they are first used, so that importing the package costs nothing and cannot fail.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+from collections.abc import Iterator
+from contextvars import ContextVar
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+VARIABLE = "NUMBA_CE_BACKEND"
+NAMES = ("auto", "cpu", "cuda", "numpy")
+MODULES = {"cpu": "numba_ce.cpu", "numpy": "numba_ce.reference"}
+
+# Of this thread or asyncio task, and of the process
+_in_context: ContextVar[str | None] = ContextVar("numba_ce_backend", default=None)
+_of_process: str | None = None
+
+
+def why_not(name: str) -> str | None:
+    """Why a backend cannot be used here; None if it can."""
+    if name == "cuda":
+        return "the CUDA backend is not part of this version"
+    if name == "cpu":
+        from numba import config
+
+        if config.DISABLE_JIT:
+            return "NUMBA_DISABLE_JIT is set and there is nothing to run but compiled kernels"
+    return None
+
+
+def _check(name: Any, source: str) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"{source}: backend {name!r} is not a string")
+    if name not in NAMES:
+        raise ValueError(f"{source}: unknown backend {name!r}, expected one of {', '.join(NAMES)}")
+    reason = why_not(name)
+    if reason is not None:
+        usable = ", ".join(repr(n) for n in NAMES if why_not(n) is None)
+        raise RuntimeError(f"{source}: backend {name!r} is not available: {reason}; use {usable}")
+    return name
+
+
+def available_backends() -> dict[str, str | None]:
+    """The backends, each with the reason why it cannot be used here, or None if it can.
+
+    Returns
+    -------
+    dict
+        "cpu", "cuda" and "numpy" as keys.
+
+    Examples
+    --------
+    >>> import numba_ce
+    >>> [name for name, reason in numba_ce.available_backends().items() if reason is None]
+    ['cpu', 'numpy']
+    """
+    return {name: why_not(name) for name in NAMES if name != "auto"}
+
+
+def get_backend() -> str:
+    """The name of the backend in use here: "auto", "cpu" or "numpy".
+
+    "auto" runs each call where its data lives: NumPy arrays on the CPU.
+
+    Raises
+    ------
+    ValueError, RuntimeError
+        If the variable NUMBA_CE_BACKEND, read at the first call, is to decide and names a backend
+        that does not exist or cannot be used.
+
+    Examples
+    --------
+    >>> import numba_ce
+    >>> with numba_ce.use_backend("numpy"):
+    ...     numba_ce.get_backend()
+    'numpy'
+    """
+    return _in_context.get() or _of_process or _from_environment()
+
+
+def _from_environment() -> str:
+    global _of_process
+    name = _check(os.environ.get(VARIABLE) or "auto", f"environment variable {VARIABLE}")
+    _of_process = name
+    return name
+
+
+def set_backend(name: str) -> None:
+    """Choose the backend of this process.
+
+    Parameters
+    ----------
+    name : {"auto", "cpu", "cuda", "numpy"}
+
+    Raises
+    ------
+    ValueError
+        If no such backend exists.
+    RuntimeError
+        If it exists but cannot be used here; the message says why and what can.
+
+    Examples
+    --------
+    >>> import numba_ce
+    >>> numba_ce.set_backend("auto")
+    """
+    global _of_process
+    _of_process = _check(name, "set_backend")
+
+
+def use_backend(name: str) -> contextlib.AbstractContextManager[None]:
+    """A context in which a backend is used, in this thread or asyncio task only.
+
+    Parameters
+    ----------
+    name : {"auto", "cpu", "cuda", "numpy"}
+
+    Raises
+    ------
+    ValueError, RuntimeError
+        As `set_backend`, at once.
+
+    Examples
+    --------
+    >>> import numba_ce
+    >>> with numba_ce.use_backend("numpy"):
+    ...     round(float(numba_ce.logsumexp([0.0, 0.0])), 4)
+    0.6931
+    """
+    return _context(_check(name, "use_backend"))
+
+
+@contextlib.contextmanager
+def _context(name: str) -> Iterator[None]:
+    token = _in_context.set(name)
+    try:
+        yield
+    finally:
+        _in_context.reset(token)
+
+
+_loaded: dict[str, ModuleType] = {}
+
+
+def backend(*arrays: Any) -> ModuleType:
+    """The module that works on these arguments."""
+    name = get_backend()
+    for array in arrays:
+        if type(array) is np.ndarray:
+            continue
+        if hasattr(array, "__cuda_array_interface__"):
+            raise TypeError(
+                f"backend {name!r} got an array on a CUDA device ({type(array).__name__}): copy it "
+                f"to the host first; backend 'cuda': {why_not('cuda')}"
+            )
+    if name == "auto":
+        name = "cpu"
+    if name not in _loaded:
+        _check(name, "backend")
+        _loaded[name] = importlib.import_module(MODULES[name])
+    return _loaded[name]

@@ -1,0 +1,269 @@
+"""Every TypeError and ValueError of the public functions; what comes out is normalised.
+
+Arrays are never copied here, whatever their strides and byte order: the backends read them as they
+are. Only `class_weight`, of one number per class, becomes a contiguous float64 array.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from dataclasses import dataclass
+from functools import lru_cache
+from numbers import Real
+from typing import Any
+
+import numpy as np
+from numpy.lib.array_utils import normalize_axis_index
+
+from numba_ce.options import LossOptions
+
+Array = np.ndarray[Any, np.dtype[Any]]
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+REDUCTIONS = ("mean", "sum", "none")
+DEFAULTS = LossOptions()
+
+
+@dataclass(slots=True)
+class Problem:
+    """What every backend gets: at least one row and one class, the classes last."""
+
+    logits: Array  # (*rows, n_classes), a view
+    targets: Array | None  # integers (*rows,), or probabilities (*rows, n_classes)
+    probabilities: bool
+    class_weight: Array | None  # float64 (n_classes,)
+    sample_weight: Array | None  # floats (*rows,)
+    options: LossOptions
+    reduction: str
+
+
+@lru_cache
+def float_name(dtype: np.dtype[Any]) -> str | None:
+    """The name of a float dtype that the package computes with, or None."""
+    return dtype.name if dtype.name in FLOATS else None
+
+
+def as_array(value: Any, name: str) -> Array:
+    """`value` as a plain array that shares its memory."""
+    if type(value) is np.ndarray:
+        return value
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name} is a MaskedArray, whose mask would be lost: fill it (-inf masks a class, "
+            "ignore_index a row) and pass an ordinary array"
+        )
+    return np.asarray(value)
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return str(tuple(int(n) for n in shape))
+
+
+def check_logits(logits: Any, axis: Any) -> tuple[Array, int]:
+    """The logits and their class axis, counted from the front."""
+    array = as_array(logits, "logits")
+    if float_name(array.dtype) is None:
+        raise TypeError(
+            f"logits have dtype {array.dtype}: expected float16, bfloat16, float32 or float64"
+        )
+    if array.ndim == 0:
+        raise ValueError("logits are 0-dimensional: expected at least one axis, of the classes")
+    if type(axis) is not int:
+        try:
+            axis = operator.index(axis)
+        except TypeError:
+            raise TypeError(f"axis = {axis!r} is not an integer") from None
+    return array, normalize_axis_index(axis, array.ndim)
+
+
+def classes_last(array: Array, axis: int) -> Array:
+    """A view with the class axis at the end."""
+    return array if axis == array.ndim - 1 else np.moveaxis(array, axis, -1)
+
+
+def check_targets_array(targets: Any, logits: Array, axis: int) -> tuple[Array, bool]:
+    """The targets with classes last, and whether they are probabilities."""
+    array = as_array(targets, "targets")
+    rows = logits.shape[:axis] + logits.shape[axis + 1 :]
+    if array.size == 0 and not hasattr(targets, "dtype") and array.shape == rows:
+        array = array.astype(np.int64)  # an empty list has no integers to tell its dtype
+    fits = "class indices of an integer dtype, or probabilities of a float dtype"
+    if array.dtype.kind in "iu":
+        if array.shape == rows:
+            return array, False
+        if array.shape == logits.shape:
+            raise ValueError(
+                f"targets are integers of the shape {_shape(array.shape)} of the logits: one-hot? "
+                "cast to float to pass probabilities"
+            )
+    elif float_name(array.dtype) is not None:
+        if array.shape == logits.shape:
+            return classes_last(array, axis), True
+        if array.shape == rows:
+            raise TypeError(f"targets have dtype {array.dtype}: class indices must be integers")
+    else:
+        raise TypeError(f"targets have dtype {array.dtype}: expected {fits}")
+    raise ValueError(
+        f"targets have shape {_shape(array.shape)}: for logits of shape {_shape(logits.shape)} and "
+        f"axis = {axis} expected class indices of shape {_shape(rows)} or probabilities of shape "
+        f"{_shape(logits.shape)}"
+    )
+
+
+def check_weight(weight: Any, name: str, shape: tuple[int, ...]) -> Array:
+    """A float array of one weight per class or per row."""
+    if not hasattr(weight, "dtype"):
+        try:
+            weight = np.asarray(weight, np.float64)
+        except (TypeError, ValueError):
+            raise TypeError(f"{name} = {weight!r} is not an array of floats") from None
+    array = as_array(weight, name)
+    if float_name(array.dtype) is None:
+        raise TypeError(f"{name} has dtype {array.dtype}: expected a float dtype")
+    if array.shape != shape:
+        raise ValueError(f"{name} has shape {_shape(array.shape)}: expected {_shape(shape)}")
+    return array
+
+
+def _number(value: Any, name: str, fits: str) -> float:
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (Real, np.floating)):
+        raise TypeError(f"{name} = {value!r} is not a number: expected {fits}")
+    return float(value)
+
+
+def check_options(
+    label_smoothing: Any,
+    ignore_index: Any,
+    z_loss: Any,
+    softcap: Any,
+    temperature: Any,
+    check_targets: Any,
+) -> LossOptions:
+    """The options, each within its range."""
+    fits = "0 <= label_smoothing <= 1"
+    label_smoothing = _number(label_smoothing, "label_smoothing", fits)
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"label_smoothing = {label_smoothing}: expected {fits}")
+    z_loss = _number(z_loss, "z_loss", "z_loss >= 0")
+    if not 0.0 <= z_loss < math.inf:
+        raise ValueError(f"z_loss = {z_loss}: expected a finite z_loss >= 0")
+    if softcap is not None:
+        softcap = _number(softcap, "softcap", "softcap > 0 or None")
+        if not 0.0 < softcap < math.inf:
+            raise ValueError(f"softcap = {softcap}: expected a finite softcap > 0, or None")
+    temperature = _number(temperature, "temperature", "temperature > 0")
+    if not 0.0 < temperature < math.inf:
+        raise ValueError(f"temperature = {temperature}: expected a finite temperature > 0")
+    if ignore_index is not None:
+        if isinstance(ignore_index, (bool, np.bool_)) or not hasattr(ignore_index, "__index__"):
+            raise TypeError(f"ignore_index = {ignore_index!r}: expected an integer or None")
+        ignore_index = operator.index(ignore_index)
+    if not isinstance(check_targets, (bool, np.bool_)):
+        raise TypeError(f"check_targets = {check_targets!r}: expected True or False")
+    return LossOptions(
+        label_smoothing, ignore_index, z_loss, softcap, temperature, bool(check_targets)
+    )
+
+
+def check_reduction(reduction: Any) -> str:
+    """One of REDUCTIONS."""
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction = {reduction!r}: expected 'mean', 'sum' or 'none'")
+    return str(reduction)
+
+
+def make_problem(
+    logits: Array,
+    targets: Any,
+    axis: int,
+    class_weight: Any,
+    sample_weight: Any,
+    options: LossOptions,
+    reduction: str,
+) -> Problem:
+    """A `Problem` from checked logits and options; checks the rest."""
+    array, probabilities = check_targets_array(targets, logits, axis)
+    if probabilities and options.ignore_index not in (None, -100):
+        raise ValueError(
+            f"ignore_index = {options.ignore_index}: means nothing with probabilities, expected "
+            "-100 or None (sample_weight = 0 ignores a row)"
+        )
+    moved = classes_last(logits, axis)
+    if class_weight is not None:
+        class_weight = check_weight(class_weight, "class_weight", moved.shape[-1:])
+        class_weight = np.ascontiguousarray(class_weight, np.float64)
+    if sample_weight is not None:
+        sample_weight = check_weight(sample_weight, "sample_weight", moved.shape[:-1])
+    return Problem(moved, array, probabilities, class_weight, sample_weight, options, reduction)
+
+
+def bad_target_error(problem: Problem, row: int, n_classes: int) -> ValueError:
+    """The error for the bad target of a row, counted in C order."""
+    targets = problem.targets
+    assert targets is not None
+    index = np.unravel_index(row, targets.shape)
+    where = "[" + ", ".join(str(int(i)) for i in index) + "]" if index else ""
+    ignored = problem.options.ignore_index
+    return ValueError(
+        f"targets{where} = {int(targets[index])} is not a class index: "
+        f"expected 0 <= target < {n_classes}"
+        + ("" if ignored is None else f" or ignore_index = {ignored}")
+    )
+
+
+def _overlaps_itself(array: Array) -> bool:
+    """Whether two elements may share memory (exact for every view made by slicing)."""
+    end = array.itemsize
+    for stride, length in sorted((abs(s), n) for s, n in zip(array.strides, array.shape, strict=True)):
+        if length > 1:
+            if stride < end:
+                return True
+            end += stride * (length - 1)
+    return False
+
+
+def _same_view(a: Array, b: Array) -> bool:
+    return (
+        a.ctypes.data == b.ctypes.data
+        and a.shape == b.shape
+        and a.strides == b.strides
+        and a.dtype == b.dtype
+    )
+
+
+def _share_memory(a: Array, b: Array) -> bool:
+    if not np.may_share_memory(a, b):
+        return False
+    try:
+        return np.shares_memory(a, b, max_work=10_000)
+    except np.exceptions.TooHardError:
+        return True
+
+
+def check_out(out: Any, logits: Array, others: tuple[Any, ...] = (), name: str = "out") -> Array:
+    """An output of the shape of the logits: writeable, and overlapping nothing but them exactly."""
+    if type(out) is not np.ndarray and (
+        not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray)
+    ):
+        raise TypeError(f"{name} is a {type(out).__name__}: expected a NumPy array")
+    allowed = [float_name(logits.dtype)]
+    if logits.dtype.itemsize == 2:
+        allowed.append("float32")
+    if float_name(out.dtype) not in allowed:
+        raise ValueError(f"{name} has dtype {out.dtype}: expected {' or '.join(map(str, allowed))}")
+    if out.shape != logits.shape:
+        raise ValueError(
+            f"{name} has shape {_shape(out.shape)}: expected {_shape(logits.shape)}, as the logits"
+        )
+    if not out.flags.writeable:
+        raise ValueError(f"{name} is read-only: expected a writeable array")
+    if _overlaps_itself(out):
+        raise ValueError(f"{name} has strides {out.strides}: its elements overlap each other")
+    if out is not logits and _share_memory(out, logits) and not _same_view(out, logits):
+        raise ValueError(
+            f"{name} overlaps logits: expected separate memory, or the same view for in place"
+        )
+    for other, other_name in others:
+        if isinstance(other, np.ndarray) and _share_memory(out, other):
+            raise ValueError(f"{name} overlaps {other_name}: expected separate memory")
+    return np.asarray(out)

@@ -1,0 +1,384 @@
+"""The loss, its gradient and Hessian, and row statistics: check, choose a backend, reduce."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from numba_ce._backend import backend
+from numba_ce._validate import (
+    Array,
+    Problem,
+    check_logits,
+    check_options,
+    check_out,
+    check_reduction,
+    classes_last,
+    make_problem,
+)
+
+HESSIANS = ("diagonal", "xgboost", "lightgbm")
+
+
+class RowStats(NamedTuple):
+    """What `row_stats` returns; every field has one entry per row."""
+
+    row_max: Array
+    lse: Array
+    argmax: Array
+    entropy: Array
+    target_logit: Array | None
+    loss: Array | None
+    rank: Array | None
+
+
+def result_dtype(logits: Array) -> np.dtype[Any]:
+    """The dtype of losses: float64 for float64 logits, otherwise float32."""
+    return np.dtype(np.float64 if logits.dtype.itemsize == 8 else np.float32)
+
+
+def fresh_output(logits: Array) -> Array:
+    """A dense array in native byte order and the axis order of the logits."""
+    return np.empty_like(logits, dtype=logits.dtype.newbyteorder("="), subok=False)
+
+
+def no_classes(logits: Array, axis: int) -> ValueError:
+    """The error for rows without a class."""
+    return ValueError(
+        f"logits of shape {logits.shape} have no classes along axis {axis}: expected at least one"
+    )
+
+
+def _reduced(total: float, weight: float, reduction: str, dtype: np.dtype[Any]) -> Any:
+    if reduction == "mean":
+        total = total / weight if weight != 0.0 else float("nan")
+    if abs(total) < 3e38:
+        return dtype.type(total)
+    with np.errstate(over="ignore"):
+        return dtype.type(total)
+
+
+def _loss(problem: Problem, logits: Array, axis: int, grad: Array | None) -> Any:
+    """The loss in the shape that the reduction gives; fills `grad`."""
+    dtype, rows = result_dtype(logits), problem.logits.shape[:-1]
+    per_row = np.empty(rows, dtype) if problem.reduction == "none" else None
+    if 0 in rows:
+        return _reduced(0.0, 0.0, problem.reduction, dtype) if per_row is None else per_row
+    if problem.logits.shape[-1] == 0:
+        raise no_classes(logits, axis)
+    moved = None if grad is None else classes_last(grad, axis)
+    total, weight = backend().run_loss(problem, per_row, moved)
+    if per_row is None:
+        return _reduced(total, weight, problem.reduction, dtype)
+    return per_row if rows else per_row[()]
+
+
+def cross_entropy(
+    logits: Any,
+    targets: Any,
+    *,
+    axis: int = -1,
+    class_weight: Any = None,
+    sample_weight: Any = None,
+    label_smoothing: float = 0.0,
+    ignore_index: int | None = -100,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    check_targets: bool = True,
+    reduction: str = "mean",
+) -> Any:
+    """Softmax cross-entropy of the rows of `logits`.
+
+    With z the logits of a row after softcap and temperature and p = softmax(z), the loss is
+    ``s * (sum_c q_c (lse(z) - z_c) + v * z_loss * lse(z)**2)``, where q is the effective target:
+    ``q_c = (1 - e) w_y [c = y] + (e / C) w_c`` for a class index y and
+    ``q_c = w_c ((1 - e) t_c + e / C)`` for probabilities t.
+
+    Parameters
+    ----------
+    logits : array_like
+        Unnormalised scores, classes along `axis`: float16, bfloat16, float32 or float64, at least
+        1-D, any strides and byte order.
+    targets : array_like
+        Class indices y of any integer dtype, in the shape of `logits` without `axis`; or
+        probabilities t of any float dtype in the shape of `logits`, which need not sum to 1.
+    axis : int
+        The class axis.
+    class_weight : array_like of shape (C,), optional
+        w_c, floats of any sign.
+    sample_weight : array_like, optional
+        s, one float for each row; a row of weight 0 counts as ignored.
+    label_smoothing : float
+        e, between 0 and 1.
+    ignore_index : int or None
+        Rows with this class index have loss 0 and gradient 0. Index targets only.
+    z_loss : float
+        Adds ``v * z_loss * lse**2``; v is ``w_y`` for class indices, 1 for probabilities.
+    softcap : float, optional
+        First ``z = softcap * tanh(z / softcap)``; infinite logits stay infinite.
+    temperature : float
+        Then ``z = z / temperature``.
+    check_targets : bool
+        Raise for a class index outside [0, C). If False such a row gives NaN and does not count.
+    reduction : {"mean", "sum", "none"}
+        "mean" divides by the sum of s * w_y (class indices) or of s (probabilities) over the rows
+        that are not ignored.
+
+    Returns
+    -------
+    numpy scalar or ndarray
+        float64 for float64 logits, otherwise float32; one loss per row for "none".
+
+    Raises
+    ------
+    ValueError
+        For a target outside [0, C), which is named with its position; wrong shapes; values out of
+        range.
+    TypeError
+        For dtypes other than those above, masked arrays, a non-integer `axis`.
+    numpy.exceptions.AxisError
+        If `axis` is out of range.
+
+    Notes
+    -----
+    The target is left out of the maximum and of the sum of exponentials, and each row is finished
+    in float64, so a confident row loses no digits: see docs/mathematics.md.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numba_ce import cross_entropy
+    >>> logits = np.array([[2.0, 0.0, -1.0], [0.5, 0.5, 0.5]])
+    >>> round(float(cross_entropy(logits, [0, 2])), 6)
+    0.634229
+    >>> float(cross_entropy(np.array([40.0, 0.0]), 0)) == np.log1p(np.exp(-40.0))
+    True
+    """
+    array, axis = check_logits(logits, axis)
+    options = check_options(
+        label_smoothing, ignore_index, z_loss, softcap, temperature, check_targets
+    )
+    reduction = check_reduction(reduction)
+    problem = make_problem(array, targets, axis, class_weight, sample_weight, options, reduction)
+    return _loss(problem, array, axis, None)
+
+
+def cross_entropy_and_grad(
+    logits: Any,
+    targets: Any,
+    *,
+    axis: int = -1,
+    class_weight: Any = None,
+    sample_weight: Any = None,
+    label_smoothing: float = 0.0,
+    ignore_index: int | None = -100,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    check_targets: bool = True,
+    reduction: str = "mean",
+    out: Any = None,
+) -> tuple[Any, Array]:
+    """Softmax cross-entropy and its gradient with respect to `logits`, in one pass.
+
+    The gradient of a plain row is ``softmax(logits) - y``, y one-hot; in general ``Q p - q`` with
+    q the effective target of `cross_entropy` and Q its sum.
+
+    Parameters
+    ----------
+    logits, targets, axis, class_weight, sample_weight, label_smoothing, ignore_index, z_loss, \
+softcap, temperature, check_targets
+        As for `cross_entropy`.
+    reduction : {"mean", "sum", "none"}
+        As for `cross_entropy`; the gradient of "none" is that of ``loss.sum()``.
+    out : ndarray, optional
+        Where the gradient goes: shape and dtype of `logits`, or float32 for 16-bit logits.
+        ``out=logits`` works in place.
+
+    Returns
+    -------
+    loss : numpy scalar or ndarray
+        As `cross_entropy` returns it.
+    grad : ndarray
+        `out`, or a fresh array of the dtype of `logits`. 16-bit gradients are the float32 result,
+        rounded once.
+
+    Raises
+    ------
+    ValueError, TypeError, numpy.exceptions.AxisError
+        As `cross_entropy`; also for an `out` that does not fit, is read-only or overlaps an input.
+        Nothing has been written then.
+
+    Notes
+    -----
+    The gradient of the target is ``-(1 - p_y)`` from the sum of the other classes, never
+    ``p_y - 1``: docs/mathematics.md.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numba_ce import cross_entropy_and_grad
+    >>> logits = np.array([[2.0, 0.0, -1.0], [0.5, 0.5, 0.5]])
+    >>> loss, grad = cross_entropy_and_grad(logits, [0, 2], reduction="sum")
+    >>> grad.round(3)
+    array([[-0.156,  0.114,  0.042],
+           [ 0.333,  0.333, -0.667]])
+    """
+    array, axis = check_logits(logits, axis)
+    options = check_options(
+        label_smoothing, ignore_index, z_loss, softcap, temperature, check_targets
+    )
+    reduction = check_reduction(reduction)
+    problem = make_problem(array, targets, axis, class_weight, sample_weight, options, reduction)
+    if out is None:
+        grad = fresh_output(array)
+    else:
+        grad = check_out(out, array, _inputs(targets, class_weight, sample_weight))
+    loss = _loss(problem, array, axis, grad)
+    return loss, grad if out is None else out
+
+
+def _inputs(targets: Any, class_weight: Any, sample_weight: Any) -> tuple[Any, ...]:
+    return (
+        (targets, "targets"),
+        (class_weight, "class_weight"),
+        (sample_weight, "sample_weight"),
+    )
+
+
+def cross_entropy_grad_and_hess(
+    logits: Any,
+    targets: Any,
+    *,
+    axis: int = -1,
+    sample_weight: Any = None,
+    hess: str = "diagonal",
+    out: Any = None,
+) -> tuple[Array, Array]:
+    """Gradient and diagonal Hessian of each row's loss, as gradient boosting wants them.
+
+    ``grad = s (Q p - t)`` and ``hess = s Q p (1 - p)``, with Q = 1 for class indices and the sum
+    of t for probabilities.
+
+    Parameters
+    ----------
+    logits, targets, axis, sample_weight
+        As for `cross_entropy`. There is no ignore_index: a row of weight 0 is ignored.
+    hess : {"diagonal", "xgboost", "lightgbm"}
+        ``p (1 - p)``; ``max(2 p (1 - p), 1e-16)`` as XGBoost uses it; ``C / (C - 1) p (1 - p)`` as
+        LightGBM does.
+    out : pair of ndarray, optional
+        Where gradient and Hessian go; each as `out` of `cross_entropy_and_grad`.
+
+    Returns
+    -------
+    grad, hess : ndarray
+        `out`, or fresh arrays of the dtype of `logits`.
+
+    Raises
+    ------
+    ValueError, TypeError, numpy.exceptions.AxisError
+        As `cross_entropy_and_grad`.
+
+    Notes
+    -----
+    1 - p is the sum of the other classes over Z, never 1 minus p: docs/mathematics.md. The factors
+    are those of the sources of XGBoost (`multiclass_obj`) and LightGBM (`MulticlassSoftmax`).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numba_ce import cross_entropy_grad_and_hess
+    >>> grad, hess = cross_entropy_grad_and_hess(np.zeros((1, 4)), [1])
+    >>> grad
+    array([[ 0.25, -0.75,  0.25,  0.25]])
+    >>> hess
+    array([[0.1875, 0.1875, 0.1875, 0.1875]])
+    """
+    array, axis = check_logits(logits, axis)
+    if hess not in HESSIANS:
+        raise ValueError(f"hess = {hess!r}: expected 'diagonal', 'xgboost' or 'lightgbm'")
+    options = check_options(0.0, None, 0.0, None, 1.0, True)
+    problem = make_problem(array, targets, axis, None, sample_weight, options, "none")
+    if out is None:
+        grad, hessian = fresh_output(array), fresh_output(array)
+    else:
+        if not isinstance(out, (tuple, list)) or len(out) != 2:
+            raise TypeError(f"out is a {type(out).__name__}: expected a pair of arrays")
+        others = _inputs(targets, None, sample_weight)
+        grad = check_out(out[0], array, others, "out[0]")
+        hessian = check_out(out[1], array, (*others, (out[0], "out[0]")), "out[1]")
+    if problem.logits.shape[-1] == 0 and array.size == 0 and 0 not in problem.logits.shape[:-1]:
+        raise no_classes(array, axis)
+    if array.size:
+        backend().run_grad_hess(
+            problem, classes_last(grad, axis), classes_last(hessian, axis), hess
+        )
+    return (grad, hessian) if out is None else (out[0], out[1])
+
+
+def row_stats(
+    logits: Any, targets: Any = None, *, axis: int = -1, ignore_index: int | None = -100
+) -> RowStats:
+    """Maximum, log-sum-exp, entropy and, with targets, loss and rank of each row, in one pass.
+
+    ``lse = log(sum(exp(z)))``, ``entropy = -sum(p log p)``, ``loss = lse - z_y``.
+
+    Parameters
+    ----------
+    logits : array_like
+        As for `cross_entropy`.
+    targets : array_like of int, optional
+        Class indices.
+    axis : int
+        The class axis.
+    ignore_index : int or None
+        Rows with this class index have loss 0, target_logit NaN and rank C.
+
+    Returns
+    -------
+    RowStats
+        ``row_max, lse, argmax, entropy`` and ``target_logit, loss, rank`` (None without targets).
+        Floats have the dtype of `cross_entropy`'s loss. `argmax` (int64) is the first maximum;
+        `rank` (int64) is the number of classes that score strictly above the target, so that
+        ``rank < k`` is top-k accuracy. A row with NaN or +inf has entropy and loss NaN and rank C.
+
+    Raises
+    ------
+    ValueError, TypeError, numpy.exceptions.AxisError
+        As `cross_entropy`; TypeError for probabilities.
+
+    Notes
+    -----
+    The entropy is ``sum p_j ((m - z_j) + (lse - m))``, terms of one sign: docs/mathematics.md.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numba_ce import row_stats
+    >>> stats = row_stats(np.array([[1.0, 3.0, 2.0]]), [2])
+    >>> stats.argmax, stats.rank
+    (array([1]), array([1]))
+    """
+    array, axis = check_logits(logits, axis)
+    options = check_options(0.0, ignore_index, 0.0, None, 1.0, True)
+    if targets is None:
+        problem = Problem(classes_last(array, axis), None, False, None, None, options, "none")
+    else:
+        problem = make_problem(array, targets, axis, None, None, options, "none")
+        if problem.probabilities:
+            raise TypeError("targets are probabilities: row_stats expects class indices")
+    rows, dtype = problem.logits.shape[:-1], result_dtype(array)
+    floats = ["row_max", "lse", "entropy"] + ([] if targets is None else ["target_logit", "loss"])
+    outputs: dict[str, Any] = {name: np.empty(rows, dtype) for name in floats}
+    for name in ("argmax",) if targets is None else ("argmax", "rank"):
+        outputs[name] = np.empty(rows, np.int64)
+    if 0 not in rows:
+        if problem.logits.shape[-1] == 0:
+            raise no_classes(array, axis)
+        backend().run_row_stats(problem, outputs)
+    if not rows:
+        outputs = {name: value[()] for name, value in outputs.items()}
+    return RowStats(*(outputs.get(name) for name in RowStats._fields))
