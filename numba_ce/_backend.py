@@ -14,8 +14,6 @@ from contextvars import ContextVar
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-
 VARIABLE = "NUMBA_CE_BACKEND"
 NAMES = ("auto", "cpu", "cuda", "numpy")
 MODULES = {"cpu": "numba_ce.cpu", "numpy": "numba_ce.reference"}
@@ -151,18 +149,10 @@ def _context(name: str) -> Iterator[None]:
 _loaded: dict[str, ModuleType] = {}
 
 
-def backend(*arrays: Any) -> ModuleType:
-    """The module that works on these arguments."""
+def backend() -> ModuleType:
+    """The module that does the work."""
     name = get_backend()
-    for array in arrays:
-        if type(array) is np.ndarray:
-            continue
-        if hasattr(array, "__cuda_array_interface__"):
-            raise TypeError(
-                f"backend {name!r} got an array on a CUDA device ({type(array).__name__}): copy it "
-                f"to the host first; backend 'cuda': {why_not('cuda')}"
-            )
-    if name == "auto":
+    if name == "auto":  # where the data lives: only host arrays get this far
         name = "cpu"
     if name not in _loaded:
         _check(name, "backend")

@@ -52,6 +52,11 @@ def as_array(value: Any, name: str) -> Array:
             f"{name} is a MaskedArray, whose mask would be lost: fill it (-inf masks a class, "
             "ignore_index a row) and pass an ordinary array"
         )
+    if hasattr(value, "__cuda_array_interface__"):
+        raise TypeError(
+            f"{name} ({type(value).__name__}) is on a CUDA device, and the backend 'cuda' is not part "
+            "of this version: copy it to the host"
+        )
     return np.asarray(value)
 
 

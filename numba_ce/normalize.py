@@ -52,7 +52,7 @@ def logsumexp(logits: Any, axis: int = -1, *, keepdims: bool = False) -> Any:
     if moved.shape[-1] == 0:
         lse.fill(-np.inf)
     elif lse.size:
-        backend(logits).run_normalize(moved, "logsumexp", lse)
+        backend().run_normalize(moved, "logsumexp", lse)
     if keepdims:
         lse = np.expand_dims(lse, axis)
     return lse if lse.ndim else lse[()]
@@ -62,7 +62,7 @@ def _normalized(logits: Any, axis: Any, out: Any, what: str) -> Array:
     array, axis = check_logits(logits, axis)
     result = fresh_output(array) if out is None else check_out(out, array)
     if array.size:
-        backend(logits).run_normalize(
+        backend().run_normalize(
             classes_last(array, axis), what, classes_last(result, axis)
         )
     return result if out is None else out

@@ -1,0 +1,355 @@
+"""Records: what a part of a row is summed up by, so that rows may be cut into shards.
+
+A record is nine float64 numbers, `FIELDS`. With k the class left out (the target; for probabilities
+the largest logit of the shard), z after softcap, and T the temperature:
+
+    row_max = m = max over j != k of z_j          q_target = s q_k
+    sum_exp = sum over j != k of exp((z_j - m)/T) q_rest   = s sum over j != k of q_j
+    target_logit = t = z_k, -inf if not here      a_rest   = s sum over j != k of q_j (m - z_j) / T
+    z_weight = s v z_loss                         temperature, n_classes (of the whole row)
+
+Merging and finishing are plain NumPy: Dask chunks, MPI ranks and memory maps need no kernel for it.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy as np
+
+from numba_ce._backend import backend
+from numba_ce._validate import (
+    Array,
+    Problem,
+    bad_target_error,
+    check_logits,
+    check_options,
+    check_out,
+    classes_last,
+    make_problem,
+)
+from numba_ce.api import fresh_output
+from numba_ce.reference import finish, row_loss
+
+FIELDS = (
+    "row_max",
+    "sum_exp",
+    "target_logit",
+    "q_target",
+    "q_rest",
+    "a_rest",
+    "z_weight",
+    "temperature",
+    "n_classes",
+)
+
+
+def _integer(value: Any, name: str) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} = {value!r} is not an integer") from None
+
+
+def _check_record(record: Any, name: str) -> Array:
+    array = np.asarray(record)
+    if array.dtype.kind != "f" or array.dtype.itemsize != 8:
+        raise TypeError(f"{name} has dtype {array.dtype}: expected float64, from row_record")
+    if array.ndim == 0 or array.shape[-1] != len(FIELDS):
+        raise ValueError(f"{name} has shape {array.shape}: expected (..., {len(FIELDS)})")
+    return array
+
+
+def _check_offset(class_offset: Any, here: int, n_classes: int) -> int:
+    class_offset = _integer(class_offset, "class_offset")
+    if not 0 <= class_offset <= n_classes - here:
+        raise ValueError(
+            f"class_offset = {class_offset}: a shard of {here} of {n_classes} classes starts "
+            f"between 0 and {n_classes - here}"
+        )
+    return class_offset
+
+
+def _bad_rows(problem: Problem, n_classes: int) -> Array:
+    """The rows with a bad target, for shards without a class of their own."""
+    if problem.probabilities or problem.targets is None:
+        return np.zeros(problem.logits.shape[:-1], bool)
+    bad = (problem.targets < 0) | (problem.targets >= n_classes)
+    ignored = problem.options.ignore_index
+    if ignored is not None:
+        bad &= problem.targets != ignored
+    if problem.options.check_targets and bad.any():
+        raise bad_target_error(problem, int(np.flatnonzero(bad)[0]), n_classes)
+    return bad
+
+
+def row_record(
+    logits: Any,
+    targets: Any,
+    *,
+    class_offset: int,
+    n_classes: int,
+    axis: int = -1,
+    class_weight: Any = None,
+    sample_weight: Any = None,
+    label_smoothing: float = 0.0,
+    ignore_index: int | None = -100,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    check_targets: bool = True,
+) -> Array:
+    """The record of each row, from the logits of some of its classes.
+
+    ``(m, S, t)``: maximum and sum of ``exp((z - m) / T)`` of all classes here but the target, the
+    target's logit, and the sums that the options need.
+
+    Parameters
+    ----------
+    logits : array_like
+        The classes ``class_offset, class_offset + 1, ...`` of each row.
+    targets : array_like
+        Class indices counted over the whole row; or the probabilities of the classes here.
+    class_offset : int
+        The first class of this shard.
+    n_classes : int
+        Number of classes of the whole row.
+    class_weight : array_like, optional
+        The weights of the classes here.
+    axis, sample_weight, label_smoothing, ignore_index, z_loss, softcap, temperature, check_targets
+        As for `cross_entropy`; the same for every shard.
+
+    Returns
+    -------
+    ndarray of float64, shape (..., 9)
+
+    Raises
+    ------
+    ValueError, TypeError, numpy.exceptions.AxisError
+        As `cross_entropy`; also if the shard reaches beyond `n_classes`.
+
+    Notes
+    -----
+    The merge is that of Milakov & Gimelshein, "Online normalizer calculation for softmax" (2018),
+    with the target kept apart: docs/mathematics.md.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numba_ce import loss_from_record, merge_records, row_record
+    >>> logits = np.array([[1.0, 2.0, 3.0, 4.0]])
+    >>> left = row_record(logits[:, :2], [3], class_offset=0, n_classes=4)
+    >>> right = row_record(logits[:, 2:], [3], class_offset=2, n_classes=4)
+    >>> loss_from_record(merge_records(left, right)).round(6)
+    array([0.44019])
+    """
+    array, axis = check_logits(logits, axis)
+    options = check_options(
+        label_smoothing, ignore_index, z_loss, softcap, temperature, check_targets
+    )
+    problem = make_problem(array, targets, axis, class_weight, sample_weight, options, "none")
+    n_classes = _integer(n_classes, "n_classes")
+    here = problem.logits.shape[-1]
+    class_offset = _check_offset(class_offset, here, n_classes)
+    record = np.empty((*problem.logits.shape[:-1], len(FIELDS)))
+    if here == 0:
+        bad = _bad_rows(problem, n_classes)
+        record[...] = (-np.inf, 0, -np.inf, 0, 0, 0, 0, options.temperature, n_classes)
+        record[bad, 1] = np.nan
+    elif record.size:
+        backend().run_row_record(problem, class_offset, n_classes, record)
+    return record
+
+
+def merge_records(a: Any, b: Any) -> Array:
+    """The record of the classes of two shards together.
+
+    ``m = max(m_a, m_b)``, ``S = S_a exp((m_a - m) / T) + S_b exp((m_b - m) / T)``, and the sums of
+    an option likewise. The order of the arguments does not matter, to the bit.
+
+    Parameters
+    ----------
+    a, b : array_like of float64, shape (..., 9)
+        From `row_record` or from this function; they broadcast.
+
+    Returns
+    -------
+    ndarray of float64, shape (..., 9)
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not an array of records.
+
+    Notes
+    -----
+    Milakov & Gimelshein (2018), section 3; a part in which everything is masked is the identity.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numba_ce import merge_records, row_record
+    >>> a = row_record(np.array([1.0, 2.0]), 0, class_offset=0, n_classes=4)
+    >>> b = row_record(np.array([2.0, 2.0]), 0, class_offset=2, n_classes=4)
+    >>> merge_records(a, b)[:3]
+    array([2., 3., 1.])
+    """
+    a, b = np.broadcast_arrays(_check_record(a, "a"), _check_record(b, "b"))
+    m_a, s_a, t_a, k_a, q_a, r_a, z_a, temp_a, n_a = np.moveaxis(a, -1, 0)
+    m_b, s_b, t_b, k_b, q_b, r_b, z_b, temp_b, n_b = np.moveaxis(b, -1, 0)
+    temperature = np.fmax(temp_a, temp_b)
+    with np.errstate(all="ignore"):
+        m, t, loser = np.maximum(m_a, m_b), np.maximum(t_a, t_b), np.minimum(t_a, t_b)
+        # With probabilities each side leaves out its own largest logit: the smaller one of the two
+        # joins the others. With class indices only one side has one.
+        joins = loser > -np.inf
+        m = np.where(joins, np.maximum(m, loser), m)
+        first = t_a == t
+        tie = joins & (t_a == t_b)
+        k_loser = np.where(first, k_b, k_a)
+        k_winner = np.where(first, k_a, k_b)
+        # In a tie either may stay; the choice must not depend on the order
+        k_winner = np.where(tie, np.maximum(k_a, k_b), k_winner)
+        k_loser = np.where(tie, np.minimum(k_a, k_b), k_loser)
+
+        def scaled(s: Array, m_part: Array) -> Array:
+            return np.where(s == 0.0, 0.0, s * np.exp((m_part - m) / temperature))
+
+        def lifted(q: Array, r: Array, m_part: Array) -> Array:
+            below = np.where(m_part == m, 0.0, np.where(np.isinf(m_part), 0.0, m - m_part))
+            return r + np.where(q == 0.0, 0.0, q * below / temperature)
+
+        # A sum over masked classes only (m = -inf) holds their infinities and no finite part
+        s = scaled(s_a, m_a) + scaled(s_b, m_b)
+        r = lifted(q_a, r_a, m_a) + lifted(q_b, r_b, m_b)
+        s = s + np.where(joins, np.exp((loser - m) / temperature), 0.0)
+        r = r + np.where(
+            joins & (k_loser != 0.0), k_loser * (m - loser) / temperature, 0.0
+        )
+        q = (q_a + q_b) + np.where(joins, k_loser, 0.0)
+        k = np.where(joins, k_winner, k_a + k_b)
+    n_classes = np.fmax(n_a, n_b)
+    return np.stack([m, s, t, k, q, r, z_a + z_b, temperature, n_classes], axis=-1)
+
+
+def loss_from_record(record: Any) -> Array:
+    """The loss of each row, from the record of all its classes.
+
+    With ``d = (t - m) / T``: ``log1p(S exp(-d))`` if d >= 0, else ``-d + log(S + exp(d))``, and what
+    the options add.
+
+    Parameters
+    ----------
+    record : array_like of float64, shape (..., 9)
+
+    Returns
+    -------
+    ndarray of float64, shape (...)
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the argument is not an array of records.
+
+    Notes
+    -----
+    docs/mathematics.md, "From the record to the loss".
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numba_ce import loss_from_record, row_record
+    >>> record = row_record(np.zeros((2, 8)), [1, 2], class_offset=0, n_classes=8)
+    >>> loss_from_record(record) == np.log(8)
+    array([ True,  True])
+    """
+    record = _check_record(record, "record")
+    m, s, t, k, q, a, z_weight, temperature, _ = np.moveaxis(record, -1, 0)
+    with np.errstate(all="ignore"):
+        row = finish(m, s, t, temperature)
+        loss = row_loss(k, row, q, a, z_weight)
+    ignored = (m == -np.inf) & (s == 0.0) & (t == -np.inf)
+    ignored &= (k == 0.0) & (q == 0.0) & (a == 0.0) & (z_weight == 0.0)
+    return np.asarray(np.where(ignored, 0.0, loss))
+
+
+def grad_from_record(
+    logits: Any,
+    targets: Any,
+    record: Any,
+    *,
+    class_offset: int,
+    axis: int = -1,
+    class_weight: Any = None,
+    sample_weight: Any = None,
+    label_smoothing: float = 0.0,
+    ignore_index: int | None = -100,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    check_targets: bool = True,
+    out: Any = None,
+) -> Array:
+    """The gradient of the classes of one shard, from the record of the whole row.
+
+    ``Q p - q`` (`cross_entropy_and_grad`) for the sum of the losses of the rows.
+
+    Parameters
+    ----------
+    logits, targets, class_offset, class_weight
+        Of this shard, as for `row_record`.
+    record : array_like of float64, shape (..., 9)
+        The merged record of all shards.
+    axis, sample_weight, label_smoothing, ignore_index, z_loss, softcap, temperature, check_targets
+        As they were for `row_record`.
+    out : ndarray, optional
+        As `out` of `cross_entropy_and_grad`.
+
+    Returns
+    -------
+    ndarray
+        `out`, or a fresh array of the shape and dtype of `logits`.
+
+    Raises
+    ------
+    ValueError, TypeError, numpy.exceptions.AxisError
+        As `row_record`; also if `record` does not have one record per row.
+
+    Notes
+    -----
+    docs/mathematics.md, "From the record to the gradient".
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numba_ce import grad_from_record, row_record
+    >>> logits = np.zeros((1, 4))
+    >>> record = row_record(logits, [0], class_offset=0, n_classes=4)
+    >>> grad_from_record(logits[:, :2], [0], record, class_offset=0)
+    array([[-0.75,  0.25]])
+    """
+    array, axis = check_logits(logits, axis)
+    options = check_options(
+        label_smoothing, ignore_index, z_loss, softcap, temperature, check_targets
+    )
+    problem = make_problem(array, targets, axis, class_weight, sample_weight, options, "none")
+    record = _check_record(record, "record")
+    rows = problem.logits.shape[:-1]
+    if record.shape != (*rows, len(FIELDS)):
+        raise ValueError(f"record has shape {record.shape}: expected {(*rows, len(FIELDS))}")
+    if out is None:
+        grad = fresh_output(array)
+    else:
+        others = ((targets, "targets"), (record, "record"), (sample_weight, "sample_weight"))
+        grad = check_out(out, array, others)
+    if record.size:
+        n_classes = int(np.nanmax(record[..., 8]))
+        class_offset = _check_offset(class_offset, problem.logits.shape[-1], n_classes)
+        if problem.logits.shape[-1] == 0:
+            _bad_rows(problem, n_classes)
+        else:
+            record = np.ascontiguousarray(record, np.float64)
+            moved = classes_last(grad, axis)
+            backend().run_grad_from_record(problem, record, class_offset, moved)
+    return grad if out is None else out
