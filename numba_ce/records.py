@@ -268,10 +268,7 @@ def loss_from_record(record: Any) -> Array:
     m, s, t, k, q, a, z_weight, temperature, _ = np.moveaxis(record, -1, 0)
     with np.errstate(all="ignore"):
         row = finish(m, s, t, temperature)
-        loss = row_loss(k, row, q, a, z_weight)
-    ignored = (m == -np.inf) & (s == 0.0) & (t == -np.inf)
-    ignored &= (k == 0.0) & (q == 0.0) & (a == 0.0) & (z_weight == 0.0)
-    return np.asarray(np.where(ignored, 0.0, loss))
+        return np.asarray(row_loss(k, row, q, a, z_weight))
 
 
 def grad_from_record(

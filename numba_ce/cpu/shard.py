@@ -47,7 +47,7 @@ def record_operation(kernel):
             nothing = 0.0 if target.status == IGNORED else math.nan
             put(record, -math.inf)
             put(record + 8, nothing)
-            put(record + 16, -math.inf)
+            put(record + 16, 0.0 if target.status == IGNORED else -math.inf)
             for column in range(3, 7):
                 put(record + column * 8, nothing)
             return 0.0
