@@ -6,7 +6,7 @@ the largest logit of the shard), z after softcap, and T the temperature:
     row_max = m = max over j != k of z_j          q_target = s q_k
     sum_exp = sum over j != k of exp((z_j - m)/T) q_rest   = s sum over j != k of q_j
     target_logit = t = z_k, -inf if not here      a_rest   = s sum over j != k of q_j (m - z_j) / T
-    z_weight = s v z_loss                         temperature, n_classes (of the whole row)
+    z_weight = s v z_loss, in one of the shards   temperature, n_classes (of the whole row)
 
 Merging and finishing are plain NumPy: Dask chunks, MPI ranks and memory maps need no kernel for it.
 """

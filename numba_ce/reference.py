@@ -142,7 +142,8 @@ def read(problem: Problem, class_offset: int = 0, n_classes: int | None = None) 
         z = soft_capped(raw, options.softcap)
         k = np.argmax(np.where(np.isnan(z), -np.inf, z), axis=-1)
         k = np.where(z.max(axis=-1) == -np.inf, -1, k)
-        q, v, weight = w * ((1.0 - e) * t + e / n_classes), np.ones(shape[:-1]), s
+        q, weight = w * ((1.0 - e) * t + e / n_classes), s
+        v = np.full(shape[:-1], float(class_offset == 0))
     else:
         y = problem.targets
         bad = (y < 0) | (y >= n_classes)

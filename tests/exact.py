@@ -454,3 +454,12 @@ def wide_ulps(actual, exact, dtype, shift=0):
     unit = np.ldexp(1.0, np.maximum(exponent - digits, lowest + shift))
     difference = Wide(np.ldexp(np.asarray(actual, float), shift)) + Wide(-exact.high, -exact.low)
     return np.abs(difference.high) / unit
+
+
+def assert_same(actual, expected):
+    """Equal values, NaN equal to NaN (NumPy's own function does not know bfloat16's NaN)."""
+    actual, expected = (np.asarray(a) for a in (actual, expected))
+    if actual.dtype.name == "bfloat16":
+        assert expected.dtype == actual.dtype
+        actual, expected = actual.astype(np.float32), expected.astype(np.float32)
+    np.testing.assert_array_equal(actual, expected)

@@ -17,6 +17,7 @@ from cases import (
     make_targets,
 )
 from exact import (
+    assert_same,
     SHIFT,
     ULPS,
     Wide,
@@ -253,7 +254,7 @@ def test_16_bit_gradients_are_rounded_once(backend, rng, family, dtype, reductio
     assert loss.dtype == np.float32
     assert loss.tobytes() == loss32.tobytes()
     assert grad.dtype == dtype
-    np.testing.assert_array_equal(grad.view(np.uint16), grad32.astype(dtype).view(np.uint16))
+    assert_same(grad.view(np.uint16), grad32.astype(dtype).view(np.uint16))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, BFLOAT16], ids=str)
@@ -272,7 +273,7 @@ def test_16_bit_subnormal_and_tied_results(backend, rng, dtype, kind, axis):
         targets = targets if kind == "index" else np.ascontiguousarray(targets.T)
     _, grad = nc.cross_entropy_and_grad(logits, targets, **options)
     _, grad32 = nc.cross_entropy_and_grad(logits.astype(np.float32), targets, **options)
-    np.testing.assert_array_equal(grad.view(np.uint16), grad32.astype(dtype).view(np.uint16))
+    assert_same(grad.view(np.uint16), grad32.astype(dtype).view(np.uint16))
     if dtype == np.float16:
         small = np.abs(grad32)
         assert ((small > 6e-8) & (small < 6e-5)).any()

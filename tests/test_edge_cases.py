@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 from cases import BFLOAT16, DTYPE_IDS, DTYPES, make_logits, make_targets
-from exact import check_grad, check_loss, exact_rows
+from exact import assert_same, check_grad, check_loss, exact_rows
 
 import numba_ce as nc
 
@@ -18,15 +18,15 @@ def loss_and_grad(logits, targets, **options):
     """Per-row losses and their gradient, the loss-only kernel checked along the way."""
     loss, grad = nc.cross_entropy_and_grad(logits, targets, reduction="none", **options)
     alone = nc.cross_entropy(logits, targets, reduction="none", **options)
-    np.testing.assert_array_equal(alone, loss)
+    assert_same(alone, loss)
     assert alone.dtype == loss.dtype
     in_place = np.array(logits)
     loss2, grad2 = nc.cross_entropy_and_grad(
         in_place, targets, reduction="none", out=in_place, **options
     )
     assert grad2 is in_place
-    np.testing.assert_array_equal(loss2, loss)
-    np.testing.assert_array_equal(grad2, grad)
+    assert_same(loss2, loss)
+    assert_same(grad2, grad)
     return loss, grad
 
 
@@ -193,10 +193,10 @@ def test_unchecked_bad_targets_give_nan_in_their_row_only(backend, rng, dtype, r
     expected, expected_grad = nc.cross_entropy_and_grad(
         logits[~bad], targets[~bad], reduction=reduction
     )
-    np.testing.assert_array_equal(grad[~bad], expected_grad)  # the mean counts good rows alone
+    assert_same(grad[~bad], expected_grad)  # the mean counts good rows alone
     if reduction == "none":
         assert (np.isnan(loss) == bad).all()
-        np.testing.assert_array_equal(loss[~bad], expected)
+        assert_same(loss[~bad], expected)
     else:
         assert np.isnan(loss)
 
@@ -206,8 +206,8 @@ def test_unchecked_good_targets_change_nothing(backend, rng):
     targets = rng.integers(0, 10, 6)
     loss, grad = loss_and_grad(logits, targets)
     loss2, grad2 = loss_and_grad(logits, targets, check_targets=False)
-    np.testing.assert_array_equal(loss, loss2)
-    np.testing.assert_array_equal(grad, grad2)
+    assert_same(loss, loss2)
+    assert_same(grad, grad2)
 
 
 # ---------------------------------------------------------------- nothing to do
@@ -351,13 +351,13 @@ def test_ignored_rows_may_hold_anything(backend, rng, dtype, kind, n_classes):
     assert (loss[[1, 2, 4]] == 0).all()
     assert (grad[[1, 2, 4]] == 0).all()
     expected, expected_grad = loss_and_grad(clean[kept], targets[kept])
-    np.testing.assert_array_equal(loss[kept], expected)
-    np.testing.assert_array_equal(grad[kept], expected_grad)
+    assert_same(loss[kept], expected)
+    assert_same(grad[kept], expected_grad)
     mean, grad = nc.cross_entropy_and_grad(logits, targets, **options)
     expected, expected_grad = nc.cross_entropy_and_grad(clean[kept], targets[kept])
     assert mean == expected
     assert (grad[[1, 2, 4]] == 0).all()
-    np.testing.assert_array_equal(grad[kept], expected_grad)
+    assert_same(grad[kept], expected_grad)
 
 
 def test_ignored_target_is_read_as_probabilities_neither(backend):
@@ -407,8 +407,8 @@ def test_nan_stays_in_its_row(backend, rng, dtype, kind, spoiled, axis):
         assert np.isnan(bad_loss[[2, 7]]).all()
         assert np.isnan(bad_grad[[2, 7]].astype(float)).all()
         if axis == -1:
-            np.testing.assert_array_equal(bad_loss[good], loss[good])
-            np.testing.assert_array_equal(bad_grad[good], grad[good])
+            assert_same(bad_loss[good], loss[good])
+            assert_same(bad_grad[good], grad[good])
         else:
             assert np.isfinite(bad_loss[good]).all()
             assert np.isfinite(bad_grad[good].astype(float)).all()
@@ -444,8 +444,8 @@ def test_a_row_of_minus_inf(backend, rng, dtype, kind, n_classes):
     loss, grad = loss_and_grad(logits, targets)
     assert np.isnan(loss[1])
     assert np.isnan(grad[1]).all()
-    np.testing.assert_array_equal(loss[[0, 2]], expected[0][[0, 2]])
-    np.testing.assert_array_equal(grad[[0, 2]], expected[1][[0, 2]])
+    assert_same(loss[[0, 2]], expected[0][[0, 2]])
+    assert_same(grad[[0, 2]], expected[1][[0, 2]])
 
 
 @pytest.mark.parametrize("position", [0, 1, 1023, 1024, 2047, 2048, 3000, 4999])
@@ -754,7 +754,7 @@ def test_one_row(backend, rng, targets):
     rows, grad_rows = nc.cross_entropy_and_grad(logits[None], [3], reduction="none")
     assert loss.shape == ()
     assert loss == rows[0]
-    np.testing.assert_array_equal(grad, grad_rows[0])
+    assert_same(grad, grad_rows[0])
     none, _ = nc.cross_entropy_and_grad(logits, targets, reduction="none")
     assert none == loss
     assert np.shape(none) == ()

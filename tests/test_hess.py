@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from cases import BFLOAT16, DTYPE_IDS, DTYPES, LAYOUTS, TARGET_KINDS, make_logits, make_targets
-from exact import ONE, check_grad, check_values, exact_rows, mp, mpf, softmax_row
+from exact import assert_same, ONE, check_grad, check_values, exact_rows, mp, mpf, softmax_row
 
 import numba_ce as nc
 
@@ -99,7 +99,7 @@ def test_factors(backend, rng):
     _, diagonal = nc.cross_entropy_grad_and_hess(logits, np.zeros(5, int))
     _, xgboost = nc.cross_entropy_grad_and_hess(logits, np.zeros(5, int), hess="xgboost")
     _, lightgbm = nc.cross_entropy_grad_and_hess(logits, np.zeros(5, int), hess="lightgbm")
-    np.testing.assert_array_equal(xgboost, 2 * diagonal)
+    assert_same(xgboost, 2 * diagonal)
     np.testing.assert_allclose(lightgbm, diagonal * 4 / 3, rtol=4e-16)
 
 
@@ -108,7 +108,7 @@ def test_xgboost_floor_is_weighted(backend):
     _, h = nc.cross_entropy_grad_and_hess(
         logits, [0, 0], hess="xgboost", sample_weight=np.array([1.0, 8.0])
     )
-    np.testing.assert_array_equal(h, [[1e-16] * 3, [8e-16] * 3])
+    assert_same(h, [[1e-16] * 3, [8e-16] * 3])
 
 
 def test_gradient_is_that_of_the_loss(backend, rng):
@@ -131,14 +131,14 @@ def test_out_is_a_pair(backend, rng, hess, dtype, axis):
     grad2, h2 = nc.cross_entropy_grad_and_hess(logits, targets, hess=hess, axis=axis, out=out)
     assert grad2 is out[0]
     assert h2 is out[1]
-    np.testing.assert_array_equal(grad2, grad)
-    np.testing.assert_array_equal(h2, h)
+    assert_same(grad2, grad)
+    assert_same(h2, h)
     grad3, _ = nc.cross_entropy_grad_and_hess(
         logits, targets, hess=hess, axis=axis, out=(logits, out[1])
     )
     assert grad3 is logits
-    np.testing.assert_array_equal(logits, grad)
-    np.testing.assert_array_equal(out[1], h)
+    assert_same(logits, grad)
+    assert_same(out[1], h)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, BFLOAT16], ids=str)
@@ -147,7 +147,7 @@ def test_16_bit_results_are_rounded_once(backend, rng, dtype):
     both = nc.cross_entropy_grad_and_hess(logits, targets)
     wide = nc.cross_entropy_grad_and_hess(logits.astype(np.float32), targets)
     for a, b in zip(both, wide, strict=True):
-        np.testing.assert_array_equal(a.view(np.uint16), b.astype(dtype).view(np.uint16))
+        assert_same(a.view(np.uint16), b.astype(dtype).view(np.uint16))
 
 
 @every_kind
@@ -166,8 +166,8 @@ def test_special_rows(backend, rng, hess, dtype, n_classes):
         assert np.isfinite(a[3:]).all()
     assert grad[3, 1] == 0
     assert h[3, 1] == (np.array(1e-16).astype(dtype) if hess == "xgboost" else 0)
-    np.testing.assert_array_equal(grad[4], clean[0][4])
-    np.testing.assert_array_equal(h[4], clean[1][4])
+    assert_same(grad[4], clean[0][4])
+    assert_same(h[4], clean[1][4])
     logits[4] = NAN
     grad, h = nc.cross_entropy_grad_and_hess(
         logits, [0, 1, 2, 3, 4], hess=hess, sample_weight=np.array([0.0, 0, 0, 0, 0])
@@ -184,4 +184,4 @@ def test_layouts(backend, rng, layout, kind):
     expected = nc.cross_entropy_grad_and_hess(plain, targets)
     actual = nc.cross_entropy_grad_and_hess(LAYOUTS[layout](plain), LAYOUTS[layout](targets))
     for a, b in zip(actual, expected, strict=True):
-        np.testing.assert_array_equal(a, b)
+        assert_same(a, b)

@@ -14,7 +14,7 @@ from cases import (
     make_logits,
     make_targets,
 )
-from exact import check_grad, check_loss, exact_rows, working
+from exact import assert_same, check_grad, check_loss, exact_rows, working
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,7 +28,7 @@ both_kinds = pytest.mark.parametrize("kind", TARGET_KINDS)
 def same_bits(a, b):
     """Equal values, NaN included, and equal dtypes (of any byte order)."""
     assert a.dtype.newbyteorder("=") == b.dtype.newbyteorder("=")
-    np.testing.assert_array_equal(np.asarray(a, float), np.asarray(b, float))
+    assert_same(np.asarray(a, float), np.asarray(b, float))
 
 
 # ---------------------------------------------------------------- hypothesis

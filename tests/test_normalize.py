@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.special
 from cases import BFLOAT16, DTYPE_IDS, DTYPES, LAYOUTS, make_logits
-from exact import check_values, softmax_row, working
+from exact import assert_same, check_values, softmax_row, working
 
 import numba_ce as nc
 
@@ -45,7 +45,7 @@ def test_confident_rows_keep_their_digits(backend):
 def test_16_bit_results_are_rounded_once(backend, rng, dtype, name):
     logits = make_logits(rng, (20, 50), dtype, 4.0)
     expected = FUNCTIONS[name](logits.astype(np.float32)).astype(dtype)
-    np.testing.assert_array_equal(FUNCTIONS[name](logits).view(np.uint16), expected.view(np.uint16))
+    assert_same(FUNCTIONS[name](logits).view(np.uint16), expected.view(np.uint16))
 
 
 SPECIAL_ROWS = [
@@ -102,8 +102,8 @@ def test_axis_and_keepdims(backend, rng, axis, dtype):
     np.testing.assert_allclose(lse, expected, rtol=min(rtol, 2e-6))
     kept = nc.logsumexp(logits, axis=axis, keepdims=True)
     assert kept.shape == np.expand_dims(expected, axis).shape
-    np.testing.assert_array_equal(np.squeeze(kept, axis), lse)
-    np.testing.assert_array_equal(nc.logsumexp(logits, axis), lse)  # positional, as in scipy
+    assert_same(np.squeeze(kept, axis), lse)
+    assert_same(nc.logsumexp(logits, axis), lse)  # positional, as in scipy
     for name, function in FUNCTIONS.items():
         expected = getattr(scipy.special, name)(plain, axis=axis)
         actual = function(logits, axis)
@@ -120,15 +120,15 @@ def test_out_and_in_place(backend, rng, name, dtype, axis):
     before = logits.copy()
     expected = function(logits, axis=axis)
     assert not np.shares_memory(expected, logits)
-    np.testing.assert_array_equal(logits, before)
+    assert_same(logits, before)
     big = np.full((41, 70), 7, dtype)
     out = big[1::2, 3:69:2]
     assert function(logits, axis=axis, out=out) is out
-    np.testing.assert_array_equal(out, expected)
+    assert_same(out, expected)
     out[...] = 7
     assert (big == 7).all()
     assert function(logits, axis=axis, out=logits) is logits
-    np.testing.assert_array_equal(logits, expected)
+    assert_same(logits, expected)
 
 
 @both_functions
@@ -138,8 +138,8 @@ def test_layouts(backend, rng, name, layout, axis):
     function = FUNCTIONS[name]
     plain = make_logits(rng, (9, 40), np.float32)
     logits = LAYOUTS[layout](plain)
-    np.testing.assert_array_equal(function(logits, axis=axis), function(plain, axis=axis))
-    np.testing.assert_array_equal(nc.logsumexp(logits, axis=axis), nc.logsumexp(plain, axis=axis))
+    assert_same(function(logits, axis=axis), function(plain, axis=axis))
+    assert_same(nc.logsumexp(logits, axis=axis), nc.logsumexp(plain, axis=axis))
 
 
 def test_one_row(backend, rng):

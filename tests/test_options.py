@@ -17,7 +17,7 @@ from cases import (
     make_targets,
     option_id,
 )
-from exact import check_grad, check_loss, check_total, exact_rows
+from exact import assert_same, check_grad, check_loss, check_total, exact_rows
 
 import numba_ce as nc
 
@@ -62,7 +62,7 @@ def test_gradient_is_the_derivative_of_the_loss(backend, rng, names, kind, reduc
         targets = targets if kind == "index" else np.ascontiguousarray(targets.T)
         options["axis"] = 0
     loss, grad = nc.cross_entropy_and_grad(logits, targets, **options)
-    np.testing.assert_array_equal(nc.cross_entropy(logits, targets, **options), loss)
+    assert_same(nc.cross_entropy(logits, targets, **options), loss)
     expected = finite_differences(lambda z: np.sum(nc.cross_entropy(z, targets, **options)), logits)
     np.testing.assert_allclose(grad, expected, rtol=0, atol=1e-10 * np.abs(expected).max())
 
@@ -93,7 +93,7 @@ def test_reductions_against_mpmath(backend, rng, names, kind, dtype, reduction):
     )
     assert grad2 is in_place
     assert loss2 == loss
-    np.testing.assert_array_equal(grad2, grad)
+    assert_same(grad2, grad)
     options.pop("check_targets", None)
     rows = exact_rows(logits, targets, **options)
     check_total(loss, rows, dtype, reduction)
@@ -156,7 +156,7 @@ def test_reductions_of_the_same_rows(backend, rng):
     rows, grad = nc.cross_entropy_and_grad(logits, targets, reduction="none")
     total, grad_sum = nc.cross_entropy_and_grad(logits, targets, reduction="sum")
     mean, grad_mean = nc.cross_entropy_and_grad(logits, targets, reduction="mean")
-    np.testing.assert_array_equal(grad, grad_sum)
+    assert_same(grad, grad_sum)
     np.testing.assert_allclose(total, rows.sum(), rtol=1e-15)
     np.testing.assert_allclose(mean, rows.mean(), rtol=1e-15)
     np.testing.assert_allclose(grad_mean, grad / 50, rtol=4e-16)
@@ -185,8 +185,8 @@ def test_probabilities_of_any_float_dtype(backend, rng, dtype):
     expected, expected_grad = nc.cross_entropy_and_grad(
         logits, targets.astype(np.float64), reduction="none"
     )
-    np.testing.assert_array_equal(loss, expected)
-    np.testing.assert_array_equal(grad, expected_grad)
+    assert_same(loss, expected)
+    assert_same(grad, expected_grad)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
@@ -282,17 +282,17 @@ def test_out_and_in_place(backend, rng, names, kind):
     before = logits.copy()
     loss, grad = nc.cross_entropy_and_grad(logits, targets, **options)
     assert not np.shares_memory(grad, logits)
-    np.testing.assert_array_equal(logits, before)
+    assert_same(logits, before)
     out = np.full_like(logits, np.nan)
     loss2, grad2 = nc.cross_entropy_and_grad(logits, targets, out=out, **options)
     assert grad2 is out
     assert loss2 == loss
-    np.testing.assert_array_equal(out, grad)
-    np.testing.assert_array_equal(logits, before)
+    assert_same(out, grad)
+    assert_same(logits, before)
     loss3, grad3 = nc.cross_entropy_and_grad(logits, targets, out=logits, **options)
     assert grad3 is logits
     assert loss3 == loss
-    np.testing.assert_array_equal(logits, grad)
+    assert_same(logits, grad)
 
 
 def test_inputs_are_left_alone(backend, rng):
@@ -315,5 +315,5 @@ def test_sample_weight_scales_a_row(backend, rng, kind):
     s = np.array([1.0, 2.0, 0.5, -4.0, 0.25])
     loss, grad = nc.cross_entropy_and_grad(logits, targets, reduction="none")
     loss2, grad2 = nc.cross_entropy_and_grad(logits, targets, sample_weight=s, reduction="none")
-    np.testing.assert_array_equal(loss2, s * loss)  # powers of two: exact
-    np.testing.assert_array_equal(grad2, s[:, None] * grad)
+    assert_same(loss2, s * loss)  # powers of two: exact
+    assert_same(grad2, s[:, None] * grad)

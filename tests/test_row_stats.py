@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from cases import DTYPE_IDS, DTYPES, make_logits
-from exact import check_loss, check_values, exact_rows, softmax_row, working
+from exact import assert_same, check_loss, check_values, exact_rows, softmax_row, working
 
 import numba_ce as nc
 
@@ -30,11 +30,11 @@ def test_fields(backend, rng, dtype, shape, axis):
     for name in ("row_max", "lse", "entropy", "target_logit", "loss"):
         assert getattr(stats, name).dtype == working(dtype)
     assert all(field.shape == rows.shape[:-1] for field in stats)
-    np.testing.assert_array_equal(stats.row_max, rows.max(axis=-1))
-    np.testing.assert_array_equal(stats.argmax, rows.argmax(axis=-1))
+    assert_same(stats.row_max, rows.max(axis=-1))
+    assert_same(stats.argmax, rows.argmax(axis=-1))
     picked = np.take_along_axis(rows, targets[..., None], axis=-1)
-    np.testing.assert_array_equal(stats.target_logit, picked[..., 0])
-    np.testing.assert_array_equal(stats.rank, (rows > picked).sum(axis=-1))
+    assert_same(stats.target_logit, picked[..., 0])
+    assert_same(stats.rank, (rows > picked).sum(axis=-1))
     check_loss(np.asarray(stats.loss), exact_rows(logits, targets, axis=axis), dtype)
     soft = [softmax_row(z) for z in rows.reshape(-1, n_classes)]
     check_values(stats.lse, [s.lse for s in soft], [s.lse_size for s in soft], 2, dtype, "lse")
@@ -44,7 +44,7 @@ def test_fields(backend, rng, dtype, shape, axis):
     alone = nc.row_stats(logits, axis=axis)
     assert alone.target_logit is alone.loss is alone.rank is None
     for name in ("row_max", "lse", "argmax", "entropy"):
-        np.testing.assert_array_equal(getattr(alone, name), getattr(stats, name))
+        assert_same(getattr(alone, name), getattr(stats, name))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -71,9 +71,9 @@ def test_ties(backend, rng, dtype, n_classes):
     targets = rng.integers(0, n_classes, 6)
     stats = nc.row_stats(logits, targets)
     rows = logits.astype(float)
-    np.testing.assert_array_equal(stats.argmax, rows.argmax(axis=1))
+    assert_same(stats.argmax, rows.argmax(axis=1))
     picked = rows[np.arange(6), targets]
-    np.testing.assert_array_equal(stats.rank, (rows > picked[:, None]).sum(axis=1))
+    assert_same(stats.rank, (rows > picked[:, None]).sum(axis=1))
     assert stats.argmax[0] == stats.rank[0] == stats.argmax[1] == stats.rank[1] == 0
 
 
@@ -94,19 +94,19 @@ def test_special_rows(backend, rng, dtype, n_classes, axis):
         logits if axis == -1 else np.ascontiguousarray(logits.T), targets, axis=axis
     )
     top = logits[3].astype(float).argmax()
-    np.testing.assert_array_equal(
+    assert_same(
         stats.row_max[[0, 1, 2, 3, 4, 6]],
         np.array([NAN, INF, -INF, float(logits[3, top]), 2.5, NAN]),
     )
-    np.testing.assert_array_equal(stats.lse[[0, 1, 2, 4, 6]], [NAN, INF, -INF, 2.5, NAN])
+    assert_same(stats.lse[[0, 1, 2, 4, 6]], [NAN, INF, -INF, 2.5, NAN])
     assert np.isfinite(stats.lse[[3, 5]]).all()
-    np.testing.assert_array_equal(stats.argmax[[0, 1, 2, 3, 4, 6]], [1, 2, 0, top, 1, 2])
+    assert_same(stats.argmax[[0, 1, 2, 3, 4, 6]], [1, 2, 0, top, 1, 2])
     nan_rows = [True, True, True, False, False, False, True]
     assert np.isnan(stats.entropy).tolist() == nan_rows
     assert np.isnan(stats.loss).tolist() == nan_rows
     assert stats.loss[3] == INF
     assert stats.loss[4] == stats.entropy[4] == 0
-    np.testing.assert_array_equal(stats.target_logit[[1, 2, 3, 4]], [INF, -INF, -INF, 2.5])
+    assert_same(stats.target_logit[[1, 2, 3, 4]], [INF, -INF, -INF, 2.5])
     assert stats.target_logit[[0, 5, 6]].tolist() == logits[[0, 5, 6], [0, 2, 0]].tolist()
     assert (stats.rank[[0, 1, 2, 6]] == n_classes).all()
     assert stats.rank[3] == n_classes - 1
@@ -124,11 +124,11 @@ def test_ignored_rows(backend, rng, dtype):
     assert (stats.rank[ignored] == 12).all()
     assert np.isnan(stats.target_logit[ignored]).all()
     for name in ("row_max", "lse", "argmax", "entropy"):
-        np.testing.assert_array_equal(getattr(stats, name), getattr(full, name))
+        assert_same(getattr(stats, name), getattr(full, name))
     for name in ("loss", "rank", "target_logit"):
-        np.testing.assert_array_equal(getattr(stats, name)[[0, 3]], getattr(full, name)[[0, 3]])
+        assert_same(getattr(stats, name)[[0, 3]], getattr(full, name)[[0, 3]])
     other = nc.row_stats(logits, [1, 7, 7, 4], ignore_index=7)
-    np.testing.assert_array_equal(other.loss, stats.loss)
+    assert_same(other.loss, stats.loss)
 
 
 def test_rank_is_top_k_accuracy(backend, rng):
@@ -137,7 +137,7 @@ def test_rank_is_top_k_accuracy(backend, rng):
     order = np.argsort(-logits, axis=1)
     for k in (1, 3, 10):
         expected = (order[:, :k] == targets[:, None]).any(axis=1)
-        np.testing.assert_array_equal(rank < k, expected)
+        assert_same(rank < k, expected)
 
 
 def test_entropy_bounds(backend):

@@ -64,7 +64,10 @@ def record_operation(kernel):
         put(record + 24, s * target.q if k >= 0 else 0.0)
         put(record + 32, s * row_.q_rest)
         put(record + 40, s * row_.a_rest)
-        put(record + 48, s * target.z_weight * plan.z_loss)
+        z_weight = target.z_weight
+        if targets_kind is not None and plan.class_offset > 0:
+            z_weight = 0.0  # shards add theirs up: the first one has it
+        put(record + 48, s * z_weight * plan.z_loss)
         return 0.0
 
     return do_row
