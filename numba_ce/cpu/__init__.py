@@ -99,8 +99,11 @@ class _Plan:
             fields["targets_signed"] = problem.targets.dtype.kind == "i"
         if problem.sample_weight is not None:
             fields["sample_weight_kind"] = KIND_NAMES.index(_kind(problem.sample_weight))
-        if options.ignore_index is not None and -(2**63) < options.ignore_index < 2**63:
-            fields["has_ignore_index"], fields["ignore_index"] = True, options.ignore_index
+        ignored, signed = options.ignore_index, fields["targets_signed"]
+        lowest = -(2**63) if signed else 0
+        if ignored is not None and lowest <= ignored < lowest + 2**64:
+            fields["has_ignore_index"] = True
+            fields["ignore_index"] = ignored if ignored < 2**63 else ignored - 2**64
         if problem.class_weight is not None:
             self.point("class_weight", problem.class_weight)
             padded = np.zeros(len(problem.class_weight) + 16, real_type(self.kind))

@@ -146,7 +146,7 @@ def store_vector(typingctx, kind, address, vector):
 
 
 def _load_integer(builder, address, swapped, size, signed):
-    """An i64 from 1, 2, 4 or 8 bytes; a uint64 above the int64 range becomes -1, no class."""
+    """An i64 from 1, 2, 4 or 8 bytes; a uint64 above the int64 range becomes negative, no class."""
     i64 = ir.IntType(64)
     done = builder.append_basic_block("loaded")
     found = []
@@ -159,11 +159,9 @@ def _load_integer(builder, address, swapped, size, signed):
         raw = builder.load(_raw_pointer(builder, address, ir.IntType(width)))
         raw.align = 1
         raw = _swapped_if(builder, raw, swapped)
+        value = raw
         if width < 64:
             value = builder.select(signed, builder.sext(raw, i64), builder.zext(raw, i64))
-        else:
-            too_large = builder.and_(builder.not_(signed), builder.icmp_signed("<", raw, i64(0)))
-            value = builder.select(too_large, i64(-(2**63)), raw)
         found.append((value, builder.block))
         builder.branch(done)
     builder.position_at_end(wrong)
@@ -177,7 +175,7 @@ def _load_integer(builder, address, swapped, size, signed):
 
 @intrinsic
 def load_integer(typingctx, address, size, signed, swapped):
-    """The integer of `size` bytes at `address`; -2**63 for what int64 cannot hold."""
+    """The integer of `size` bytes at `address`, modulo 2**64."""
 
     def codegen(context, builder, sig, args):
         address, size, signed, swapped = args

@@ -109,9 +109,23 @@ def _polynomial(r):
     return polynomial64
 
 
+def _with_exponent(value, shifted, exponent):
+    """value * 2**n of `exp_scaled`; the exponent is an integer, or a vector of whole numbers."""
+    raise NotImplementedError
+
+
+@inner_overload(_with_exponent)
+def _with_any_exponent(value, shifted, exponent):
+    if isinstance(exponent, types.Integer):
+        return lambda value, shifted, exponent: times_power_of_two(value, shifted, exponent)
+    bias = EXPONENT_BIAS[value.dtype]
+    return lambda value, shifted, exponent: times_power_of_two(value, shifted + exponent, bias)
+
+
 def exp_scaled(x, reference, exponent, lowest, constants):
     """exp((x - reference) / T) * 2**(exponent - bias of the format); exactly 0 below `lowest`.
 
+    Everything but x may be a scalar or a vector; a vector of exponents is without that bias.
     `lowest` (a bound on x - reference) is where the result leaves the normal numbers. -inf gives
     0, NaN and +inf give NaN. `constants` is a `Reduction` for T, or None for T = 1.
     """
@@ -132,7 +146,7 @@ def _exp_scaled(x, reference, exponent, lowest, constants):
         n = shifted - magic
         r = fma(n, minus_lo, fma(n, minus_hi, d))
         y = fma(r * r, polynomial(r), r) + one
-        return select(d < lowest, zero, times_power_of_two(y, shifted, exponent))
+        return select(d < lowest, zero, _with_exponent(y, shifted, exponent))
 
     def tempered(x, reference, exponent, lowest, constants):
         d = x - reference
@@ -141,7 +155,7 @@ def _exp_scaled(x, reference, exponent, lowest, constants):
         # n * ln2 * T is taken from the exact difference; what is left, at most 0.35 T, is scaled
         r = fma(n, -constants[2], fma(n, -constants[1], d)) * constants[3]
         y = fma(r * r, polynomial(r), r) + one
-        return select(d < lowest, zero, times_power_of_two(y, shifted, exponent))
+        return select(d < lowest, zero, _with_exponent(y, shifted, exponent))
 
     return plain if isinstance(constants, types.NoneType) else tempered
 

@@ -15,16 +15,18 @@ from functools import lru_cache
 import numpy as np
 
 from numba_ce.cpu.element import KINDS, get, load_element, put, store_element
-from numba_ce.cpu.exp import BIAS, EXPONENT_BIAS, LN2, exp_scaled
+from numba_ce.cpu.exp import BIAS, EXPONENT_BIAS, LN2, LOG2E, MAGIC, exp_scaled
 from numba_ce.cpu.finish import put_result
 from numba_ce.cpu.jit import inner, smaller
-from numba_ce.cpu.log import log1p
+from numba_ce.cpu.log import LN2_HI, LN2_LO, log1p
+from numba_ce.cpu.measure import ZERO_REFERENCE
 from numba_ce.cpu.plan import locate
 from numba_ce.cpu.targets import BAD, KEPT, index_target
 from numba_ce.cpu.vector import (
     VECTOR_BYTES,
     absolute,
     as_float32,
+    fma,
     high_as_float64,
     load,
     low_as_float64,
@@ -41,6 +43,9 @@ MINUS_INF = np.float32(-np.inf)
 F32_0, F32_INF, F32_NAN = np.float32(0), np.float32(np.inf), np.float32(np.nan)
 EXPONENT = EXPONENT_BIAS[KINDS["float32"][1]] + BIAS
 LOWEST = np.float32(-(EXPONENT - 1) * float(LN2))
+NEAR = np.float32(ZERO_REFERENCE[KINDS["float32"][1]])
+MAGIC_F32 = MAGIC[KINDS["float32"][1]]
+LOG2E_F32, LN2_F32 = np.float32(LOG2E), np.float32(LN2)
 F64_EXPONENT = 1023
 F64_LOWEST = -1022 * float(LN2)
 UNBIAS = 2.0**-BIAS
@@ -48,7 +53,7 @@ UNBIAS = 2.0**-BIAS
 
 @inner
 def exp64(x):
-    """exp of a float64 vector of non-positive numbers."""
+    """exp of a float64 vector of numbers below 1."""
     return exp_scaled(x, 0.0, F64_EXPONENT, F64_LOWEST, None)
 
 
@@ -67,6 +72,22 @@ def finish_rows(sum_exp, d):
     rest = select(others, sum_exp, u) / z
     factor = select(others, splat(1.0), small) / z
     return loss, rest, factor
+
+
+@inner
+def scales(row_max):
+    """Reference and power of `measure.choose` for sixteen rows; 0 and 0 for a row of -inf."""
+    power = fma(row_max, LOG2E_F32, MAGIC_F32) - MAGIC_F32
+    near, masked = absolute(row_max) < NEAR, row_max == MINUS_INF
+    power = select(near, power, F32_0)
+    return select(near, splat(F32_0), select(masked, F32_0, row_max)), power
+
+
+@inner
+def to_max(row_max, reference, power):
+    """exp(reference - m) * 2**(power - BIAS), for eight rows; 2**-BIAS for a row of -inf."""
+    away = fma(power, LN2_LO, fma(power, LN2_HI, reference - row_max))
+    return exp64(select(absolute(away) < 1.0, away, 0.0)) * UNBIAS
 
 
 @lru_cache
@@ -136,19 +157,24 @@ def narrow_operation(kernel):
             t = select(is_target, x, t)
             row_max = maximum(select(is_target, MINUS_INF, x), row_max)
             c += np.float32(1)
-        # Where nothing else is alive the exponentials are exp(-inf - 0) = 0, not NaN
-        reference = select(row_max == MINUS_INF, F32_0, row_max)
+        reference, power = scales(row_max)
+        exponent = splat(np.float32(BIAS)) - power
+        lowest = fma(power, LN2_F32, LOWEST)
         low, high = splat(0.0), splat(0.0)
         c = F32_0
         for at in range(tile, end, VECTOR_BYTES):
             x = select(y == c, MINUS_INF, load(at, F32_0))
-            e = exp_scaled(x, reference, EXPONENT, LOWEST, None)
+            e = exp_scaled(x, reference, exponent, lowest, None)
             low, high = low + low_as_float64(e), high + high_as_float64(e)
             store(at, e)
             c += np.float32(1)
+        to_max_low = to_max(low_as_float64(row_max), low_as_float64(reference), low_as_float64(power))
+        to_max_high = to_max(
+            high_as_float64(row_max), high_as_float64(reference), high_as_float64(power)
+        )
         broken = select(t < F32_INF, splat(F32_0), F32_NAN)
-        low = low * UNBIAS + low_as_float64(broken)
-        high = high * UNBIAS + high_as_float64(broken)
+        low = low * to_max_low + low_as_float64(broken)
+        high = high * to_max_high + high_as_float64(broken)
         # d in float64 is exact enough: both are float32
         d_low = low_as_float64(t) - low_as_float64(row_max)
         d_high = high_as_float64(t) - high_as_float64(row_max)
@@ -176,8 +202,8 @@ def narrow_operation(kernel):
                 g_y = as_float32(
                     splat(0.0) - weight_low * rest_low, splat(0.0) - weight_high * rest_high
                 )
-                factor_low = factor_low * weight_low * UNBIAS
-                factor_high = factor_high * weight_high * UNBIAS
+                factor_low = factor_low * weight_low * to_max_low
+                factor_high = factor_high * weight_high * to_max_high
                 c = F32_0
                 for at in range(tile, end, VECTOR_BYTES):
                     e = load(at, F32_0)

@@ -143,7 +143,7 @@ def normalize_operation(kernel):
         logits_at, _, _, grad_at, _ = locate(plan, row)
         source, out = plan.logits + logits_at, plan.grad + grad_at
         k, peak = -1, minus_inf
-        if is_log:
+        if not is_softmax:  # 1 + the sum of the others: its logarithm keeps all digits
             k, peak = find_peak(plan, source, work)
         row_ = measure(plan, source, k, 0, zero, work)
         end = finish_row(row_.row_max, row_.sum_exp, np.float64(peak), 1.0)
@@ -155,9 +155,9 @@ def normalize_operation(kernel):
             )
         else:
             lse = end.lse
-            if math.isinf(row_.row_max) and (row_.row_max < 0.0 or math.isnan(lse)):
+            if math.isinf(peak):
                 # -inf: no class at all. inf: the sum is NaN, which may hide a NaN among the logits
-                lse = row_.row_max if first_nan(plan, source) < 0 else math.nan
+                lse = np.float64(peak) if first_nan(plan, source) < 0 else math.nan
             put_result(plan.lse, row, plan.loss_bytes, lse)
         return 0.0
 

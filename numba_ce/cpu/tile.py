@@ -4,6 +4,7 @@ A tile lies either where the caller's array is (float32 or float64 in native ord
 gaps) or in scratch memory, where every dtype, stride and byte order has been made into one form.
 """
 
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -161,7 +162,7 @@ def _total_of(sums, like):
         for i in range(8):
             total, rounding = two_sum(total, lane(sums[0], i))
             lost += rounding
-        return total + lost
+        return total if math.isinf(total) else total + lost
 
     return compensated
 
