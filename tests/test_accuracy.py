@@ -69,7 +69,8 @@ def test_wide_rows_against_mpmath(rng, scale, temperature):
     zero_error = wide_ulps(wide.grad.scaled(-SHIFT).high, wide.grad, np.float64, SHIFT)
     assert zero_error.max() <= 0.5
     off_by_one = np.nextafter(wide.grad.scaled(-SHIFT).high, 1)
-    error = wide_ulps(off_by_one, wide.grad, np.float64, SHIFT)
+    normal = np.abs(wide.grad.scaled(-SHIFT).high) > 1e-300
+    error = wide_ulps(off_by_one, wide.grad, np.float64, SHIFT)[normal]
     assert error.min() >= 0.25  # across a power of two the next float is half as far
     assert error.max() <= 1.5
 

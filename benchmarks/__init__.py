@@ -1,0 +1,1 @@
+"""asv suite and the scripts that make the published tables."""
