@@ -88,9 +88,19 @@ def split(z: Array, k: Array, temperature: float) -> Split:
     is_k = np.arange(z.shape[-1]) == k[..., None]
     others = np.where(is_k, -np.inf, z)
     m = others.max(axis=-1)
-    exps = np.exp((others - finite(m)[..., None]) / temperature)
+    exps = exp_of(others, m, temperature)
     t = np.where(is_k, z, 0.0).sum(axis=-1, where=is_k)
-    return Split(k, np.where(k < 0, -np.inf, t), m, exps, exps.sum(axis=-1))
+    sum_exp = exps.sum(axis=-1, dtype=np.longdouble).astype(np.float64)
+    return Split(k, np.where(k < 0, -np.inf, t), m, exps, sum_exp)
+
+
+def exp_of(z: Array, m: Array, temperature: float) -> Array:
+    """exp((z - m) / T), corrected for what the rounding of the argument lost.
+
+    In long double, because NumPy's exp of float64 may be off by 4 ULP where it is vectorised.
+    """
+    d, lost = difference(z, finite(m)[..., None], temperature)
+    return np.asarray(np.exp(d.astype(np.longdouble)) * (1.0 + lost), np.float64)
 
 
 def finite(m: Array) -> Array:
@@ -325,7 +335,7 @@ def run_grad_from_record(problem: Problem, record: Array, class_offset: int, gra
     m, sum_exp, t, q_k, q_rest, _, z_weight = np.moveaxis(record[..., :7], -1, 0)
     with np.errstate(all="ignore"):
         row = finish(m, sum_exp, t, options.temperature)
-        exps = np.exp((rows.z - finite(m)[..., None]) / options.temperature)
+        exps = exp_of(rows.z, m, options.temperature)
         is_k = np.arange(rows.z.shape[-1]) == rows.k[..., None]
         p = np.where(is_k, 0.0, exps * row.factor[..., None])
         # With probabilities the largest class here need not be the one that the record left out
