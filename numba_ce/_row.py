@@ -54,19 +54,19 @@ def finish(sum_exp, d, d_lost):
     above : lse - m / T
     rest : 1 - p_k
     p_k
-    factor : p_j = exp((z_j - m) / T) * factor for the other classes
+    top, bottom : p_j = exp((z_j - m) / T) * top / bottom for the other classes
     """
     if d >= 0.0:
         small = math.exp(-d) * (1.0 - d_lost)
         u = sum_exp * small
         surprise = math.log1p(u)
         p_k = 1.0 / (1.0 + u)
-        return surprise, d + surprise, u / (1.0 + u), p_k, small / (1.0 + u)
+        return surprise, d + surprise, u / (1.0 + u), p_k, small, 1.0 + u
     small = math.exp(d) * (1.0 + d_lost)
     z = sum_exp + small
     above = math.log(z)
     p_k = small / z
-    return above - d - d_lost, above, sum_exp / z, p_k, 1.0 / z
+    return above - d - d_lost, above, sum_exp / z, p_k, 1.0, z
 
 
 def row_loss(q_k, surprise, q_rest, a_rest, above, z_weight, lse):

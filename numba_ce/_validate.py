@@ -219,7 +219,9 @@ def bad_target_error(problem: Problem, row: int, n_classes: int) -> ValueError:
 def _overlaps_itself(array: Array) -> bool:
     """Whether two elements may share memory (exact for every view made by slicing)."""
     end = array.itemsize
-    for stride, length in sorted((abs(s), n) for s, n in zip(array.strides, array.shape, strict=True)):
+    for stride, length in sorted(
+        (abs(s), n) for s, n in zip(array.strides, array.shape, strict=True)
+    ):
         if length > 1:
             if stride < end:
                 return True

@@ -224,9 +224,7 @@ def merge_records(a: Any, b: Any) -> Array:
         s = scaled(s_a, m_a) + scaled(s_b, m_b)
         r = lifted(q_a, r_a, m_a) + lifted(q_b, r_b, m_b)
         s = s + np.where(joins, np.exp((loser - m) / temperature), 0.0)
-        r = r + np.where(
-            joins & (k_loser != 0.0), k_loser * (m - loser) / temperature, 0.0
-        )
+        r = r + np.where(joins & (k_loser != 0.0), k_loser * (m - loser) / temperature, 0.0)
         q = (q_a + q_b) + np.where(joins, k_loser, 0.0)
         k = np.where(joins, k_winner, k_a + k_b)
     n_classes = np.fmax(n_a, n_b)

@@ -271,9 +271,7 @@ def run_row_stats(problem: Problem, outputs: dict[str, Array]) -> None:
         d = parts.t - parts.m
         # sum of p (lse - z), the largest class apart; 0 times a masked class's infinity is 0
         below = np.where(parts.exps == 0.0, 0.0, parts.exps * (parts.m[..., None] - z)).sum(axis=-1)
-        entropy = row.p_k * row.surprise + row.factor * (
-            below + parts.sum_exp * (d + row.surprise)
-        )
+        entropy = row.p_k * row.surprise + row.factor * (below + parts.sum_exp * (d + row.surprise))
         entropy = np.where(parts.sum_exp == 0.0, 0.0, entropy)
         store(outputs["row_max"], peak)
         store(outputs["lse"], np.where(broken, peak, row.lse))

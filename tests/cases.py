@@ -82,7 +82,7 @@ def make_logits(rng, shape, dtype=np.float64, scale=2.0):
 def make_targets(rng, row_shape, n_classes, kind="index", dtype=None):
     """Class indices of `row_shape`, or probabilities with a last axis that sums to about 1."""
     if kind == "index":
-        return rng.integers(0, n_classes, row_shape).astype(dtype or np.int64)
+        return np.array(rng.integers(0, n_classes, row_shape), dtype or np.int64)
     t = rng.gamma(0.5, size=(*row_shape, n_classes)) + 1e-3
     return (t / t.sum(axis=-1, keepdims=True)).astype(dtype or np.float64)
 

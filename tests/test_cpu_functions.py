@@ -60,9 +60,7 @@ def errors(actual, exact, real):
 def test_exp_is_within_one_ulp(rng, real):
     bias = EXPONENT_BIAS[KINDS[np.dtype(real).name][1]]
     lowest = real(-(bias - 1) * float(LN2))
-    exp = over_vectors(
-        numba.njit(lambda x, _: exp_scaled(x, real(0), bias, lowest, None)), real
-    )
+    exp = over_vectors(numba.njit(lambda x, _: exp_scaled(x, real(0), bias, lowest, None)), real)
     x = np.concatenate([rng.uniform(lowest, 0, 3000), rng.uniform(-2, 0, 1000), np.zeros(96)])
     x = x.astype(real)
     exact = [mp.exp(mpf(float(v))) for v in x]
@@ -73,9 +71,7 @@ def test_exp_is_within_one_ulp(rng, real):
 def test_exp_of_special_values(real):
     bias = EXPONENT_BIAS[KINDS[np.dtype(real).name][1]]
     lowest = real(-(bias - 1) * float(LN2))
-    exp = over_vectors(
-        numba.njit(lambda x, _: exp_scaled(x, real(0), bias, lowest, None)), real
-    )
+    exp = over_vectors(numba.njit(lambda x, _: exp_scaled(x, real(0), bias, lowest, None)), real)
     result = exp([-np.inf, np.nan, 0.0, -0.0, 2 * lowest, -1e30, np.inf, 1.0] * 2)
     assert_same(result[:6], [0, np.nan, 1, 1, 0, 0])
     assert np.isnan(result[6])

@@ -317,9 +317,7 @@ def test_layouts(backend, rng, layout, kind):
     record = nc.row_record(move(plain), move(targets), class_offset=0, n_classes=30)
     assert_same(record, expected)
     grad = nc.grad_from_record(move(plain), move(targets), move(record), class_offset=0)
-    assert_same(
-        grad, nc.grad_from_record(plain, targets, expected, class_offset=0)
-    )
+    assert_same(grad, nc.grad_from_record(plain, targets, expected, class_offset=0))
 
 
 def test_a_bad_target_is_bad_for_the_whole_row_only(backend, rng):

@@ -226,10 +226,10 @@ def test_alignment(rng, shape, dtype, axis):
     size = logits.dtype.itemsize
     for offset in (0, size, 3 * size, 13 * size, 1, 31):
         z, g = (
-            np.zeros(logits.nbytes + 64, np.uint8)[o : o + logits.nbytes]
+            np.zeros(logits.nbytes + 192, np.uint8)[o : o + logits.nbytes]
             .view(dtype)
             .reshape(logits.shape)
-            for o in (offset, 63 - offset)
+            for o in (offset, 127 - offset)
         )
         z[...] = logits
         loss, grad = nc.cross_entropy_and_grad(z, targets, out=g, **options)

@@ -23,7 +23,8 @@ class Finished(NamedTuple):
     above: float
     rest: float
     p_k: float
-    factor: float
+    top: float
+    bottom: float
     lse: float
 
 
@@ -43,6 +44,6 @@ def finish_row(row_max, sum_exp, target_logit, temperature):
     if not target_logit < math.inf:  # +inf or NaN; S knows of those in the other classes
         sum_exp = math.nan
     d, d_lost = difference(target_logit, row_max, temperature)
-    surprise, above, rest, p_k, factor = finish(sum_exp, d, d_lost)
+    surprise, above, rest, p_k, top, bottom = finish(sum_exp, d, d_lost)
     lse = target_logit / temperature + surprise if d >= 0.0 else row_max / temperature + above
-    return Finished(surprise, above, rest, p_k, factor, lse)
+    return Finished(surprise, above, rest, p_k, top, bottom, lse)

@@ -40,7 +40,6 @@ NO_POWER = np.int64(0)
 AHEAD = 1024  # elements by which the prefetch runs ahead of the loop
 
 
-
 class Variant(NamedTuple):
     """What the first pass is compiled for."""
 
@@ -263,6 +262,7 @@ def measurer(variant):
                 kept = work.exps + start * width
             else:
                 kept = None
+            alive = row_max > minus_inf
             while True:
                 lowest = real((power - (bias - 1)) * LN2 * temperature)
                 scale = (real(reference), bias - power, lowest)
@@ -274,7 +274,10 @@ def measurer(variant):
                 if fits(row_max, reference, power, temperature):
                     break
                 new_reference, new_power = choose(row_max, temperature)
-                factor = rescale(reference, power, new_reference, new_power, temperature)
+                # Nothing alive so far: the sums are 0 (or NaN), and the factor may be infinite
+                factor = 0.0
+                if alive:
+                    factor = rescale(reference, power, new_reference, new_power, temperature)
                 sums = times(sums, factor)
                 if entropy:
                     e_sums = times(e_sums, factor)

@@ -168,7 +168,9 @@ def narrow_operation(kernel):
             low, high = low + low_as_float64(e), high + high_as_float64(e)
             store(at, e)
             c += np.float32(1)
-        to_max_low = to_max(low_as_float64(row_max), low_as_float64(reference), low_as_float64(power))
+        to_max_low = to_max(
+            low_as_float64(row_max), low_as_float64(reference), low_as_float64(power)
+        )
         to_max_high = to_max(
             high_as_float64(row_max), high_as_float64(reference), high_as_float64(power)
         )
@@ -207,9 +209,7 @@ def narrow_operation(kernel):
                 c = F32_0
                 for at in range(tile, end, VECTOR_BYTES):
                     e = load(at, F32_0)
-                    g = as_float32(
-                        low_as_float64(e) * factor_low, high_as_float64(e) * factor_high
-                    )
+                    g = as_float32(low_as_float64(e) * factor_low, high_as_float64(e) * factor_high)
                     store(at, select(y == c, g_y, g))
                     c += np.float32(1)
             write_rows(plan, first, count, work)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numba_ce.cpu.element import load_element, put
+from numba_ce.cpu.exp import two_sum
 from numba_ce.cpu.finish import (
     finish_row,
     probability_weight,
@@ -105,7 +106,7 @@ def loss_operation(kernel):
             scale = s * plan.grad_scale / temperature
             g_k = target_gradient(target.q, end.rest, row_.q_rest, end.p_k, z_weight, end.lse)
             alpha = probability_weight(target.q, row_.q_rest, z_weight, end.lse)
-            factor = scale * alpha * end.factor
+            top = scale * alpha * end.top
             write_gradient(
                 plan,
                 source,
@@ -113,7 +114,8 @@ def loss_operation(kernel):
                 targets,
                 k,
                 scale * g_k,
-                factor,
+                top,
+                end.bottom,
                 scale,
                 row_.row_max,
                 row_.scale,
@@ -151,7 +153,18 @@ def normalize_operation(kernel):
             write_log(plan, source, out, k, peak, end.surprise, work)
         elif is_softmax:
             write_softmax(
-                plan, source, out, 0, -1, 0.0, end.factor, 0.0, row_.row_max, row_.scale, work
+                plan,
+                source,
+                out,
+                0,
+                -1,
+                0.0,
+                end.top,
+                end.bottom,
+                0.0,
+                row_.row_max,
+                row_.scale,
+                work,
             )
         else:
             lse = end.lse
@@ -204,7 +217,7 @@ def stats_operation(kernel):
         end = finish_row(row_.row_max, row_.sum_exp, np.float64(peak), 1.0)
         row_max, lse, surprise = np.float64(peak), end.lse, end.surprise
         entropy = row_entropy(
-            row_.sum_exp, row_.e_rest, peak - row_.row_max, surprise, end.p_k, end.factor
+            row_.sum_exp, row_.e_rest, peak - row_.row_max, surprise, end.p_k, end.top / end.bottom
         )
         broken = math.isnan(surprise)
         if broken:
@@ -275,8 +288,8 @@ def hess_operation(kernel):
             g_k = -end.rest if y == k else end.p_k
             if y != k:
                 d = np.float64(read_logit(plan, source, y, work)) - row_.row_max
-                g_y = (math.exp(d) * end.factor if d <= 0.0 else 0.0) - 1.0
-                if math.isnan(end.factor):
+                g_y = (math.exp(d) * end.top / end.bottom if d <= 0.0 else 0.0) - 1.0
+                if math.isnan(end.bottom):
                     g_y = math.nan
         else:
             t = load_element(targets_kind, targets + k * plan.targets_step, plan.targets_swapped)
@@ -284,7 +297,7 @@ def hess_operation(kernel):
             g_k = target_gradient(q_k, end.rest, row_.q_rest, end.p_k, 0.0, 0.0)
             total = q_k + row_.q_rest
         write_hess(
-            plan, grad, hess, targets, k, y, g_k, g_y, end.p_k, end.rest, end.factor, total, s,
+            plan, grad, hess, targets, k, y, g_k, g_y, end.p_k, end.rest, end.top, end.bottom, total, s,
             row_.row_max, work,
         )  # fmt: skip
         return 0.0
@@ -300,10 +313,11 @@ def row_by_row(operation):
 
         @inner
         def do_block(plan, first, last, work):
-            total = 0.0
+            total, lost = 0.0, 0.0
             for row in range(first, last):
-                total += do_row(plan, row, work)
-            return total
+                total, rounding = two_sum(total, do_row(plan, row, work))
+                lost += rounding
+            return total if math.isinf(total) else total + lost
 
         return do_block
 

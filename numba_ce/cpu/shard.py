@@ -124,13 +124,28 @@ def from_record_operation(kernel):
                 # The largest logit of this shard, but not of the row
                 d, lost = difference(z_k, row_max, temperature)
                 if z_k != t:
-                    p_k = math.exp(d) * (1.0 + lost) * end.factor if z_k > -math.inf else 0.0
+                    p_k = (
+                        math.exp(d) * (1.0 + lost) * end.top / end.bottom
+                        if z_k > -math.inf
+                        else 0.0
+                    )
                     rest = 1.0 - p_k
                 others = (q_target - q_k) + q_rest
             g_k = target_gradient(q_k, rest, others, p_k, z_weight, end.lse)
-        factor = scale * alpha * end.factor  # the row's, so relative to the row's maximum
+        top = scale * alpha * end.top  # the row's, so relative to the row's maximum
         write_gradient(
-            plan, source, grad, targets, k, scale * g_k, factor, scale * s, row_max, row_scale, work
+            plan,
+            source,
+            grad,
+            targets,
+            k,
+            scale * g_k,
+            top,
+            end.bottom,
+            scale * s,
+            row_max,
+            row_scale,
+            work,
         )
         return 0.0
 

@@ -70,7 +70,7 @@ def scaled_tile(exps, weights, tile, n_vectors, factor, power):
 
 @lru_cache
 def gradient_writer(variant, out_kind):
-    """The function that writes ``factor * exp((z_j - m) / T) - q_j`` for a row, and g_k at k."""
+    """The function that writes ``top * exp((z_j - m) / T) / bottom - q_j`` for a row, and g_k at k."""
     kind, softcap, dense = variant.kind, variant.softcap, variant.dense
     real = real_type(kind)
     lanes, width = LANES[KINDS[kind][1]], np.dtype(real).itemsize
@@ -86,7 +86,7 @@ def gradient_writer(variant, out_kind):
 
     @inner
     def write_gradient(
-        plan, source, target, targets, k, g_k, factor, q_factor, row_max, scale, work
+        plan, source, target, targets, k, g_k, top, bottom, q_factor, row_max, scale, work
     ):
         """source, targets, target : addresses of the row's logits, probabilities and gradient
 
@@ -96,7 +96,7 @@ def gradient_writer(variant, out_kind):
         step, swapped = plan.grad_step, plan.grad_swapped
         contiguous = straight and step == out_size and not swapped
         f_reference, f_power = scale.reference, np.float64(scale.power)
-        f, power = split(factor * scale.to_max)
+        f, power = split(top * scale.to_max / bottom)
         for start in range(0, n_classes, TILE):
             count = smaller(TILE, n_classes - start)
             n_vectors = (count + lanes - 1) // lanes
@@ -107,8 +107,10 @@ def gradient_writer(variant, out_kind):
                 f_reference, f_power = reference, scale_power
                 to_max = 1.0
                 if not math.isinf(row_max):
-                    to_max = rescale(reference, np.int64(scale_power), row_max, NO_POWER, plan.temperature)
-                f, power = split(factor * to_max)
+                    to_max = rescale(
+                        reference, np.int64(scale_power), row_max, NO_POWER, plan.temperature
+                    )
+                f, power = split(top * to_max / bottom)
             patch = has_k = start <= k < start + count
             if narrow and plain and has_k:
                 # The value whose product with both factors is g_k (in float32 they have the digits
@@ -180,9 +182,9 @@ def hess_writer(variant, grad_kind, hess_kind):
 
     @inner
     def write_hess(
-        plan, grad, hess, targets, k, y, g_k, g_y, p_k, rest, factor, total, s, row_max, work
+        plan, grad, hess, targets, k, y, g_k, g_y, p_k, rest, top, bottom, total, s, row_max, work
     ):
-        """p_j = factor * exp(z_j - m); grad = s (Q p - t), hess = s max(c Q p (1 - p), floor)
+        """p_j = top * exp(z_j - m) / bottom; grad = s (Q p - t), hess = s max(c Q p (1 - p), floor)
 
         total : Q; y : class whose gradient is s g_y, or -1; the rest as for the gradient
         """
@@ -195,7 +197,7 @@ def hess_writer(variant, grad_kind, hess_kind):
             to_max = 1.0
             if not math.isinf(row_max):
                 to_max = rescale(get(scales, 0.0), np.int64(get(scales + 8, 0.0)), row_max, 0, 1.0)
-            f, power = split(factor * to_max)
+            f, power = split(top * to_max / bottom)
             scaled_tile(work.exps + start * width, None, work.logits, n_vectors, f, power)
             if dense:
                 fill_weights(plan, targets, start, count, s, work)
