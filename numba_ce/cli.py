@@ -1,0 +1,160 @@
+"""The commands demo, eval and info."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Annotated
+
+import numba
+import numpy as np
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+import numba_ce
+from numba_ce.demo import compare
+from numba_ce.evaluate import Evaluation, evaluate, load
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="Softmax cross-entropy for NumPy arrays."
+)
+errors = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=errors,
+        transient=True,
+    )
+
+
+@app.command()
+def demo(
+    steps: Annotated[int, typer.Option(min=1, help="Steps of gradient descent.")] = 2000,
+) -> None:
+    """Fit a softmax classifier to handwritten digits, fused and in plain NumPy."""
+    with _progress() as bar:
+        task = bar.add_task("training", total=steps)
+
+        def show(step: int, loss: float) -> None:
+            if step % 20 == 19 or step == steps - 1:
+                bar.update(task, completed=step + 1, description=f"training, loss {loss:.4f}")
+
+        result = compare(steps, show)
+    fused, plain = result.fused, result.plain
+    table = Table(title=f"{result.n_train} digits, {steps} steps")
+    for heading in ("", "numba_ce", "plain NumPy", "ratio"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for name, a, b in (
+        ("loss and gradient, us per step", fused.seconds_in_loss, plain.seconds_in_loss),
+        ("whole loop, us per step", fused.seconds, plain.seconds),
+    ):
+        table.add_row(name, f"{a / steps * 1e6:.0f}", f"{b / steps * 1e6:.0f}", f"{b / a:.1f}")
+    table.add_row("final loss", f"{fused.loss:.6f}", f"{plain.loss:.6f}", "")
+    console = Console()
+    console.print(table)
+    console.print(f"test accuracy: {result.accuracy:.1%} of {result.n_test} digits not trained on")
+    console.print(f"largest difference of the weights: {result.largest_difference:.1e}")
+
+
+@app.command(name="eval")
+def evaluate_files(
+    logits: Annotated[Path, typer.Argument(help=".npy file, two axes, floats.")],
+    targets: Annotated[Path, typer.Argument(help=".npy file, one axis, class indices.")],
+    axis: Annotated[int, typer.Option(help="Class axis of the logits.")] = -1,
+    reduction: Annotated[str, typer.Option(help="mean or sum.")] = "mean",
+    label_smoothing: Annotated[float, typer.Option()] = 0.0,
+    ignore_index: Annotated[int, typer.Option(help="Rows with this target do not count.")] = -100,
+    z_loss: Annotated[float, typer.Option()] = 0.0,
+    softcap: Annotated[float | None, typer.Option()] = None,
+    temperature: Annotated[float, typer.Option()] = 1.0,
+    class_weight: Annotated[Path | None, typer.Option(help=".npy file, one per class.")] = None,
+    grad_out: Annotated[Path | None, typer.Option(help="Write the gradient to this file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Loss, perplexity, accuracy and entropy of stored logits."""
+    try:
+        z, y = load(logits, "logits"), load(targets, "targets")
+        weight = None if class_weight is None else load(class_weight, "class_weight")
+        with _progress() as bar:
+            task = bar.add_task("blocks of rows")
+            result = evaluate(
+                z,
+                y,
+                axis=axis,
+                reduction=reduction,
+                label_smoothing=label_smoothing,
+                ignore_index=ignore_index,
+                z_loss=z_loss,
+                softcap=softcap,
+                temperature=temperature,
+                class_weight=weight,
+                grad_out=grad_out,
+                progress=lambda i, n: bar.update(task, completed=i + 1, total=n),
+            )
+    except (OSError, ValueError, TypeError) as error:
+        errors.print(f"numba-ce eval: {error}", markup=False)
+        raise typer.Exit(2) from None
+    if as_json:
+        typer.echo(json.dumps(result.as_dict()))
+    else:
+        _print_evaluation(result, reduction)
+
+
+def _print_evaluation(result: Evaluation, reduction: str) -> None:
+    table = Table(show_header=False)
+    table.add_row("rows, of these counted", f"{result.n_rows}, {result.n_kept}")
+    table.add_row("classes", str(result.n_classes))
+    table.add_row(f"{reduction} loss", f"{result.loss:.6f}")
+    table.add_row("perplexity", f"{result.perplexity:.6g}")
+    table.add_row("accuracy", f"{result.accuracy:.4%}")
+    table.add_row("top-5 accuracy", f"{result.top5_accuracy:.4%}")
+    table.add_row("mean entropy", f"{result.mean_entropy:.6f}")
+    table.add_row("throughput", f"{result.gb_per_second:.2f} GB/s, {result.seconds:.3f} s")
+    Console().print(table)
+
+
+@app.command()
+def info() -> None:
+    """Versions, backend, threads and processor."""
+    table = Table(show_header=False)
+    table.add_row("numba_ce", numba_ce.__version__)
+    for name, module in (("numba", numba), ("numpy", np)):
+        table.add_row(name, module.__version__)
+    table.add_row("Python", platform.python_version())
+    try:
+        name = numba_ce.get_backend()
+    except (ValueError, RuntimeError) as error:
+        name = f"none: {error}"
+    source = os.environ.get("NUMBA_CE_BACKEND")
+    why = f"NUMBA_CE_BACKEND={source}" if source else "default: where the data lives"
+    table.add_row("backend", f"{name} ({why})")
+    for backend, reason in numba_ce.available_backends().items():
+        table.add_row(f"  {backend}", reason or "available")
+    table.add_row("threads", str(numba.get_num_threads()))
+    if numba_ce.available_backends()["cpu"] is None:
+        from numba_ce.cpu.launch import parallel_loop
+
+        parallel_loop()
+        numba_ce.cross_entropy(np.zeros((4096, 64), np.float32), np.zeros(4096, np.int64))
+        table.add_row("threading layer", numba.threading_layer())
+        table.add_row("processor", _processor())
+    table.add_row("GPU", "not used by this version")
+    Console().print(table)
+
+
+def _processor() -> str:
+    from llvmlite import binding
+
+    features = binding.get_host_cpu_features()
+    wanted = ("avx512f", "avx2", "fma", "f16c", "neon", "sve")
+    found = [name for name in wanted if features.get(name)]
+    return f"{binding.get_host_cpu_name()}: {', '.join(found) or 'no vector features reported'}"
