@@ -50,7 +50,7 @@ def memory(draw, values, broadcast=()):
     size = int(np.prod(shape)) * dtype.itemsize
     buffer = np.zeros(size + offset, np.uint8)[offset:]
     view = buffer.view(dtype).reshape(shape)
-    view = view[tuple(slice(None, None, step) for step in steps)]
+    view = view[(..., *(slice(None, None, step) for step in steps))]
     view = view.transpose(np.argsort(order)) if order else view
     view[...] = values
     if draw(st.booleans()):

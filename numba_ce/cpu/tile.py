@@ -292,6 +292,8 @@ def scale_to(exps, target, count, factor, power, size, streaming):
     """
     lanes = VECTOR_BYTES // size
     start = 0
+    # An array that is not even aligned to its elements has no whole lines
+    streaming = streaming and target % size == 0
     if streaming:
         start = smaller(count, (-target % VECTOR_BYTES) // size)
         if start > 0:
