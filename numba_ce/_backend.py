@@ -30,7 +30,7 @@ def why_not(name: str) -> str | None:
     if name == "cpu":
         from numba import config
 
-        if config.DISABLE_JIT:
+        if config.DISABLE_JIT:  # type: ignore[attr-defined]
             return "NUMBA_DISABLE_JIT is set and there is nothing to run but compiled kernels"
     return None
 

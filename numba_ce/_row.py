@@ -105,7 +105,7 @@ def probability_weight(q_k, q_rest, z_weight, lse):
 
 
 def row_entropy(sum_exp, e_rest, d, surprise, p_k, factor):
-    """-sum of p log p, from k the largest logit and e_rest = sum over j != k of exp(z_j - m) (m - z_j).
+    """-sum of p log p; k is the largest logit, e_rest = sum over j != k of exp(z_j - m) (m - z_j).
 
     Every term is positive: p_j (lse - z_j) = p_j ((m - z_j) + d + surprise).
     """

@@ -54,8 +54,8 @@ def as_array(value: Any, name: str) -> Array:
         )
     if hasattr(value, "__cuda_array_interface__"):
         raise TypeError(
-            f"{name} ({type(value).__name__}) is on a CUDA device, and the backend 'cuda' is not part "
-            "of this version: copy it to the host"
+            f"{name} ({type(value).__name__}) is on a CUDA device, and the backend 'cuda' is not "
+            "part of this version: copy it to the host"
         )
     return np.asarray(value)
 
@@ -242,7 +242,7 @@ def _share_memory(a: Array, b: Array) -> bool:
     if not np.may_share_memory(a, b):
         return False
     try:
-        return np.shares_memory(a, b, max_work=10_000)
+        return np.shares_memory(a, b, max_work=10_000)  # type: ignore[arg-type]
     except np.exceptions.TooHardError:
         return True
 

@@ -381,4 +381,5 @@ def row_stats(
         backend().run_row_stats(problem, outputs)
     if not rows:
         outputs = {name: value[()] for name, value in outputs.items()}
-    return RowStats(*(outputs.get(name) for name in RowStats._fields))
+    fields: list[Any] = [outputs.get(name) for name in RowStats._fields]
+    return RowStats(*fields)

@@ -139,13 +139,13 @@ def info() -> None:
     table.add_row("backend", f"{name} ({why})")
     for backend, reason in numba_ce.available_backends().items():
         table.add_row(f"  {backend}", reason or "available")
-    table.add_row("threads", str(numba.get_num_threads()))
     if numba_ce.available_backends()["cpu"] is None:
         from numba_ce.cpu.launch import parallel_loop
 
-        parallel_loop()
+        parallel_loop()  # first: it lets Numba find TBB
+        table.add_row("threads", str(numba.get_num_threads()))
         numba_ce.cross_entropy(np.zeros((4096, 64), np.float32), np.zeros(4096, np.int64))
-        table.add_row("threading layer", numba.threading_layer())
+        table.add_row("threading layer", numba.threading_layer())  # type: ignore[attr-defined]
         table.add_row("processor", _processor())
     table.add_row("GPU", "not used by this version")
     Console().print(table)

@@ -47,7 +47,7 @@ FIELDS = (
 
 def _integer(value: Any, name: str) -> int:
     try:
-        return operator.index(value)
+        return int(operator.index(value))
     except TypeError:
         raise TypeError(f"{name} = {value!r} is not an integer") from None
 
@@ -234,8 +234,8 @@ def merge_records(a: Any, b: Any) -> Array:
 def loss_from_record(record: Any) -> Array:
     """The loss of each row, from the record of all its classes.
 
-    With ``d = (t - m) / T``: ``log1p(S exp(-d))`` if d >= 0, else ``-d + log(S + exp(d))``, and what
-    the options add.
+    With ``d = (t - m) / T``: ``log1p(S exp(-d))`` if d >= 0, else ``-d + log(S + exp(d))``, and
+    what the options add.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The specification, and the backend "numpy": everything in float64 and in memory, rounded at the end.
+"""The specification, and the backend "numpy": in float64, in memory, rounded at the end.
 
 In every row one class, k, is left out: the target, or the largest logit where there is no single
 target. Then, with m the maximum and S the sum of ``exp((z - m) / T)`` of the *others*, and

@@ -456,7 +456,7 @@ def wide_rows(logits, targets, temperature=1.0):
         share = -u / (1 + u) / mpf(float(temperature))
         grad_target.append(share)
         factor.append(-share / total * mpf(2) ** _HALF_SHIFT)
-    scaled = Wide.of([v for v in factor])
+    scaled = Wide.of(list(factor))
     grad = exps * Wide(scaled.high[:, None], scaled.low[:, None])
     at_target = Wide.of([v * mpf(2) ** SHIFT for v in grad_target])
     grad.high[rows, y], grad.low[rows, y] = at_target.high, at_target.low

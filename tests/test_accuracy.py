@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from benchmarks.families import FAMILIES
 from cases import (
     BFLOAT16,
     CLASS_COUNTS,
@@ -17,18 +16,18 @@ from cases import (
     make_targets,
 )
 from exact import (
-    assert_same,
     SHIFT,
     ULPS,
-    promised,
-    promised_elsewhere,
     Wide,
+    assert_same,
     check_grad,
     check_loss,
     check_values,
     exact_rows,
     mp,
     mpf,
+    promised,
+    promised_elsewhere,
     softmax_row,
     ulp,
     wide_exp,
@@ -37,6 +36,7 @@ from exact import (
 )
 
 import numba_ce as nc
+from benchmarks.families import FAMILIES
 
 FLOATS = (np.float32, np.float64)
 both_floats = pytest.mark.parametrize("dtype", FLOATS)

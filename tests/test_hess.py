@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from cases import BFLOAT16, DTYPE_IDS, DTYPES, LAYOUTS, TARGET_KINDS, make_logits, make_targets
-from exact import assert_same, ONE, check_grad, check_values, exact_rows, mp, mpf, softmax_row
+from exact import ONE, assert_same, check_grad, check_values, exact_rows, mp, mpf, softmax_row
 
 import numba_ce as nc
 

@@ -9,7 +9,6 @@ import tracemalloc
 import numpy as np
 import pytest
 from cases import BFLOAT16, LAYOUTS, make_logits, make_targets
-
 from exact import assert_same
 
 import numba_ce as nc

@@ -194,8 +194,9 @@ def finished(x):
     m, s, t = record_of(x, 2)
     m_, s_, t_ = floats((m, s, t))
     d, lost = _row.difference(t_, m_, 1.0)
-    surprise, above, rest, p_k, factor = _row.finish(s_, d, lost)
-    compiled = {"surprise": surprise, "above": above, "rest": rest, "p_k": p_k, "factor": factor}
+    surprise, above, rest, p_k, top, bottom = _row.finish(s_, d, lost)
+    compiled = {"surprise": surprise, "above": above, "rest": rest, "p_k": p_k}
+    compiled["factor"] = top / bottom
     row = reference.finish(np.array(m_), np.array(s_), np.array(t_), 1.0)
     return m, s, t, compiled, row
 

@@ -65,11 +65,9 @@ def test_the_other_functions_too(rng, dtype):
         assert as_bits(a) == as_bits(b.astype(a.dtype))
 
 
-@every_dtype
+@pytest.mark.parametrize("dtype", [np.float16, BFLOAT16], ids=str)
 @both_kinds
 def test_a_gradient_in_float32_of_16_bit_logits(rng, dtype, kind):
-    if dtype.itemsize != 2:
-        return
     logits = make_logits(rng, (5, 33), dtype)
     targets = make_targets(rng, (5,), 33, kind)
     out = np.empty((5, 33), np.float32)
@@ -161,8 +159,7 @@ def test_finish_is_that_of_the_compiled_backends(rng, temperature):
             continue
         if sum_exp == 0.0 and d < 0.0:
             continue  # nothing but a target under a maximum: no row gives it
-        surprise, above, rest, p_k, _ = _row.finish(sum_exp, d, lost)
-        expected = (surprise, above, rest, p_k)
+        expected = _row.finish(sum_exp, d, lost)[:4]
         actual = (row.surprise[i], row.above[i], row.rest[i], row.p_k[i])
         np.testing.assert_allclose(actual, expected, rtol=2e-15)
 

@@ -12,7 +12,6 @@ import numba
 import numpy as np
 import pytest
 from cases import make_logits
-
 from exact import assert_same
 
 import numba_ce as nc

@@ -21,6 +21,7 @@ from functools import lru_cache
 from struct import pack
 
 import numpy as np
+
 from numba_ce._validate import bad_target_error
 from numba_ce.cpu.element import KINDS
 from numba_ce.cpu.exp import reduction

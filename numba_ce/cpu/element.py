@@ -7,6 +7,7 @@ on x86 with F16C, on ARM64), bfloat16 is the upper half of a float32.
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
+
 from numba_ce.cpu.vector import F32, F64, I16, I32, Vector
 
 HALF = ir.HalfType()

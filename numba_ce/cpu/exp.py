@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import types
 from numba.extending import intrinsic
+
 from numba_ce.cpu.jit import inner, inner_overload, smaller
 from numba_ce.cpu.vector import (
     F64,
@@ -65,7 +66,7 @@ _HI_BITS = {types.float32: 15, types.float64: 42}
 
 
 class Reduction(NamedTuple):
-    """Constants of the range reduction at temperature T: log2(e) / T, ln(2) T in two parts, 1 / T."""
+    """Of the range reduction at temperature T: log2(e) / T, ln(2) T in two parts, 1 / T."""
 
     log2e: float
     ln2_hi: float
@@ -163,7 +164,7 @@ def _exp_scaled(x, reference, exponent, lowest, constants):
 def soft_cap(x, cap, constants):
     """cap * tanh(x / cap) of a vector; infinities stay what they are.
 
-    `constants` is the `Reduction` for T = cap / 2, so that exp(-2 |x| / cap) has no rounded argument.
+    `constants` is the `Reduction` for T = cap / 2: the argument of exp(-2 |x| / cap) is not rounded.
     """
     raise NotImplementedError
 

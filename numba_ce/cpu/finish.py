@@ -4,6 +4,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+
 from numba_ce import _row
 from numba_ce.cpu.element import put
 from numba_ce.cpu.jit import inner

@@ -7,6 +7,8 @@ LLVM gets to see, once, is the whole kernel. The passes left out handle Python f
 kernels do not use (with blocks, closures, literal loops, exceptions).
 """
 
+from typing import ClassVar
+
 from numba import _dynfunc, njit
 from numba.core import codegen, typed_passes, untyped_passes
 from numba.core.compiler import CompilerBase, _LowerResult
@@ -76,7 +78,7 @@ class RememberingContext:
 class PartCompiler(CompilerBase):
     """The passes that a part of a kernel needs."""
 
-    _signatures: dict = {}
+    _signatures: ClassVar[dict] = {}
 
     def define_pipelines(self):
         self.state.typingctx = RememberingContext(self.state.typingctx, self._signatures)

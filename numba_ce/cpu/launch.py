@@ -12,13 +12,14 @@ import gc
 import importlib.metadata
 import os
 from contextlib import contextmanager
-from functools import cache, lru_cache
+from functools import cache
 
 import numba
 import numpy as np
 from llvmlite import binding, ir
 from numba import carray, cfunc, njit, prange, types
 from numba.extending import intrinsic
+
 from numba_ce.cpu.element import put, take_ticket
 from numba_ce.cpu.jit import smaller
 from numba_ce.cpu.measure import workspace_bytes, workspace_finder
@@ -49,7 +50,7 @@ def collector_paused():
             gc.enable()
 
 
-@lru_cache(maxsize=None)
+@cache
 @collector_paused()
 def compiled(kernel):
     """The serial function that works on the blocks of a plan, and its address."""

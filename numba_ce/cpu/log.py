@@ -6,11 +6,12 @@
 the rounding of 1 + u lost is added as lost / (1 + u). The whole is within 1 ULP.
 """
 
+from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
 from numba_ce.cpu.jit import inner
-from numba_ce.cpu.vector import Vector, fma, ir, select, splat
+from numba_ce.cpu.vector import Vector, fma, select, splat
 
 _R = (
     0.14616585424888623,

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numba import types
+
 from numba_ce.cpu.element import KINDS, get, put
 from numba_ce.cpu.exp import BIAS, EXPONENT_BIAS, LOG2E, times_two_to
 from numba_ce.cpu.finish import difference

@@ -1,7 +1,7 @@
 """Rows of few classes: sixteen rows at a time, one in each lane.
 
-A row of ten classes fills ten lanes of one vector, and all that is done once per row, in float64 and
-one number at a time, costs more than its exponentials: 100 ns a row in the kernels of `operations`.
+A row of ten classes fills ten lanes of one vector, and all that is done once per row, in float64
+and one number at a time, costs more than its exponentials: 100 ns a row in the kernels of `operations`.
 Here the classes of sixteen rows are turned into a tile ``tile[class][row]``, everything is done for
 sixteen rows at once, and the same formulas as in `_row.finish` are written for vectors.
 
@@ -92,7 +92,7 @@ def to_max(row_max, reference, power):
 
 @lru_cache
 def narrow_operation(kernel):
-    """Loss of the rows from `first` on, at most ROWS, and their gradient if `grad_kind` is given."""
+    """Loss of the rows of a block, and their gradient if `grad_kind` is given."""
     kind, grad_kind = kernel.kind, kernel.grad_kind
     size = KINDS[kind][0] // 8
     wants_grad = grad_kind is not None

@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+
 from numba_ce.cpu.element import load_element, put
 from numba_ce.cpu.exp import two_sum
 from numba_ce.cpu.finish import (
@@ -297,8 +298,8 @@ def hess_operation(kernel):
             g_k = target_gradient(q_k, end.rest, row_.q_rest, end.p_k, 0.0, 0.0)
             total = q_k + row_.q_rest
         write_hess(
-            plan, grad, hess, targets, k, y, g_k, g_y, end.p_k, end.rest, end.top, end.bottom, total, s,
-            row_.row_max, work,
+            plan, grad, hess, targets, k, y, g_k, g_y, end.p_k, end.rest, end.top, end.bottom,
+            total, s, row_.row_max, work,
         )  # fmt: skip
         return 0.0
 

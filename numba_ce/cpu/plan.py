@@ -10,6 +10,7 @@ import struct
 
 import numpy as np
 from numba import from_dtype
+
 from numba_ce.cpu.element import get
 from numba_ce.cpu.jit import inner
 

@@ -4,6 +4,7 @@ import math
 from functools import lru_cache
 
 import numpy as np
+
 from numba_ce.cpu.element import get, put
 from numba_ce.cpu.finish import (
     difference,

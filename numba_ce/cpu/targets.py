@@ -5,6 +5,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+
 from numba_ce import _row
 from numba_ce.cpu.element import get, load_element, load_integer, put
 from numba_ce.cpu.jit import inner

@@ -9,6 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 from numba import types
+
 from numba_ce.cpu.element import (
     KINDS,
     load_element,
@@ -148,7 +149,7 @@ def no_sums():
 
 
 def total_of(sums, like):
-    """The sum over the lanes, in a fixed order, as a float64; `like` is a scalar of the terms' type."""
+    """The sum over the lanes, in a fixed order, as a float64; `like` is a scalar like the terms."""
     raise NotImplementedError
 
 

@@ -4,6 +4,7 @@ import math
 from functools import lru_cache
 
 import numpy as np
+
 from numba_ce.cpu.element import KINDS, get, put
 from numba_ce.cpu.exp import BIAS, mantissa_and_exponent, power_of_two, times_two_to
 from numba_ce.cpu.jit import inner, smaller
@@ -70,7 +71,7 @@ def scaled_tile(exps, weights, tile, n_vectors, factor, power):
 
 @lru_cache
 def gradient_writer(variant, out_kind):
-    """The function that writes ``top * exp((z_j - m) / T) / bottom - q_j`` for a row, and g_k at k."""
+    """The function that writes ``top exp((z_j - m) / T) / bottom - q_j`` for a row, and g_k at k."""
     kind, softcap, dense = variant.kind, variant.softcap, variant.dense
     real = real_type(kind)
     lanes, width = LANES[KINDS[kind][1]], np.dtype(real).itemsize
