@@ -47,9 +47,10 @@ FIELDS = (
 
 def _integer(value: Any, name: str) -> int:
     try:
-        return int(operator.index(value))
+        index: int = operator.index(value)
     except TypeError:
         raise TypeError(f"{name} = {value!r} is not an integer") from None
+    return index
 
 
 def _check_record(record: Any, name: str) -> Array:

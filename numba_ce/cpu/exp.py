@@ -164,7 +164,7 @@ def _exp_scaled(x, reference, exponent, lowest, constants):
 def soft_cap(x, cap, constants):
     """cap * tanh(x / cap) of a vector; infinities stay what they are.
 
-    `constants` is the `Reduction` for T = cap / 2: the argument of exp(-2 |x| / cap) is not rounded.
+    `constants` is the `Reduction` for T = cap / 2, so the argument of the exp is not rounded.
     """
     raise NotImplementedError
 

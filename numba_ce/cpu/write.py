@@ -71,7 +71,7 @@ def scaled_tile(exps, weights, tile, n_vectors, factor, power):
 
 @lru_cache
 def gradient_writer(variant, out_kind):
-    """The function that writes ``top exp((z_j - m) / T) / bottom - q_j`` for a row, and g_k at k."""
+    """The function that writes ``top exp((z_j - m) / T) / bottom - q_j``, and g_k at k."""
     kind, softcap, dense = variant.kind, variant.softcap, variant.dense
     real = real_type(kind)
     lanes, width = LANES[KINDS[kind][1]], np.dtype(real).itemsize
