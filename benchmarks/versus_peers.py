@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np  # noqa: E402
 
 import numba_ce  # noqa: E402
-from benchmarks.streaming import streaming_copy  # noqa: E402
+from benchmarks.limits import streaming_copy  # noqa: E402
 from numba_ce.demo import numpy_loss_and_grad  # noqa: E402
 
 SHAPES = ((1048576, 10), (65536, 1000), (4096, 32000), (1024, 128256))

@@ -32,7 +32,8 @@ def make_problem(names, kind, rng, shape=SHAPE, dtype=np.float64):
     logits = make_logits(rng, shape, dtype)
     targets = make_targets(rng, shape[:-1], shape[-1], kind)
     if kind == "index":
-        targets[0] = 1  # what OPTIONS says is ignored
+        targets[targets == 1] = 0
+        targets[0] = 1  # what OPTIONS says is ignored, in one row
     return logits, targets, make_options(names, rng, shape[:-1], shape[-1], kind)
 
 

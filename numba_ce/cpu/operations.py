@@ -87,7 +87,7 @@ def loss_operation(kernel):
             put_result(plan.loss, row, plan.loss_bytes, loss)
             if wants_grad:
                 grad = plan.grad + grad_at
-                fill_row(grad, plan.grad_step, plan.grad_swapped, plan.n_classes, loss, work)
+                fill_row(plan, grad, plan.grad_step, plan.grad_swapped, loss, work)
             return loss
         k, s, temperature = target.index, target.weight, plan.temperature
         t = np.float64(read_logit(plan, source, k, work))
@@ -102,7 +102,7 @@ def loss_operation(kernel):
         if wants_grad:
             grad = plan.grad + grad_at
             if plan.grad_scale == 0.0:
-                fill_row(grad, plan.grad_step, plan.grad_swapped, plan.n_classes, 0.0, work)
+                fill_row(plan, grad, plan.grad_step, plan.grad_swapped, 0.0, work)
                 return loss
             scale = s * plan.grad_scale / temperature
             g_k = target_gradient(target.q, end.rest, row_.q_rest, end.p_k, z_weight, end.lse)
@@ -277,8 +277,8 @@ def hess_operation(kernel):
             if target.status == BAD:
                 s = math.nan
         if s == 0.0 or math.isnan(s):
-            fill_grad(grad, plan.grad_step, plan.grad_swapped, n_classes, s, work)
-            fill_hess(hess, plan.hess_step, plan.hess_swapped, n_classes, s, work)
+            fill_grad(plan, grad, plan.grad_step, plan.grad_swapped, s, work)
+            fill_hess(plan, hess, plan.hess_step, plan.hess_swapped, s, work)
             return 0.0
         k, peak = find_peak(plan, source, work)
         targets = plan.targets + targets_at

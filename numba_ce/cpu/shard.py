@@ -101,7 +101,7 @@ def from_record_operation(kernel):
         target = read_target(plan, source, targets_at, weight_at, work)
         if target.status != KEPT:
             value = 0.0 if target.status == IGNORED else math.nan
-            fill_row(grad, plan.grad_step, plan.grad_swapped, plan.n_classes, value, work)
+            fill_row(plan, grad, plan.grad_step, plan.grad_swapped, value, work)
             return 0.0
         record, temperature = plan.record + row * 72, plan.temperature
         row_max, t = get(record, 0.0), get(record + 16, 0.0)

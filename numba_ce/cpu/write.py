@@ -46,15 +46,20 @@ def factor_splitter(kind):
 def row_filler(out_kind):
     """The function that fills a row of the output with one value."""
     real = real_type(out_kind)
-    n_vectors = TILE // LANES[KINDS[out_kind][1]]
+    size, n_vectors = KINDS[out_kind][0] // 8, TILE // LANES[KINDS[out_kind][1]]
+    straight, one = out_kind in NATIVE, real(1)
     store_tile = tile_storer(out_kind)
 
     @inner
-    def fill_row(target, step, swapped, n_classes, value, work):
+    def fill_row(plan, target, step, swapped, value, work):
         fill(work.tile, n_vectors, real(value))
-        for start in range(0, n_classes, TILE):
-            count = smaller(TILE, n_classes - start)
-            store_tile(work.tile, target + start * step, step, swapped, count)
+        for start in range(0, plan.n_classes, TILE):
+            count = smaller(TILE, plan.n_classes - start)
+            tile = target + start * step
+            if straight and step == size and not swapped:
+                scale_to(work.tile, tile, count, one, one, size, plan.streaming)
+            else:
+                store_tile(work.tile, tile, step, swapped, count)
 
     return fill_row
 
@@ -214,7 +219,7 @@ def hess_writer(variant, grad_kind, hess_kind):
                 store(work.logits + i, h * weight)
             if start <= k < start + count:
                 h_k = total * plan.hess_factor * p_k * rest
-                if h_k < plan.hess_floor:
+                if plan.hess_floor > 0.0 and h_k < plan.hess_floor:
                     h_k = plan.hess_floor
                 put(work.tile + (k - start) * width, real(s * g_k))
                 put(work.logits + (k - start) * width, real(s * h_k))

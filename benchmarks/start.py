@@ -1,0 +1,50 @@
+"""asv: what it costs to start, each in a fresh process."""
+
+from __future__ import annotations
+
+FIRST_CALL = "{call}(logits, targets)"
+PREPARE = """
+import numpy as np
+{imports}
+rng = np.random.default_rng(0)
+logits = rng.standard_normal((4096, 1000), dtype=np.float32)
+targets = rng.integers(0, 1000, 4096)
+"""
+
+
+class Start:
+    # One statement per process: a second one would find everything loaded
+    number = 1
+    repeat = (3, 10, 30.0)
+    warmup_time = 0.0
+    timeout = 300
+
+
+class Import(Start):
+    def timeraw_numba_ce(self) -> str:
+        return "import numba_ce"
+
+    def timeraw_numba_ce_after_numba(self) -> tuple[str, str]:
+        return "import numba_ce", "import numba"
+
+    def timeraw_numba(self) -> str:
+        return "import numba"
+
+    def timeraw_numpy(self) -> str:
+        return "import numpy"
+
+
+class FirstCall(Start):
+    def timeraw_loss_and_grad(self) -> tuple[str, str]:
+        call = "numba_ce.cross_entropy_and_grad"
+        return FIRST_CALL.format(call=call), PREPARE.format(imports="import numba, numba_ce")
+
+    def timeraw_plain_numpy(self) -> tuple[str, str]:
+        # asv runs it outside this folder, so the baseline is spelt out
+        import inspect
+
+        from . import baseline
+
+        source = "from typing import Any\nArray = np.ndarray\n"
+        source += inspect.getsource(baseline.loss_and_grad)
+        return FIRST_CALL.format(call="loss_and_grad"), PREPARE.format(imports=source)

@@ -1,0 +1,166 @@
+"""Every input error: its type, and a message with the argument, its value and what fits."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+import numba_ce as nc
+
+Z = np.zeros((4, 3), np.float32)
+Y = np.zeros(4, np.int64)
+P = np.full((4, 3), 1 / 3)
+read_only = np.zeros((4, 3), np.float32)
+read_only.flags.writeable = False
+
+
+class OnDevice:
+    __cuda_array_interface__: dict[str, object] = {}
+
+
+# name -> arguments, keyword arguments, exception, pattern
+CASES = {
+    "integer logits": ((Z.astype(int), Y), {}, TypeError, "logits have dtype int64: expected"),
+    "object logits": ((Z.astype(object), Y), {}, TypeError, "logits have dtype object"),
+    "longdouble": ((Z.astype(np.longdouble), Y), {}, TypeError, "logits have dtype"),
+    "complex": ((Z.astype(complex), Y), {}, TypeError, "logits have dtype complex128"),
+    "masked": ((np.ma.masked_less(Z, 1), Y), {}, TypeError, "logits is a MaskedArray"),
+    "masked targets": ((Z, np.ma.masked_less(Y, 1)), {}, TypeError, "targets is a MaskedArray"),
+    "device": ((OnDevice(), Y), {}, TypeError, "logits (OnDevice) is on a CUDA device"),
+    "device targets": ((Z, OnDevice()), {}, TypeError, "targets (OnDevice) is on a CUDA device"),
+    "0-d logits": ((np.float32(1), 0), {}, ValueError, "logits are 0-dimensional"),
+    "None": ((None, Y), {}, TypeError, "logits have dtype object"),
+    "no classes": ((Z[:, :0], Y), {}, ValueError, "no classes along axis 1"),
+    "float axis": ((Z, Y), {"axis": 1.0}, TypeError, "axis = 1.0 is not an integer"),
+    "axis": ((Z, Y), {"axis": 2}, np.exceptions.AxisError, "axis 2 is out of bounds"),
+    "float indices": ((Z, Y.astype(float)), {}, TypeError, "targets have dtype float64: class"),
+    "bool targets": ((Z, Y.astype(bool)), {}, TypeError, "targets have dtype bool: expected"),
+    "one-hot": ((Z, np.eye(4, 3, dtype=int)), {}, ValueError, "one-hot? cast to float"),
+    "too few": ((Z, Y[:3]), {}, ValueError, "targets have shape (3,): for logits of shape (4, 3)"),
+    "wrong shape": ((Z, P.T.copy()), {}, ValueError, "targets have shape (3, 4)"),
+    "class_weight length": ((Z, Y), {"class_weight": np.ones(4)}, ValueError, "expected (3,)"),
+    "class_weight int": ((Z, Y), {"class_weight": np.ones(3, int)}, TypeError, "class_weight has"),
+    "class_weight text": ((Z, Y), {"class_weight": "ab"}, TypeError, "class_weight = 'ab' is not"),
+    "sample_weight": ((Z, Y), {"sample_weight": np.ones(3)}, ValueError, "sample_weight has shape"),
+    "smoothing": (
+        (Z, Y),
+        {"label_smoothing": 1.5},
+        ValueError,
+        "label_smoothing = 1.5: expected 0",
+    ),
+    "smoothing NaN": ((Z, Y), {"label_smoothing": np.nan}, ValueError, "label_smoothing = nan"),
+    "smoothing text": ((Z, Y), {"label_smoothing": "a"}, TypeError, "label_smoothing = 'a' is not"),
+    "smoothing bool": ((Z, Y), {"label_smoothing": True}, TypeError, "label_smoothing = True"),
+    "z_loss": ((Z, Y), {"z_loss": -1.0}, ValueError, "z_loss = -1.0: expected"),
+    "z_loss inf": ((Z, Y), {"z_loss": np.inf}, ValueError, "z_loss = inf"),
+    "softcap": (
+        (Z, Y),
+        {"softcap": 0.0},
+        ValueError,
+        "softcap = 0.0: expected a finite softcap > 0",
+    ),
+    "temperature": ((Z, Y), {"temperature": 0}, ValueError, "temperature = 0.0: expected"),
+    "temperature None": ((Z, Y), {"temperature": None}, TypeError, "temperature = None is not"),
+    "ignore_index": ((Z, Y), {"ignore_index": 1.5}, TypeError, "ignore_index = 1.5: expected"),
+    "ignore_index with probabilities": (
+        (Z, P),
+        {"ignore_index": 1},
+        ValueError,
+        "ignore_index = 1",
+    ),
+    "check_targets": ((Z, Y), {"check_targets": 1}, TypeError, "check_targets = 1: expected True"),
+    "reduction": ((Z, Y), {"reduction": "avg"}, ValueError, "reduction = 'avg': expected 'mean'"),
+    "bad target": ((Z, Y + 3), {}, ValueError, "targets[0] = 3 is not a class index"),
+}
+OUT_CASES = {
+    "list": ([[0.0] * 3] * 4, TypeError, "out is a list: expected a NumPy array"),
+    "masked": (np.ma.zeros((4, 3), np.float32), TypeError, "out is a MaskedArray"),
+    "dtype": (np.zeros((4, 3)), ValueError, "out has dtype float64: expected float32"),
+    "shape": (np.zeros((3, 4), np.float32), ValueError, "out has shape (3, 4): expected (4, 3)"),
+    "read-only": (read_only, ValueError, "out is read-only"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("function", [nc.cross_entropy, nc.cross_entropy_and_grad])
+def test_bad_arguments(backend, function, name):
+    arguments, options, error, message = CASES[name]
+    with pytest.raises(error, match=re.escape(message)):
+        function(*arguments, **options)
+
+
+@pytest.mark.parametrize("name", OUT_CASES)
+def test_bad_out(backend, name):
+    out, error, message = OUT_CASES[name]
+    with pytest.raises(error, match=re.escape(message)):
+        nc.cross_entropy_and_grad(Z, Y, out=out)
+
+
+def test_overlapping_out(backend):
+    strided = np.lib.stride_tricks.as_strided(np.zeros(20, np.float32), (4, 3), (4, 4))
+    buffer = np.zeros((5, 3), np.float32)
+    with pytest.raises(ValueError, match="overlap each other"):
+        nc.cross_entropy_and_grad(Z, Y, out=strided)
+    with pytest.raises(ValueError, match="out overlaps logits"):
+        nc.cross_entropy_and_grad(buffer[:4], Y, out=buffer[1:])
+    with pytest.raises(ValueError, match="out overlaps logits"):
+        nc.cross_entropy_and_grad(buffer[:4], Y, out=buffer[3::-1])
+    probabilities = np.zeros((4, 3), np.float32)
+    with pytest.raises(ValueError, match="out overlaps targets"):
+        nc.cross_entropy_and_grad(Z, probabilities, out=probabilities)
+    half = np.zeros((4, 6), np.float16)
+    with pytest.raises(ValueError, match="out overlaps logits"):
+        nc.cross_entropy_and_grad(half[:, :3], Y, out=half.view(np.float32))
+
+
+def test_in_place_is_the_identical_view(backend):
+    logits = Z.copy()
+    _, grad = nc.cross_entropy_and_grad(logits, Y, out=logits[:])
+    assert np.shares_memory(grad, logits)
+
+
+def test_float32_gradient_of_16_bit_logits(backend):
+    _, grad = nc.cross_entropy_and_grad(Z.astype(np.float16), Y, out=np.zeros((4, 3), np.float32))
+    assert grad.dtype == np.float32
+
+
+def test_other_functions(backend):
+    with pytest.raises(ValueError, match="hess = 'full': expected 'diagonal'"):
+        nc.cross_entropy_grad_and_hess(Z, Y, hess="full")
+    with pytest.raises(TypeError, match="out is a ndarray: expected a pair"):
+        nc.cross_entropy_grad_and_hess(Z, Y, out=Z.copy())
+    same = Z.copy()
+    with pytest.raises(ValueError, match=r"out\[1\] overlaps out\[0\]"):
+        nc.cross_entropy_grad_and_hess(Z, Y, out=(same, same))
+    with pytest.raises(TypeError, match="targets are probabilities"):
+        nc.row_stats(Z, P)
+    for function in (nc.logsumexp, nc.softmax, nc.log_softmax):
+        with pytest.raises(TypeError, match="logits have dtype int64"):
+            function(Y)
+        with pytest.raises(np.exceptions.AxisError):
+            function(Z, axis=-3)
+    for function in (nc.softmax, nc.log_softmax):
+        with pytest.raises(ValueError, match="out is read-only"):
+            function(Z, out=read_only)
+
+
+def test_records(backend):
+    with pytest.raises(ValueError, match="class_offset = 1: a shard of 3 of 3 classes"):
+        nc.row_record(Z, Y, class_offset=1, n_classes=3)
+    with pytest.raises(TypeError, match=r"n_classes = 3\.5 is not an integer"):
+        nc.row_record(Z, Y, class_offset=0, n_classes=3.5)
+    with pytest.raises(TypeError, match="a has dtype int64"):
+        nc.merge_records(np.zeros((2, 9), int), np.zeros((2, 9)))
+    with pytest.raises(ValueError, match=r"b has shape \(2, 8\)"):
+        nc.merge_records(np.zeros((2, 9)), np.zeros((2, 8)))
+    with pytest.raises(ValueError, match=r"record has shape \(9,\): expected \(4, 9\)"):
+        nc.grad_from_record(Z, Y, np.zeros(9), class_offset=0)
+
+
+def test_lists_and_scalars_are_arrays(backend):
+    loss, grad = nc.cross_entropy_and_grad([[1.0, 2.0], [3.0, 4.0]], [0, 1])
+    assert loss.dtype == grad.dtype == np.float64
+    assert nc.cross_entropy([1.0, 2.0], 1) == nc.cross_entropy(np.array([1.0, 2.0]), np.int8(1))
+    assert nc.cross_entropy(np.zeros((0, 3)), [], reduction="sum") == 0
