@@ -125,15 +125,15 @@ def shown(value: float) -> str:
 HEAD = """# Accuracy
 
 Largest error over the rows of each family, in ULP (units in the last place of the exact result),
-on the machine that made this page with `python benchmarks/accuracy_table.py`. `tests/exact.py` gives
-the exact results in 106 bits and is itself checked against mpmath. 1e8 and more means that every
-digit is wrong, usually a 0 where the exact value is not.
+on the machine that made this page with `python benchmarks/accuracy_table.py`. `tests/exact.py`
+gives the exact results in 106 bits and is itself checked against mpmath. 2e7 (float32) and 9e15
+(float64) mean that every digit is wrong: a 0 where the exact value is not.
 
-Promised, and tested on every run: loss and gradient at the target within 4 ULP, lse within 2 ULP of the
-larger of |lse| and |row maximum| on these families; the other entries of the gradient within
+Promised, and tested on every run: loss and gradient at the target within 4 ULP, lse within 2 ULP
+of the larger of |lse| and |row maximum| on these families; the other entries of the gradient within
 max(4, |z - m|) ULP in float32, m the largest of the other logits, and max(8, |z - m|) in float64.
-The column "others" is scaled so that 4 is that first bound. 16-bit gradients are the float32 result,
-rounded once. Where terms of opposite sign meet (smoothing, z-loss, probabilities) the bounds hold
+The row "others" is scaled so that 4 is the first of these bounds. 16-bit gradients are the float32
+result, rounded once. Where terms of opposite sign meet (smoothing, z-loss, probabilities) the bounds hold
 relative to the sum of the magnitudes of the terms.
 
 """

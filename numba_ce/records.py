@@ -47,10 +47,9 @@ FIELDS = (
 
 def _integer(value: Any, name: str) -> int:
     try:
-        index: int = operator.index(value)
+        return operator.index(value)
     except TypeError:
         raise TypeError(f"{name} = {value!r} is not an integer") from None
-    return index
 
 
 def _check_record(record: Any, name: str) -> Array:

@@ -53,7 +53,7 @@ def test_unknown_and_absent(choose):
         choose("gpu")
     with pytest.raises(TypeError, match="None is not a string"):
         choose(None)
-    with pytest.raises(RuntimeError, match="'cuda' is not available: .* use 'auto', 'cpu'"):
+    with pytest.raises(RuntimeError, match=r"'cuda' is not available: .* use 'auto', 'cpu'"):
         choose("cuda")
     assert nc.get_backend() == "auto"
 

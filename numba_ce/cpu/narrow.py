@@ -1,7 +1,7 @@
 """Rows of few classes: sixteen rows at a time, one in each lane.
 
-A row of ten classes fills ten lanes of one vector, and what is done once per row, in float64 and one
-number at a time, costs more than its exponentials: 100 ns a row in the kernels of `operations`.
+A row of ten classes fills ten lanes of one vector, and what is done once per row, in float64 and
+one number at a time, costs more than its exponentials: 100 ns a row in the kernels of `operations`.
 Here the classes of sixteen rows are turned into a tile ``tile[class][row]``, everything is done for
 sixteen rows at once, and the same formulas as in `_row.finish` are written for vectors.
 

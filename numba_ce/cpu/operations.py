@@ -267,7 +267,7 @@ def hess_operation(kernel):
     @inner
     def do_row(plan, row, work):
         logits_at, targets_at, weight_at, grad_at, hess_at = locate(plan, row)
-        source, n_classes = plan.logits + logits_at, plan.n_classes
+        source = plan.logits + logits_at
         grad, hess = plan.grad + grad_at, plan.hess + hess_at
         s = load_weight(plan, weight_at)
         y = np.int64(-1)
