@@ -3,7 +3,7 @@
     python benchmarks/accuracy_table.py [--out docs/accuracy.md]
 
 Errors are in ULP (units in the last place) of the exact value, which is computed in 106 bits
-(tests/exact.py, itself checked against mpmath). Peers that are not installed are left out.
+(tests/wide.py, itself checked against mpmath). Peers that are not installed are left out.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def worst(actual: Array, exact: Any, sizes: Any, dtype: Any) -> float:
 
 def errors(method: Method, logits: Array, targets: Array, exact: Any) -> list[float]:
     """Of loss, gradient at the target, lse, and the excess of the other entries over |z - m|."""
-    from exact import SHIFT, wide_ulps
+    from wide import SHIFT, wide_ulps
 
     dtype, rows = logits.dtype, np.arange(len(logits))
     loss, grad, lse = method(logits, targets)
@@ -125,7 +125,7 @@ def shown(value: float) -> str:
 HEAD = """# Accuracy
 
 Largest error over the rows of each family, in ULP (units in the last place of the exact result),
-on the machine that made this page with `python benchmarks/accuracy_table.py`. `tests/exact.py`
+on the machine that made this page with `python benchmarks/accuracy_table.py`. `tests/wide.py`
 gives the exact results in 106 bits and is itself checked against mpmath. 2e7 (float32) and 9e15
 (float64) mean that every digit is wrong: a 0 where the exact value is not.
 
@@ -133,8 +133,8 @@ Promised, and tested on every run: loss and gradient at the target within 4 ULP,
 of the larger of |lse| and |row maximum| on these families; the other entries of the gradient within
 max(4, |z - m|) ULP in float32, m the largest of the other logits, and max(8, |z - m|) in float64.
 The row "others" is scaled so that 4 is the first of these bounds. 16-bit gradients are the float32
-result, rounded once. Where terms of opposite sign meet (smoothing, z-loss, probabilities) the bounds hold
-relative to the sum of the magnitudes of the terms.
+result, rounded once. Where terms of opposite sign meet (smoothing, z-loss, probabilities), they
+hold relative to the sum of the magnitudes of the terms; float64 gradients then within 20 ULP.
 
 """
 
@@ -143,7 +143,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "accuracy.md")
     arguments = parser.parse_args()
-    from exact import wide_rows
+    from wide import wide_rows
 
     from benchmarks.families import FAMILIES
 

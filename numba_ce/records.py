@@ -62,13 +62,13 @@ def _check_record(record: Any, name: str) -> Array:
 
 
 def _check_offset(class_offset: Any, here: int, n_classes: int) -> int:
-    class_offset = _integer(class_offset, "class_offset")
-    if not 0 <= class_offset <= n_classes - here:
+    offset = _integer(class_offset, "class_offset")
+    if not 0 <= offset <= n_classes - here:
         raise ValueError(
-            f"class_offset = {class_offset}: a shard of {here} of {n_classes} classes starts "
+            f"class_offset = {offset}: a shard of {here} of {n_classes} classes starts "
             f"between 0 and {n_classes - here}"
         )
-    return class_offset
+    return offset
 
 
 def _bad_rows(problem: Problem, n_classes: int) -> Array:

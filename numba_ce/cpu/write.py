@@ -22,6 +22,10 @@ from numba_ce.cpu.tile import (
 )
 from numba_ce.cpu.vector import LANES, VECTOR_BYTES, load, maximum, splat, store
 
+# A subnormal factor times a small scale would lose its digits before it meets a large exponential
+LIFT_BITS = 64
+LIFT = 2.0**LIFT_BITS
+
 
 @lru_cache
 def factor_splitter(kind):
@@ -31,11 +35,11 @@ def factor_splitter(kind):
 
     @inner
     def split(factor):
-        """factor * 2**-BIAS as (f, a power of two): products with both are rounded once."""
+        """factor / LIFT * 2**-BIAS as (f, a power of two): products with both are rounded once."""
         if not abs(factor) < math.inf:
             return real(factor), real(1)
         mantissa, exponent = mantissa_and_exponent(factor)
-        exponent -= BIAS
+        exponent -= BIAS + LIFT_BITS
         power = smaller(exponent, largest) if exponent > smallest else smallest
         return real(times_two_to(mantissa, exponent - power)), real(power_of_two(power))
 
@@ -102,7 +106,7 @@ def gradient_writer(variant, out_kind):
         step, swapped = plan.grad_step, plan.grad_swapped
         contiguous = straight and step == out_size and not swapped
         f_reference, f_power = scale.reference, np.float64(scale.power)
-        f, power = split(top * scale.to_max / bottom)
+        f, power = split(top * LIFT * scale.to_max / bottom)
         for start in range(0, n_classes, TILE):
             count = smaller(TILE, n_classes - start)
             n_vectors = (count + lanes - 1) // lanes
@@ -116,7 +120,7 @@ def gradient_writer(variant, out_kind):
                     to_max = rescale(
                         reference, np.int64(scale_power), row_max, NO_POWER, plan.temperature
                     )
-                f, power = split(top * to_max / bottom)
+                f, power = split(top * LIFT * to_max / bottom)
             patch = has_k = start <= k < start + count
             if narrow and plain and has_k:
                 # The value whose product with both factors is g_k (in float32 they have the digits
@@ -203,7 +207,7 @@ def hess_writer(variant, grad_kind, hess_kind):
             to_max = 1.0
             if not math.isinf(row_max):
                 to_max = rescale(get(scales, 0.0), np.int64(get(scales + 8, 0.0)), row_max, 0, 1.0)
-            f, power = split(top * to_max / bottom)
+            f, power = split(top * LIFT * to_max / bottom)
             scaled_tile(work.exps + start * width, None, work.logits, n_vectors, f, power)
             if dense:
                 fill_weights(plan, targets, start, count, s, work)
