@@ -46,6 +46,7 @@ def load(path: Path, name: str) -> Array:
     except (ValueError, EOFError) as error:
         raise ValueError(f"{name} {path}: not a readable .npy file ({error})") from None
     if not isinstance(array, np.ndarray):
+        array.close()
         raise ValueError(f"{name} {path}: an archive of arrays, expected one .npy array")
     return array
 
