@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-from collections.abc import Iterator
 from contextvars import ContextVar
 from types import ModuleType
 from typing import Any
@@ -18,9 +17,12 @@ VARIABLE = "NUMBA_CE_BACKEND"
 NAMES = ("auto", "cpu", "cuda", "numpy")
 MODULES = {"cpu": "numba_ce.cpu", "numpy": "numba_ce.reference"}
 
-# Of this thread or asyncio task, and of the process
-_in_context: ContextVar[str | None] = ContextVar("numba_ce_backend", default=None)
+# Of this thread or asyncio task: the contexts it is in, the innermost last. A tuple and no token,
+# so that one context object may serve several threads and be entered again.
+_in_context: ContextVar[tuple[str, ...]] = ContextVar("numba_ce_backend", default=())
+# Two variables, so that a first call that reads the environment cannot undo a `set_backend`
 _of_process: str | None = None
+_of_environment: str | None = None
 
 
 def why_not(name: str) -> str | None:
@@ -42,7 +44,8 @@ def _check(name: Any, source: str) -> str:
         raise ValueError(f"{source}: unknown backend {name!r}, expected one of {', '.join(NAMES)}")
     reason = why_not(name)
     if reason is not None:
-        usable = ", ".join(repr(n) for n in NAMES if why_not(n) is None)
+        # "auto" stands for "cpu" as long as there are host arrays only
+        usable = ", ".join(repr(n) for n in NAMES if why_not("cpu" if n == "auto" else n) is None)
         raise RuntimeError(f"{source}: backend {name!r} is not available: {reason}; use {usable}")
     return name
 
@@ -82,13 +85,16 @@ def get_backend() -> str:
     ...     numba_ce.get_backend()
     'numpy'
     """
-    return _in_context.get() or _of_process or _from_environment()
+    inside = _in_context.get()
+    return inside[-1] if inside else _of_process or _of_environment or _from_environment()
 
 
 def _from_environment() -> str:
-    global _of_process
-    name = _check(os.environ.get(VARIABLE) or "auto", f"environment variable {VARIABLE}")
-    _of_process = name
+    global _of_environment
+    name = os.environ.get(VARIABLE) or "auto"
+    if name != "auto":
+        _check(name, f"environment variable {VARIABLE}")
+    _of_environment = name
     return name
 
 
@@ -115,8 +121,23 @@ def set_backend(name: str) -> None:
     _of_process = _check(name, "set_backend")
 
 
+class _Context(contextlib.AbstractContextManager[None]):
+    """What `use_backend` returns."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> None:
+        _in_context.set((*_in_context.get(), self._name))
+
+    def __exit__(self, *exception: object) -> None:
+        _in_context.set(_in_context.get()[:-1])
+
+
 def use_backend(name: str) -> contextlib.AbstractContextManager[None]:
     """A context in which a backend is used, in this thread or asyncio task only.
+
+    It may be entered again, also within itself and in several threads at once.
 
     Parameters
     ----------
@@ -134,16 +155,7 @@ def use_backend(name: str) -> contextlib.AbstractContextManager[None]:
     ...     round(float(numba_ce.logsumexp([0.0, 0.0])), 4)
     0.6931
     """
-    return _context(_check(name, "use_backend"))
-
-
-@contextlib.contextmanager
-def _context(name: str) -> Iterator[None]:
-    token = _in_context.set(name)
-    try:
-        yield
-    finally:
-        _in_context.reset(token)
+    return _Context(_check(name, "use_backend"))
 
 
 _loaded: dict[str, ModuleType] = {}
@@ -155,6 +167,6 @@ def backend() -> ModuleType:
     if name == "auto":  # where the data lives: only host arrays get this far
         name = "cpu"
     if name not in _loaded:
-        _check(name, "backend")
+        _check(name, f"backend {get_backend()!r}")
         _loaded[name] = importlib.import_module(MODULES[name])
     return _loaded[name]

@@ -21,7 +21,6 @@ from numba_ce.options import LossOptions
 Array = np.ndarray[Any, np.dtype[Any]]
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 REDUCTIONS = ("mean", "sum", "none")
-DEFAULTS = LossOptions()
 
 
 @dataclass(slots=True)
@@ -57,7 +56,10 @@ def as_array(value: Any, name: str) -> Array:
             f"{name} ({type(value).__name__}) is on a CUDA device, and the backend 'cuda' is not "
             "part of this version: copy it to the host"
         )
-    return np.asarray(value)
+    try:
+        return np.asarray(value)
+    except ValueError as error:  # rows of different lengths
+        raise ValueError(f"{name} cannot be made an array: {error}") from None
 
 
 def _shape(shape: tuple[int, ...]) -> str:
@@ -117,7 +119,7 @@ def check_targets_array(targets: Any, logits: Array, axis: int) -> tuple[Array, 
 
 def check_weight(weight: Any, name: str, shape: tuple[int, ...]) -> Array:
     """A float array of one weight per class or per row."""
-    if not hasattr(weight, "dtype"):
+    if not hasattr(weight, "dtype") and not hasattr(weight, "__cuda_array_interface__"):
         try:
             weight = np.asarray(weight, np.float64)
         except (TypeError, ValueError):
@@ -133,7 +135,10 @@ def check_weight(weight: Any, name: str, shape: tuple[int, ...]) -> Array:
 def _number(value: Any, name: str, fits: str) -> float:
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (Real, np.floating)):
         raise TypeError(f"{name} = {value!r} is not a number: expected {fits}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name} is an integer beyond the floats: expected {fits}") from None
 
 
 def check_options(
@@ -170,11 +175,17 @@ def check_options(
     )
 
 
+def check_choice(value: Any, name: str, choices: tuple[str, ...]) -> str:
+    """One of the choices; anything else, of any type, is a ValueError."""
+    if not isinstance(value, str) or value not in choices:
+        *others, last = map(repr, choices)
+        raise ValueError(f"{name} = {value!r}: expected {', '.join(others)} or {last}")
+    return value
+
+
 def check_reduction(reduction: Any) -> str:
     """One of REDUCTIONS."""
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction = {reduction!r}: expected 'mean', 'sum' or 'none'")
-    return str(reduction)
+    return check_choice(reduction, "reduction", REDUCTIONS)
 
 
 def make_problem(

@@ -10,6 +10,7 @@ from numba_ce._backend import backend
 from numba_ce._validate import (
     Array,
     Problem,
+    check_choice,
     check_logits,
     check_options,
     check_out,
@@ -235,16 +236,19 @@ softcap, temperature, check_targets
     if out is None:
         grad = fresh_output(array)
     else:
-        grad = check_out(out, array, _inputs(targets, class_weight, sample_weight))
+        grad = check_out(out, array, _inputs(problem, class_weight))
     loss = _loss(problem, array, axis, grad)
     return loss, grad if out is None else out
 
 
-def _inputs(targets: Any, class_weight: Any, sample_weight: Any) -> tuple[Any, ...]:
+def _inputs(problem: Problem, class_weight: Any) -> tuple[tuple[Any, str], ...]:
+    """What `out` must not overlap, as arrays: a Series, too, lends its memory to one."""
+    if class_weight is not None:  # the problem holds a copy, unless it was float64
+        class_weight = np.asarray(class_weight)
     return (
-        (targets, "targets"),
+        (problem.targets, "targets"),
         (class_weight, "class_weight"),
-        (sample_weight, "sample_weight"),
+        (problem.sample_weight, "sample_weight"),
     )
 
 
@@ -298,8 +302,7 @@ def cross_entropy_grad_and_hess(
     array([[0.1875, 0.1875, 0.1875, 0.1875]])
     """
     array, axis = check_logits(logits, axis)
-    if hess not in HESSIANS:
-        raise ValueError(f"hess = {hess!r}: expected 'diagonal', 'xgboost' or 'lightgbm'")
+    hess = check_choice(hess, "hess", HESSIANS)
     options = check_options(0.0, None, 0.0, None, 1.0, True)
     problem = make_problem(array, targets, axis, None, sample_weight, options, "none")
     if out is None:
@@ -307,7 +310,7 @@ def cross_entropy_grad_and_hess(
     else:
         if not isinstance(out, (tuple, list)) or len(out) != 2:
             raise TypeError(f"out is a {type(out).__name__}: expected a pair of arrays")
-        others = _inputs(targets, None, sample_weight)
+        others = _inputs(problem, None)
         grad = check_out(out[0], array, others, "out[0]")
         hessian = check_out(out[1], array, (*others, (out[0], "out[0]")), "out[1]")
     if problem.logits.shape[-1] == 0 and array.size == 0 and 0 not in problem.logits.shape[:-1]:

@@ -35,8 +35,8 @@ class Evaluation:
     gb_per_second: float
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
+        """For JSON, which has no NaN: None in its place."""
+        return {k: None if v != v else v for k, v in asdict(self).items()}
 
 
 def load(path: Path, name: str) -> Array:
@@ -76,9 +76,10 @@ def evaluate(
     n_rows, n_classes = rows.shape
     if targets.shape != (n_rows,):
         raise ValueError(f"targets have shape {targets.shape}: expected ({n_rows},)")
+    ignore_index = options.get("ignore_index", -100)
+    _check_targets(targets, n_classes, ignore_index)
     step = max(1, BLOCK_BYTES // max(1, n_classes * logits.dtype.itemsize))
     blocks = [slice(start, start + step) for start in range(0, n_rows, step)]
-    ignore_index = options.get("ignore_index", -100)
     total = weight = entropy = 0.0
     kept = hits = top = 0
     begin = time.perf_counter()
@@ -118,6 +119,21 @@ def evaluate(
     )
 
 
+def _check_targets(targets: Array, n_classes: int, ignore_index: int | None) -> None:
+    """Name a bad target by its place in the file, not in a block."""
+    if targets.dtype.kind not in "iu":
+        return
+    bad = (targets < 0) | (targets >= n_classes)
+    if ignore_index is not None:
+        bad &= targets != ignore_index
+    if bad.any():
+        row = int(bad.argmax())
+        raise ValueError(
+            f"targets[{row}] = {int(targets[row])} is not a class index: "
+            f"expected 0 <= target < {n_classes} or ignore_index = {ignore_index}"
+        )
+
+
 def _weight(targets: Array, class_weight: Any) -> float:
     return float(len(targets) if class_weight is None else np.asarray(class_weight)[targets].sum())
 
@@ -142,8 +158,10 @@ def _write_gradient(
         target_rows = np.moveaxis(out, axis, -1)
         for block in blocks:
             z, y = rows[block], np.asarray(targets[block])
-            _, grad = cross_entropy_and_grad(z, y, reduction="sum", **options)
-            target_rows[block] = grad / dtype.type(scale) if scale else 0
+            # 16-bit gradients: scaled in float32, then rounded once
+            work = np.empty(z.shape, np.float32 if dtype.itemsize == 2 else dtype)
+            cross_entropy_and_grad(z, y, reduction="sum", out=work, **options)
+            target_rows[block] = work / work.dtype.type(scale) if scale else 0
         out.flush()
         del out, target_rows
         os.replace(unfinished, path)

@@ -336,7 +336,12 @@ def grad_from_record(
     if out is None:
         grad = fresh_output(array)
     else:
-        others = ((targets, "targets"), (record, "record"), (sample_weight, "sample_weight"))
+        others = (
+            (targets, "targets"),
+            (record, "record"),
+            (class_weight, "class_weight"),
+            (sample_weight, "sample_weight"),
+        )
         grad = check_out(out, array, others)
     if record.size:
         n_classes = int(np.nanmax(record[..., 8]))

@@ -66,7 +66,7 @@ def test_available_backends():
 
 
 def test_threads_choose_for_themselves():
-    barrier = threading.Barrier(2)
+    barrier = threading.Barrier(2, timeout=30)
     seen = {}
 
     def work(name):
@@ -126,3 +126,51 @@ def test_without_a_compiler_the_reference_is_named():
     assert "NUMBA_DISABLE_JIT is set" in result.stderr
     assert "'numpy'" in result.stderr
     assert python(code, NUMBA_DISABLE_JIT="1", NUMBA_CE_BACKEND="numpy").stdout.strip() == "0.0"
+
+
+def test_a_context_may_be_entered_again():
+    context = nc.use_backend("numpy")
+    for _ in range(2):
+        with context:
+            with context:
+                assert nc.get_backend() == "numpy"
+            assert nc.get_backend() == "numpy"
+        assert nc.get_backend() == "auto"
+
+
+def test_one_context_in_two_threads():
+    context, barrier, seen = nc.use_backend("numpy"), threading.Barrier(2, timeout=30), []
+
+    def work():
+        with context:
+            barrier.wait()
+            seen.append(nc.get_backend())
+            barrier.wait()
+        seen.append(nc.get_backend())
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(seen) == ["auto", "auto", "numpy", "numpy"]
+
+
+def test_the_variable_is_read_at_the_first_call():
+    code = "import os, numba_ce; os.environ['NUMBA_CE_BACKEND'] = 'numpy'; "
+    assert python(code + "print(numba_ce.get_backend())").stdout.strip() == "numpy"
+    code = "import numba_ce; numba_ce.set_backend('numpy'); print(numba_ce.get_backend())"
+    assert python(code, NUMBA_CE_BACKEND="gpu").stdout.strip() == "numpy"
+    code = "import numba_ce; print(numba_ce.get_backend()); numba_ce.set_backend('auto'); "
+    result = python(code + "print(numba_ce.get_backend())", NUMBA_CE_BACKEND="numpy")
+    assert result.stdout.split() == ["numpy", "auto"]
+
+
+@pytest.mark.parametrize("name", ["auto", "cpu"])
+def test_without_a_compiler_nothing_unusable_is_advised(name):
+    code = "import numba_ce; print(numba_ce.logsumexp([0.0]))"
+    result = python(code, NUMBA_DISABLE_JIT="1", NUMBA_CE_BACKEND=name)
+    assert result.stderr.strip().endswith("use 'numpy'")
+    assert (
+        python("import numba_ce; numba_ce.set_backend('auto')", NUMBA_DISABLE_JIT="1").stderr == ""
+    )

@@ -20,6 +20,16 @@ class OnDevice:
     __cuda_array_interface__: dict[str, object] = {}
 
 
+class Series:
+    """Lends its memory to an array, as those of pandas do."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def __array__(self, dtype=None, copy=None):
+        return self.values
+
+
 # name -> arguments, keyword arguments, exception, pattern
 CASES = {
     "integer logits": ((Z.astype(int), Y), {}, TypeError, "logits have dtype int64: expected"),
@@ -30,6 +40,19 @@ CASES = {
     "masked targets": ((Z, np.ma.masked_less(Y, 1)), {}, TypeError, "targets is a MaskedArray"),
     "device": ((OnDevice(), Y), {}, TypeError, "logits (OnDevice) is on a CUDA device"),
     "device targets": ((Z, OnDevice()), {}, TypeError, "targets (OnDevice) is on a CUDA device"),
+    "device class_weight": (
+        (Z, Y),
+        {"class_weight": OnDevice()},
+        TypeError,
+        "class_weight (OnDevice) is on a CUDA device",
+    ),
+    "device sample_weight": (
+        (Z, Y),
+        {"sample_weight": OnDevice()},
+        TypeError,
+        "sample_weight (OnDevice) is on a CUDA device",
+    ),
+    "ragged": (([[1.0], [1.0, 2.0]], [0, 0]), {}, ValueError, "logits cannot be made an array"),
     "0-d logits": ((np.float32(1), 0), {}, ValueError, "logits are 0-dimensional"),
     "None": ((None, Y), {}, TypeError, "logits have dtype object"),
     "no classes": ((Z[:, :0], Y), {}, ValueError, "no classes along axis 1"),
@@ -71,6 +94,14 @@ CASES = {
         "ignore_index = 1",
     ),
     "check_targets": ((Z, Y), {"check_targets": 1}, TypeError, "check_targets = 1: expected True"),
+    "z_loss beyond floats": ((Z, Y), {"z_loss": 10**5000}, ValueError, "z_loss is an integer"),
+    "reduction array": (
+        (Z, Y),
+        {"reduction": np.array(["sum", "none"])},
+        ValueError,
+        "reduction = array(",
+    ),
+    "reduction None": ((Z, Y), {"reduction": None}, ValueError, "reduction = None: expected"),
     "reduction": ((Z, Y), {"reduction": "avg"}, ValueError, "reduction = 'avg': expected 'mean'"),
     "bad target": ((Z, Y + 3), {}, ValueError, "targets[0] = 3 is not a class index"),
 }
@@ -115,6 +146,90 @@ def test_overlapping_out(backend):
         nc.cross_entropy_and_grad(half[:, :3], Y, out=half.view(np.float32))
 
 
+@pytest.mark.parametrize("name", ["targets", "class_weight", "sample_weight"])
+@pytest.mark.parametrize("lend", [np.asarray, Series])
+def test_out_overlaps_what_is_not_an_array(backend, lend, name):
+    """Refused before anything is written, also if the argument only lends its memory."""
+    shape = {"targets": (4, 3), "class_weight": (3,), "sample_weight": (4,)}[name]
+    memory = np.full(12, 0.25)
+    arguments = {"targets": Y, name: lend(memory[: np.prod(shape)].reshape(shape))}
+    if lend is Series and name != "targets":
+        arguments[name].dtype = memory.dtype  # as a Series has
+    with pytest.raises(ValueError, match=f"out overlaps {name}"):
+        nc.cross_entropy_and_grad(Z.astype(float), out=memory.reshape(4, 3), **arguments)
+    assert (memory == 0.25).all()
+
+
+# Arguments every function with these parameters shares; logits and targets come by name
+ROW_FUNCTIONS = {
+    "cross_entropy": (nc.cross_entropy, {}),
+    "cross_entropy_and_grad": (nc.cross_entropy_and_grad, {}),
+    "cross_entropy_grad_and_hess": (nc.cross_entropy_grad_and_hess, {}),
+    "row_stats": (nc.row_stats, {}),
+    "row_record": (nc.row_record, {"class_offset": 0, "n_classes": 3}),
+    "grad_from_record": (
+        nc.grad_from_record,
+        {"class_offset": 0, "record": np.tile([0.0, 1, 0, 1, 0, 0, 0, 1, 3], (4, 1))},
+    ),
+}
+SHARED = (
+    "integer logits",
+    "object logits",
+    "longdouble",
+    "complex",
+    "masked",
+    "masked targets",
+    "device",
+    "device targets",
+    "0-d logits",
+    "float axis",
+    "axis",
+    "float indices",
+    "bool targets",
+    "one-hot",
+    "too few",
+    "wrong shape",
+    "bad target",
+)
+
+
+@pytest.mark.parametrize("name", SHARED)
+@pytest.mark.parametrize("function", ROW_FUNCTIONS)
+def test_every_function_checks_alike(backend, function, name):
+    call, needed = ROW_FUNCTIONS[function]
+    (logits, targets), options, error, message = CASES[name]
+    with pytest.raises(error, match=re.escape(message)):
+        call(logits, targets, **needed, **options)
+
+
+@pytest.mark.parametrize("function", ["row_record", "grad_from_record"])
+@pytest.mark.parametrize("name", [n for n, case in CASES.items() if case[1] and "reduc" not in n])
+def test_the_record_functions_check_the_options(backend, function, name):
+    call, needed = ROW_FUNCTIONS[function]
+    arguments, options, error, message = CASES[name]
+    with pytest.raises(error, match=re.escape(message)):
+        call(*arguments, **needed, **options)
+
+
+def test_a_bad_target_leaves_out_alone(backend):
+    out, hess = np.full((4, 3), 7.0, np.float32), np.full((4, 3), 7.0, np.float32)
+    targets = np.array([0, 1, 2, -1], np.int8)
+    message = re.escape("targets[3] = -1 is not a class index: expected 0 <= target < 3")
+    with pytest.raises(ValueError, match=message):
+        nc.cross_entropy_and_grad(Z, targets, out=out)
+    with pytest.raises(ValueError, match=message):
+        nc.cross_entropy_grad_and_hess(Z, targets, out=(out, hess))
+    assert (out == 7).all()
+    assert (hess == 7).all()
+
+
+@pytest.mark.parametrize("value", [2**70, -(2**70), 2**63, None])
+@pytest.mark.parametrize("dtype", [np.int8, np.uint64])
+def test_an_ignore_index_beyond_int64_matches_nothing(backend, dtype, value):
+    targets = np.array([0, 1, 2, 1], dtype)
+    assert nc.cross_entropy(Z, targets, ignore_index=value) == nc.cross_entropy(Z, targets)
+
+
 def test_in_place_is_the_identical_view(backend):
     logits = Z.copy()
     _, grad = nc.cross_entropy_and_grad(logits, Y, out=logits[:])
@@ -129,6 +244,8 @@ def test_float32_gradient_of_16_bit_logits(backend):
 def test_other_functions(backend):
     with pytest.raises(ValueError, match="hess = 'full': expected 'diagonal'"):
         nc.cross_entropy_grad_and_hess(Z, Y, hess="full")
+    with pytest.raises(ValueError, match=r"hess = array\("):
+        nc.cross_entropy_grad_and_hess(Z, Y, hess=np.array(["diagonal", "xgboost"]))
     with pytest.raises(TypeError, match="out is a ndarray: expected a pair"):
         nc.cross_entropy_grad_and_hess(Z, Y, out=Z.copy())
     same = Z.copy()
