@@ -22,6 +22,7 @@ from numba_ce._backend import backend
 from numba_ce._validate import (
     Array,
     Problem,
+    as_array,
     bad_target_error,
     check_logits,
     check_options,
@@ -53,7 +54,7 @@ def _integer(value: Any, name: str) -> int:
 
 
 def _check_record(record: Any, name: str) -> Array:
-    array = np.asarray(record)
+    array = as_array(record, name)
     if array.dtype.kind != "f" or array.dtype.itemsize != 8:
         raise TypeError(f"{name} has dtype {array.dtype}: expected float64, from row_record")
     if array.ndim == 0 or array.shape[-1] != len(FIELDS):
@@ -337,14 +338,17 @@ def grad_from_record(
         grad = fresh_output(array)
     else:
         others = (
-            (targets, "targets"),
+            (problem.targets, "targets"),
             (record, "record"),
-            (class_weight, "class_weight"),
-            (sample_weight, "sample_weight"),
+            (problem.class_weight, "class_weight"),
+            (problem.sample_weight, "sample_weight"),
         )
         grad = check_out(out, array, others)
     if record.size:
-        n_classes = int(np.nanmax(record[..., 8]))
+        largest = record[..., 8].max()
+        if not 1 <= largest < 2**53:
+            raise ValueError(f"record names {largest} classes: expected a record from row_record")
+        n_classes = int(largest)
         class_offset = _check_offset(class_offset, problem.logits.shape[-1], n_classes)
         if problem.logits.shape[-1] == 0:
             _bad_rows(problem, n_classes)

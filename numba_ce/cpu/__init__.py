@@ -3,12 +3,17 @@
 ========== =========================================================================
 vector     vectors of a fixed number of lanes, as a Numba type
 element    single elements of any dtype and byte order
-exp        exp and tanh of a vector
+exp, log   exp, tanh and log1p of a vector
 tile       loops over one tile of a row
 measure    first pass over a row: maximum, sum of exponentials, sums of an option
 write      second pass: gradient, probabilities, Hessian
+targets    what a row is told to be: target, weights, whether it counts
+finish     a row finished in float64, by the formulas of `numba_ce._row`
 operations what is done with a row, one function for each operation
+shard      the same for a part of a row: records
+narrow     rows of few classes, sixteen at a time
 plan       what a kernel is told: addresses, strides, options
+jit        how the inner functions are compiled
 launch     compile, share the rows out, add up
 ========== =========================================================================
 

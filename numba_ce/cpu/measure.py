@@ -55,7 +55,7 @@ class Variant(NamedTuple):
 
 
 class Workspace(NamedTuple):
-    """Addresses in a worker's memory, see `workspace_layout`."""
+    """Addresses in a worker's memory, see `workspace_finder`."""
 
     exps: int
     scales: int  # float64 (n_tiles, 2): reference and power of each tile
