@@ -19,11 +19,14 @@ from numba_ce.cpu.exp import (
     soft_cap_derivative,
     times_two_to,
 )
+from numba_ce.cpu.jit import OPTIONS, KernelCompiler, inner
 from numba_ce.cpu.log import log1p
 from numba_ce.cpu.tile import reduction_of
 from numba_ce.cpu.vector import VECTOR_BYTES, load, store
 
 FLOATS = (np.float32, np.float64)
+# What links the parts of a kernel: plain njit does not
+compiled = numba.njit(**{**OPTIONS, "pipeline_class": KernelCompiler})
 both_floats = pytest.mark.parametrize("real", FLOATS)
 
 
@@ -31,7 +34,7 @@ def over_vectors(function, real):
     """A function of an array from a function of one vector; the length must be whole vectors."""
     zero = real(0)
 
-    @numba.njit
+    @compiled
     def run(source, target, constants, n_bytes):
         for i in range(0, n_bytes, VECTOR_BYTES):
             store(target + i, function(load(source + i, zero), constants))
@@ -59,7 +62,7 @@ def errors(actual, exact, real):
 def test_exp_is_within_one_ulp(rng, real):
     bias = EXPONENT_BIAS[KINDS[np.dtype(real).name][1]]
     lowest = real(-(bias - 1) * float(LN2))
-    exp = over_vectors(numba.njit(lambda x, _: exp_scaled(x, real(0), bias, lowest, None)), real)
+    exp = over_vectors(inner(lambda x, _: exp_scaled(x, real(0), bias, lowest, None)), real)
     x = np.concatenate([rng.uniform(lowest, 0, 3000), rng.uniform(-2, 0, 1000), np.zeros(96)])
     x = x.astype(real)
     exact = [mp.exp(mpf(float(v))) for v in x]
@@ -70,7 +73,7 @@ def test_exp_is_within_one_ulp(rng, real):
 def test_exp_of_special_values(real):
     bias = EXPONENT_BIAS[KINDS[np.dtype(real).name][1]]
     lowest = real(-(bias - 1) * float(LN2))
-    exp = over_vectors(numba.njit(lambda x, _: exp_scaled(x, real(0), bias, lowest, None)), real)
+    exp = over_vectors(inner(lambda x, _: exp_scaled(x, real(0), bias, lowest, None)), real)
     result = exp([-np.inf, np.nan, 0.0, -0.0, 2 * lowest, -1e30, np.inf, 1.0] * 2)
     assert_same(result[:6], [0, np.nan, 1, 1, 0, 0])
     assert np.isnan(result[6])
@@ -83,7 +86,7 @@ def test_exp_at_a_temperature(rng, real, temperature):
     bias = EXPONENT_BIAS[dtype]
     lowest = real(-(bias - 1) * float(LN2) * temperature)
     exp = over_vectors(
-        numba.njit(lambda x, c: exp_scaled(x, real(0), bias, lowest, reduction_of(c, real))),
+        inner(lambda x, c: exp_scaled(x, real(0), bias, lowest, reduction_of(c, real))),
         real,
     )
     x = rng.uniform(lowest, 0, 2048).astype(real)
@@ -96,12 +99,8 @@ def test_exp_at_a_temperature(rng, real, temperature):
 def test_soft_cap_and_its_derivative(rng, real, cap):
     dtype = KINDS[np.dtype(real).name][1]
     half = reduction(dtype, cap / 2)
-    capped = over_vectors(
-        numba.njit(lambda x, c: soft_cap(x, real(cap), reduction_of(c, real))), real
-    )
-    slope = over_vectors(
-        numba.njit(lambda x, c: soft_cap_derivative(x, reduction_of(c, real))), real
-    )
+    capped = over_vectors(inner(lambda x, c: soft_cap(x, real(cap), reduction_of(c, real))), real)
+    slope = over_vectors(inner(lambda x, c: soft_cap_derivative(x, reduction_of(c, real))), real)
     x = (cap * np.concatenate([rng.uniform(-3, 3, 800), rng.uniform(-20, 20, 192)])).astype(real)
     x[:32] = real(cap) * real(10.0) ** np.arange(-32, 0).astype(real)
     z = [mpf(float(v)) / cap for v in x]
@@ -116,7 +115,7 @@ def test_soft_cap_and_its_derivative(rng, real, cap):
 
 
 def test_log1p_is_within_one_ulp(rng):
-    vector_log1p = over_vectors(numba.njit(lambda u, _: log1p(u)), np.float64)
+    vector_log1p = over_vectors(inner(lambda u, _: log1p(u)), np.float64)
     u = np.concatenate(
         [
             10.0 ** rng.uniform(-320, 2, 2000),
@@ -132,7 +131,7 @@ def test_log1p_is_within_one_ulp(rng):
 
 
 def test_powers_of_two():
-    @numba.njit
+    @compiled
     def run(value, n):
         f, k = mantissa_and_exponent(value)
         return power_of_two(n), times_two_to(value, n), f, k
@@ -149,6 +148,6 @@ def test_powers_of_two():
 
 @pytest.mark.parametrize("n", [-5000, -2100, -1100, 1100, 2100, 5000])
 def test_far_powers_of_two(n):
-    run = numba.njit(lambda value, n: times_two_to(value, n))
+    run = compiled(lambda value, n: times_two_to(value, n))
     assert run(1.5, n) == (0.0 if n < -1075 else np.inf)
     assert run(2.0**-600, n) == (0.0 if n < 0 else np.ldexp(1.0, n - 600) if n < 1624 else np.inf)

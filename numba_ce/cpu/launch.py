@@ -17,11 +17,11 @@ from functools import cache
 import numba
 import numpy as np
 from llvmlite import binding, ir
-from numba import carray, cfunc, njit, prange, types
+from numba import carray, njit, prange, types
 from numba.extending import intrinsic
 
 from numba_ce.cpu.element import put, take_ticket
-from numba_ce.cpu.jit import smaller
+from numba_ce.cpu.jit import smaller, whole_kernel
 from numba_ce.cpu.measure import workspace_bytes, workspace_finder
 from numba_ce.cpu.operations import OPERATIONS
 from numba_ce.cpu.plan import PLAN_TYPE, address_of, packed
@@ -59,7 +59,7 @@ def compiled(kernel):
     do_rows = OPERATIONS[kernel.operation](kernel)
     find_workspace = workspace_finder(kernel.kind)
 
-    @cfunc(types.void(types.CPointer(PLAN_TYPE), types.intp))
+    @whole_kernel(types.void(types.CPointer(PLAN_TYPE), types.intp))
     def work_on_blocks(pointer, worker):
         plan = carray(pointer, 1)[0]
         work = find_workspace(plan, worker)

@@ -238,9 +238,10 @@ def measurer(variant):
         """
         n_classes, step, swapped = plan.n_classes, plan.logits_step, plan.logits_swapped
         temperature = plan.temperature if tempered else 1.0
-        constants = None
         if tempered:
             constants = reduction_of(plan.tempered, real)
+        else:
+            constants = None
         direct = native and step == size and not swapped
         row_max, pivot = minus_inf, zero
         reference, power = 0.0, np.int64(0)
@@ -264,7 +265,7 @@ def measurer(variant):
             else:
                 kept = None
             alive = row_max > minus_inf
-            while True:
+            for _ in range(2):  # the second time with a scale that serves this tile
                 lowest = real((power - (bias - 1)) * LN2 * temperature)
                 scale = (real(reference), bias - power, lowest)
                 peak, new_sums = exp_tile(
