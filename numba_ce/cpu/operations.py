@@ -22,7 +22,7 @@ from numba_ce.cpu.finish import (
 )
 from numba_ce.cpu.jit import inner
 from numba_ce.cpu.measure import Variant, measurer, peak_finder, unscaled, variant_of
-from numba_ce.cpu.narrow import narrow_operation
+from numba_ce.cpu.narrow import narrow_loss_operation, narrow_normalize_operation
 from numba_ce.cpu.plan import locate
 from numba_ce.cpu.shard import from_record_operation, record_operation
 from numba_ce.cpu.targets import (
@@ -56,6 +56,7 @@ class Kernel(NamedTuple):
     smoothing: bool = False
     tempered: bool = False
     softcap: bool = False
+    block: int = 0  # narrow operations: classes turned at a time
 
 
 @lru_cache
@@ -294,7 +295,10 @@ def row_by_row(operation):
 
 OPERATIONS = {
     "loss": row_by_row(loss_operation),
-    "narrow_loss": narrow_operation,
+    "narrow_loss": narrow_loss_operation,
+    "narrow_softmax": narrow_normalize_operation,
+    "narrow_log_softmax": narrow_normalize_operation,
+    "narrow_logsumexp": narrow_normalize_operation,
     "softmax": row_by_row(normalize_operation),
     "log_softmax": row_by_row(normalize_operation),
     "logsumexp": row_by_row(normalize_operation),
@@ -302,5 +306,5 @@ OPERATIONS = {
     "hess": row_by_row(hess_operation),
     "record": row_by_row(record_operation),
     "from_record": row_by_row(from_record_operation),
-    "scan": row_by_row(lambda kernel: scan),
+    "scan": lambda kernel: scan,
 }
