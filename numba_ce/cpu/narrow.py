@@ -50,7 +50,9 @@ from numba_ce.cpu.vector import (
     sum_of_lanes,
 )
 
-NARROW_CLASSES = 64
+# Beyond, one row after the other is as fast: at 256 classes the gradient took 0.76 of its time
+# here, the loss 1.1; at 512 it is 1.09 and 1.4
+NARROW_CLASSES = 256
 
 
 @lru_cache

@@ -8,6 +8,7 @@ import numpy as np
 
 from numba_ce import _row
 from numba_ce.cpu.element import get, load_element, load_indices, load_integer, put
+from numba_ce.cpu.exp import two_sum
 from numba_ce.cpu.jit import inner, smaller
 from numba_ce.cpu.measure import peak_finder
 from numba_ce.cpu.plan import locate, locate_sixteen
@@ -119,7 +120,7 @@ def scan(plan, first, last, work):
     """
     unweighted = plan.sample_weight == 0 and plan.class_weight == 0
     one, zero = splat(np.float32(1)), splat(np.float32(0))
-    kept, bad, total = zero, zero, 0.0
+    kept, bad, total, lost = zero, zero, 0.0, 0.0
     for row in range(first, last, 16):
         offsets, steps, even = locate_sixteen(plan, row)
         if unweighted and last - row >= 16 and neighbours(plan, steps, even):
@@ -128,10 +129,13 @@ def scan(plan, first, last, work):
             kept = kept + select(y < np.float32(0), zero, one)
         else:
             for i in range(row, smaller(row + 16, last)):
-                total += note_weight(plan, i)
+                total, rounding = two_sum(total, note_weight(plan, i))
+                lost += rounding
     if sum_of_lanes(bad) > 0.0:
         for row in range(first, last):
             note_weight(plan, row)
+    if not math.isinf(total):
+        total += lost
     return total + np.float64(sum_of_lanes(kept))
 
 
