@@ -227,20 +227,18 @@ def narrow_normalize_operation(kernel):
         reference, exponent, lowest = scale[0], scale[2], scale[3]
         low, high, c = splat(0.0), splat(0.0), F32_0
         for at in range(lanes.tile, end, VECTOR_BYTES):
-            x = select(k == c, MINUS_INF, load(at, F32_0))
-            e = exp_scaled(x, reference, exponent, lowest, None)
-            low, high = low + low_as_float64(e), high + high_as_float64(e)
+            e = exp_scaled(load(at, F32_0), reference, exponent, lowest, None)
             if is_softmax:
                 store(at, e)
+            e = select(k == c, F32_0, e)
+            low, high = low + low_as_float64(e), high + high_as_float64(e)
             c += F32_1
         # Nothing but the largest class is left out: the others are relative to it
         rows_low, rows_high = finish_sixteen(low, high, peak, peak, scale, 1.0)
         if is_softmax:
             f, down = as_two_factors(rows_low.factor, rows_high.factor)
-            p_k, c = as_float32(rows_low.p_k, rows_high.p_k), F32_0
             for at in range(lanes.tile, end, VECTOR_BYTES):
-                store(at, select(k == c, p_k, load(at, F32_0) * f * down))
-                c += F32_1
+                store(at, load(at, F32_0) * f * down)
         elif is_log:
             surprise, c = as_float32(rows_low.surprise, rows_high.surprise), F32_0
             for at in range(lanes.tile, end, VECTOR_BYTES):
