@@ -3,7 +3,6 @@
 The formulas of `_row` stand here once more, for vectors: eight rows at a time in float64.
 """
 
-import math
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -255,8 +254,8 @@ def finish_rows(total, row_max, t, reference, power, over_temperature):
     below = exp64(splat(0.0) - absolute(d))
     one = splat(1.0)
     to_origin, small = to_max * select(others, one, below), select(others, below, one)
-    # d is NaN where target and maximum are infinite, so that no finite class is there
-    sum_exp = select(d == d, total, math.nan) * to_origin
+    # Where no class is alive d is NaN, and with it to_origin
+    sum_exp = total * to_origin
     inverse = splat(1.0) / (sum_exp + small)
     log = log1p(select(others, (sum_exp - splat(1.0)) + small, sum_exp))
     zero = splat(0.0)
