@@ -16,11 +16,13 @@ from numba_ce.linear import (
 )
 from numba_ce.normalize import log_softmax, logsumexp, softmax
 from numba_ce.records import grad_from_record, loss_from_record, merge_records, row_record
+from numba_ce.streaming import StreamResult, stream
 
 __version__ = "0.1.0"
 __all__ = [
     "LinearGrad",
     "RowStats",
+    "StreamResult",
     "available_backends",
     "cross_entropy",
     "cross_entropy_and_grad",
@@ -39,5 +41,6 @@ __all__ = [
     "serial",
     "set_backend",
     "softmax",
+    "stream",
     "use_backend",
 ]

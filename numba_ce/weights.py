@@ -24,8 +24,11 @@ def is_ignored(problem: Problem) -> Array:
     return ignored
 
 
-def check_indices(problem: Problem, n_classes: int) -> Array | None:
-    """Which class indices are bad; raises for the first one if targets are to be checked."""
+def check_indices(problem: Problem, n_classes: int, origin: tuple[int, ...] = ()) -> Array | None:
+    """Which class indices are bad, None if none is; raises for the first if they are checked.
+
+    origin : as for `bad_target_error`
+    """
     if problem.probabilities:
         return None
     targets = problem.targets
@@ -36,17 +39,17 @@ def check_indices(problem: Problem, n_classes: int) -> Array | None:
     if problem.options.ignore_index is not None:
         bad &= targets != problem.options.ignore_index
     if problem.options.check_targets and bad.any():
-        raise bad_target_error(problem, int(np.flatnonzero(bad)[0]), n_classes)
+        raise bad_target_error(problem, int(np.flatnonzero(bad)[0]), n_classes, origin)
     return bad
 
 
-def total_weight(problem: Problem) -> float:
+def total_weight(problem: Problem, origin: tuple[int, ...] = ()) -> float:
     """The denominator of the mean: the sum of s_i w_{y_i}, or of s_i for probabilities.
 
     Rows that are ignored or have a bad target do not count. Raises for a bad target.
     """
     n_classes, s = problem.logits.shape[-1], problem.sample_weight
-    bad, counts = check_indices(problem, n_classes), ~is_ignored(problem)
+    bad, counts = check_indices(problem, n_classes, origin), ~is_ignored(problem)
     if bad is not None:
         counts &= ~bad
     if problem.probabilities or problem.class_weight is None:
