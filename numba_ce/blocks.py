@@ -6,7 +6,6 @@ import math
 import os
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,6 +104,8 @@ def block_indices(shape: tuple[int, ...], axis: int, itemsize: int, chunks: Any)
 
 def read_ahead(items: Iterator[Block]) -> Generator[Block]:
     """The same items, made by another thread before they are asked for."""
+    from concurrent.futures import ThreadPoolExecutor  # not for everybody who imports the package
+
     pool, end = ThreadPoolExecutor(1, "numba_ce-read-ahead"), None
     try:
         pending = deque(pool.submit(next, items, end) for _ in range(AHEAD))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -120,7 +119,7 @@ class NpyWriter:
         self._path, self._shape, self._fortran = path, shape, fortran
         self._itemsize = np.dtype(dtype).itemsize
         # A file of its own, made as open() makes files: tempfile would keep it from other users
-        self._unfinished = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+        self._unfinished = path.with_name(f"{path.name}.{os.urandom(4).hex()}.part")
         self._file = open(self._unfinished, "xb", buffering=0)  # noqa: SIM115
         try:
             header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "shape": shape}
