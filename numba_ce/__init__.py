@@ -1,6 +1,6 @@
 """Softmax cross-entropy for people who work in NumPy: loss and gradient in one pass."""
 
-from numba_ce._backend import available_backends, get_backend, set_backend, use_backend
+from numba_ce._backend import available_backends, get_backend, serial, set_backend, use_backend
 from numba_ce.api import (
     RowStats,
     cross_entropy,
@@ -8,25 +8,39 @@ from numba_ce.api import (
     cross_entropy_grad_and_hess,
     row_stats,
 )
+from numba_ce.linear import (
+    LinearGrad,
+    linear_cross_entropy,
+    linear_cross_entropy_and_grad,
+    multinomial_objective,
+)
 from numba_ce.normalize import log_softmax, logsumexp, softmax
 from numba_ce.records import grad_from_record, loss_from_record, merge_records, row_record
+from numba_ce.streaming import StreamResult, stream
 
 __version__ = "0.1.0"
 __all__ = [
+    "LinearGrad",
     "RowStats",
+    "StreamResult",
     "available_backends",
     "cross_entropy",
     "cross_entropy_and_grad",
     "cross_entropy_grad_and_hess",
     "get_backend",
     "grad_from_record",
+    "linear_cross_entropy",
+    "linear_cross_entropy_and_grad",
     "log_softmax",
     "logsumexp",
     "loss_from_record",
     "merge_records",
+    "multinomial_objective",
     "row_record",
     "row_stats",
+    "serial",
     "set_backend",
     "softmax",
+    "stream",
     "use_backend",
 ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+from collections.abc import Iterator
 from contextvars import ContextVar
 from types import ModuleType
 from typing import Any
@@ -156,6 +157,38 @@ def use_backend(name: str) -> contextlib.AbstractContextManager[None]:
     0.6931
     """
     return _Context(_check(name, "use_backend"))
+
+
+_serial: ContextVar[bool] = ContextVar("numba_ce_serial", default=False)
+
+
+@contextlib.contextmanager
+def serial() -> Iterator[None]:
+    """A context in which calls from this thread or asyncio task compute in this thread alone.
+
+    For tasks of Dask, joblib or Ray, which share the cores out themselves. Results have the same
+    bits as with any number of threads.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import numba_ce
+    >>> logits, targets = np.zeros((4096, 64)), np.zeros(4096, np.int64)
+    >>> with numba_ce.serial():
+    ...     loss = numba_ce.cross_entropy(logits, targets)
+    >>> bool(loss == numba_ce.cross_entropy(logits, targets))
+    True
+    """
+    token = _serial.set(True)
+    try:
+        yield
+    finally:
+        _serial.reset(token)
+
+
+def is_serial() -> bool:
+    """Whether this thread is in the context `serial`."""
+    return _serial.get()
 
 
 _loaded: dict[str, ModuleType] = {}

@@ -213,12 +213,18 @@ def make_problem(
     return Problem(moved, array, probabilities, class_weight, sample_weight, options, reduction)
 
 
-def bad_target_error(problem: Problem, row: int, n_classes: int) -> ValueError:
-    """The error for the bad target of a row, counted in C order."""
+def bad_target_error(
+    problem: Problem, row: int, n_classes: int, origin: tuple[int, ...] = ()
+) -> ValueError:
+    """The error for the bad target of a row, counted in C order.
+
+    origin : where the first of these targets stands among all of them, if they are a part
+    """
     targets = problem.targets
     assert targets is not None
     index = np.unravel_index(row, targets.shape)
-    where = "[" + ", ".join(str(int(i)) for i in index) + "]" if index else ""
+    place = [int(i) + first for i, first in zip(index, origin or (0,) * len(index), strict=True)]
+    where = f"[{', '.join(map(str, place))}]" if place else ""
     ignored = problem.options.ignore_index
     return ValueError(
         f"targets{where} = {int(targets[index])} is not a class index: "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -16,8 +17,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import numba_ce
+from numba_ce.blocks import Source
 from numba_ce.demo import compare
-from numba_ce.evaluate import Evaluation, evaluate, load
+from numba_ce.evaluate import Evaluation, evaluate
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Softmax cross-entropy for NumPy arrays."
@@ -67,7 +69,7 @@ def demo(
 
 @app.command(name="eval")
 def evaluate_files(
-    logits: Annotated[Path, typer.Argument(help=".npy file, two axes, floats.")],
+    logits: Annotated[Path, typer.Argument(help=".npy file or Zarr array, two axes, floats.")],
     targets: Annotated[Path, typer.Argument(help=".npy file, one axis, class indices.")],
     axis: Annotated[int, typer.Option(help="Class axis of the logits.")] = -1,
     reduction: Annotated[str, typer.Option(help="mean or sum.")] = "mean",
@@ -82,13 +84,15 @@ def evaluate_files(
 ) -> None:
     """Loss, perplexity, accuracy and entropy of stored logits."""
     try:
-        z, y = load(logits, "logits"), load(targets, "targets")
-        weight = None if class_weight is None else load(class_weight, "class_weight")
+        weight = None
+        if class_weight is not None:
+            with closing(Source(class_weight, "class_weight")) as source:
+                weight = source[()]
         with _progress() as bar:
-            task = bar.add_task("blocks of rows")
+            task = bar.add_task("rows")
             result = evaluate(
-                z,
-                y,
+                logits,
+                targets,
                 axis=axis,
                 reduction=reduction,
                 label_smoothing=label_smoothing,
@@ -98,9 +102,9 @@ def evaluate_files(
                 temperature=temperature,
                 class_weight=weight,
                 grad_out=grad_out,
-                progress=lambda i, n: bar.update(task, completed=i + 1, total=n),
+                progress=lambda done, rows: bar.update(task, completed=done, total=rows),
             )
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, ImportError) as error:
         errors.print(f"numba-ce eval: {error}", markup=False)
         raise typer.Exit(2) from None
     if as_json:

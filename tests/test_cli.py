@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -31,7 +32,7 @@ def run(*arguments):
 
 def test_eval_agrees_with_the_functions(files, monkeypatch):
     folder, logits, targets = files
-    monkeypatch.setattr("numba_ce.evaluate.BLOCK_BYTES", 7 * 12 * 4)  # 43 blocks
+    monkeypatch.setattr("numba_ce.blocks.BLOCK_BYTES", 7 * 12 * 4)  # 43 blocks
     result = run(
         "eval", folder / "logits.npy", folder / "targets.npy", "--json",
         "--label-smoothing", 0.1, "--temperature", 0.5, "--grad-out", folder / "grad.npy",
@@ -46,7 +47,11 @@ def test_eval_agrees_with_the_functions(files, monkeypatch):
     assert values["n_kept"] == kept.sum() == 280
     np.testing.assert_allclose(values["accuracy"], (stats.rank[kept] == 0).mean(), rtol=1e-12)
     np.testing.assert_allclose(values["top5_accuracy"], (stats.rank[kept] < 5).mean(), rtol=1e-12)
-    np.testing.assert_allclose(values["mean_entropy"], stats.entropy[kept].mean(), rtol=1e-5)
+    entropy = nc.row_stats(logits / np.float32(0.5)).entropy[kept].mean()  # of what the loss sees
+    np.testing.assert_allclose(values["mean_entropy"], entropy, rtol=1e-6)
+    umask = os.umask(0)
+    os.umask(umask)
+    assert (folder / "grad.npy").stat().st_mode & 0o777 == 0o666 & ~umask
     assert sorted(p.name for p in folder.iterdir()) == ["grad.npy", "logits.npy", "targets.npy"]
 
 
@@ -60,6 +65,22 @@ def test_class_axis_first_and_sum(files):
     assert turned.exit_code == 0, turned.output
     expected = nc.cross_entropy(logits, targets, reduction="sum")
     np.testing.assert_allclose(json.loads(turned.stdout)["loss"], expected, rtol=1e-6)
+
+
+def test_entropy_of_capped_logits_and_rank_of_stored_ones(files):
+    folder, logits, targets = files
+    logits = 100 * logits  # tanh rounds most of them to one number
+    np.save(folder / "logits.npy", logits)
+    result = run(
+        "eval", folder / "logits.npy", folder / "targets.npy", "--json", "--softcap", 3,
+        "--temperature", 2,
+    )  # fmt: skip
+    values, kept = json.loads(result.stdout), targets != -100
+    capped = 3 * np.tanh(logits.astype(np.float64) / 3) / 2
+    entropy = nc.row_stats(capped).entropy[kept].mean()
+    np.testing.assert_allclose(values["mean_entropy"], entropy, rtol=1e-6)
+    rank = nc.row_stats(logits, targets).rank
+    np.testing.assert_allclose(values["accuracy"], (rank[kept] == 0).mean(), rtol=1e-12)
 
 
 def test_class_weight(files):
@@ -140,12 +161,12 @@ def test_bad_options(files, options):
 
 def test_a_gradient_that_fails_half_way_leaves_nothing(files, monkeypatch):
     folder, logits, targets = files
-    monkeypatch.setattr("numba_ce.evaluate.BLOCK_BYTES", 7 * 12 * 4)
+    monkeypatch.setattr("numba_ce.blocks.BLOCK_BYTES", 7 * 12 * 4)
 
     def fail(*_, **__):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("numba_ce.evaluate.cross_entropy_and_grad", fail)
+    monkeypatch.setattr("numba_ce.streaming.cross_entropy_and_grad", fail)
     with pytest.raises(OSError, match="No space"):
         evaluate(logits, targets, grad_out=folder / "grad.npy")
     assert not list(folder.glob("grad*"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import doctest
+import importlib
 import inspect
 import re
 from pathlib import Path
@@ -14,7 +15,8 @@ import numba_ce
 
 ROOT = Path(__file__).resolve().parent.parent
 FUNCTIONS = [name for name in numba_ce.__all__ if inspect.isfunction(getattr(numba_ce, name))]
-PAGES = sorted({ROOT / "README.md", *ROOT.glob("docs/**/*.md")})
+RECIPES = ROOT / "docs" / "recipes.md"  # run by test_recipes.py, each by itself
+PAGES = sorted({ROOT / "README.md", *ROOT.glob("docs/**/*.md")} - {RECIPES})
 BLOCK = re.compile(r"^```(\w[\w-]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 DOCTEST_FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 
@@ -26,8 +28,38 @@ def run_doctest(test, **options):
     assert not report, "".join(report)
 
 
+def python_blocks_of(text):
+    return [body for kind, body in BLOCK.findall(text) if kind == "python"]
+
+
 def python_blocks(page):
-    return [body for kind, body in BLOCK.findall(page.read_text("utf-8")) if kind == "python"]
+    return python_blocks_of(page.read_text("utf-8"))
+
+
+def functions_of(module):
+    return [
+        value
+        for name, value in vars(module).items()
+        if inspect.isfunction(value) and not name.startswith("_")
+        if value.__module__ == module.__name__
+    ]
+
+
+@pytest.mark.parametrize("name", ["boosting", "dask", "mpi", "torch"])
+def test_functions_of_integrations(name):
+    try:
+        module = importlib.import_module(f"numba_ce.integrations.{name}")
+    except (ImportError, RuntimeError) as error:  # RuntimeError: mpi4py without an MPI
+        pytest.skip(str(error))
+    functions = functions_of(module)
+    assert functions
+    for function in functions:
+        tests = doctest.DocTestFinder(recurse=False).find(function, function.__name__, globs={})
+        assert sum(len(test.examples) for test in tests) > 0, f"{function} has no example"
+        for test in tests:
+            run_doctest(test)
+        for argument in inspect.signature(function).parameters:
+            assert re.search(rf"\b{argument}\b", function.__doc__), f"{function}: {argument}"
 
 
 def test_there_is_something_to_check():

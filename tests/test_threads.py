@@ -143,3 +143,29 @@ def test_first_calls_at_once():
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout == "done\n"
+
+
+def test_serial_is_of_one_thread_and_changes_no_bit(cpu, rng, monkeypatch):
+    z, y = make_logits(rng, (3000, 50)), rng.integers(0, 50, 3000)
+    expected = nc.cross_entropy_and_grad(z, y)
+    started = []
+    loop = nc.cpu.launch.parallel_loop
+
+    def noted():
+        started.append(threading.get_ident())
+        return loop()
+
+    monkeypatch.setattr(nc.cpu.launch, "parallel_loop", noted)
+    with nc.serial():
+        with nc.serial():
+            pass
+        got = nc.cross_entropy_and_grad(z, y)
+        assert not started
+        other = threading.Thread(target=nc.cross_entropy, args=(z, y))
+        other.start()
+        other.join()
+        assert set(started) == {other.ident}
+    assert_same(got[0], expected[0])
+    assert_same(got[1], expected[1])
+    nc.cross_entropy(z, y)
+    assert set(started) == {other.ident, threading.get_ident()}

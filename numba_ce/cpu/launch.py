@@ -20,6 +20,7 @@ from llvmlite import binding, ir
 from numba import carray, njit, prange, types
 from numba.extending import intrinsic
 
+from numba_ce._backend import is_serial
 from numba_ce.cpu.element import put, take_ticket
 from numba_ce.cpu.jit import smaller, whole_kernel
 from numba_ce.cpu.measure import workspace_bytes, workspace_finder
@@ -137,7 +138,7 @@ def run(kernel, fields, kept_alive):
     per_block = rows_per_block(n_classes)
     n_blocks = -(-n_rows // per_block)
     n_workers = 1
-    if n_blocks > 1 and n_rows * n_classes >= SERIAL_ELEMENTS:
+    if n_blocks > 1 and n_rows * n_classes >= SERIAL_ELEMENTS and not is_serial():
         loop = parallel_loop()
         n_workers = min(numba.get_num_threads(), n_blocks)
     size = narrow_bytes(n_classes) if kernel.block else workspace_bytes(n_classes, kernel.kind)

@@ -1,0 +1,7 @@
+"""numba_ce where the data is: each module needs the extra of its name, and the public functions.
+
+dask       chunked arrays, lazily
+mpi        rows or classes spread over ranks
+torch      a drop-in for `torch.nn.functional.cross_entropy`
+boosting   objectives and metrics for XGBoost and LightGBM
+"""

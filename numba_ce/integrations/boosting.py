@@ -1,0 +1,154 @@
+"""Softmax objectives and metrics for XGBoost and LightGBM, of plain callables: neither is imported.
+
+The libraries differ in what they want: XGBoost float32 and twice the Hessian, LightGBM float64 in
+Fortran order and the Hessian times C / (C - 1). Scores are read, and gradients written, in the
+memory order and dtype in which the library holds them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+import numba_ce
+
+LIBRARIES = ("xgboost", "lightgbm")
+
+
+def _check(library: Any, n_classes: Any) -> int:
+    if library not in LIBRARIES:
+        raise ValueError(f"library = {library!r}: expected 'xgboost' or 'lightgbm'")
+    if isinstance(n_classes, bool) or not hasattr(n_classes, "__index__"):
+        raise TypeError(f"n_classes = {n_classes!r}: expected an integer")
+    if n_classes < 2:
+        raise ValueError(f"n_classes = {n_classes}: expected at least 2")
+    return int(n_classes)
+
+
+def _arguments(first: Any, second: Any, weight: Any, n_classes: int) -> tuple[Any, Any, Any]:
+    """Scores, class indices and weights, from either way in which the libraries call.
+
+    native : (scores, dataset)            scikit-learn : (labels, scores[, weight])
+    """
+    if hasattr(second, "get_label"):
+        scores, labels, weight = first, second.get_label(), second.get_weight()
+    else:
+        labels, scores = first, second
+    scores = np.asarray(scores)
+    if scores.ndim != 2 or scores.shape[1] != n_classes:
+        raise ValueError(
+            f"the scores have shape {scores.shape}: expected (n_rows, {n_classes}); set num_class "
+            f"= {n_classes} in the parameters"
+        )
+    labels = np.asarray(labels)
+    targets = labels.astype(np.int64)
+    if not np.array_equal(targets, labels):
+        row = int(np.flatnonzero(targets != labels)[0])
+        raise ValueError(f"label[{row}] = {labels[row]}: expected a class index")
+    if weight is not None:
+        weight = np.asarray(weight)
+        if weight.size == 0:  # how XGBoost says that there is none
+            weight = None
+        elif weight.dtype.kind != "f":
+            weight = weight.astype(np.float64)
+    return scores, targets, weight
+
+
+def softmax_objective(library: str, n_classes: int) -> Callable[..., tuple[Any, Any]]:
+    """The multi-class objective of a boosting library, by `cross_entropy_grad_and_hess`.
+
+    ``grad = w (p - y)``, y one-hot, and ``hess = w max(2 p (1 - p), 1e-16)`` for XGBoost,
+    ``w C / (C - 1) p (1 - p)`` for LightGBM: trees come out as with `multi:softprob` and
+    `multiclass`.
+
+    Parameters
+    ----------
+    library : {"xgboost", "lightgbm"}
+    n_classes : int
+        At least 2; the same number as the parameter `num_class`.
+
+    Returns
+    -------
+    callable
+        For `xgboost.train(obj=...)`, for the parameter `objective` of `lightgbm.train`, and for the
+        argument `objective` of their scikit-learn estimators.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For another library or number; when it is called, for labels that are no class indices and
+        scores of another shape.
+
+    Notes
+    -----
+    Two things the built-in objectives do beside: start from the logarithms of the class frequencies
+    (`base_score`, `boost_from_average`), and return probabilities from `predict`. With a custom
+    objective, `predict` returns scores: see `numba_ce.softmax`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numba_ce.integrations.boosting import softmax_objective
+    >>> objective = softmax_objective("lightgbm", 2)
+    >>> grad, hess = objective(np.array([0, 1]), np.zeros((2, 2), order="F"))
+    >>> grad, hess
+    (array([[-0.5,  0.5],
+           [ 0.5, -0.5]]), array([[0.5, 0.5],
+           [0.5, 0.5]]))
+    """
+    n_classes = _check(library, n_classes)
+
+    def objective(first: Any, second: Any, sample_weight: Any = None) -> tuple[Any, Any]:
+        scores, targets, weight = _arguments(first, second, sample_weight, n_classes)
+        return numba_ce.cross_entropy_grad_and_hess(
+            scores, targets, sample_weight=weight, hess=library
+        )
+
+    return objective
+
+
+def softmax_metric(library: str, n_classes: int) -> Callable[..., Any]:
+    """The mean cross-entropy of the scores, the metric that belongs to `softmax_objective`.
+
+    ``sum of w (lse - z_y) / sum of w``: `mlogloss` and `multi_logloss`, but from scores, which is
+    what a metric gets with a custom objective, and without their lower bound of the probabilities.
+
+    Parameters
+    ----------
+    library : {"xgboost", "lightgbm"}
+    n_classes : int
+        At least 2.
+
+    Returns
+    -------
+    callable
+        For `custom_metric` of `xgboost.train`, `feval` of `lightgbm.train`, and `eval_metric` of
+        their scikit-learn estimators.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `softmax_objective`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numba_ce.integrations.boosting import softmax_metric
+    >>> metric = softmax_metric("lightgbm", 4)
+    >>> name, value, higher_is_better = metric(np.array([0]), np.zeros((1, 4)))
+    >>> name, round(float(value), 6), higher_is_better
+    ('multi_logloss', 1.386294, False)
+    """
+    n_classes = _check(library, n_classes)
+
+    def softmax_loss(first: Any, second: Any, sample_weight: Any = None) -> Any:
+        scores, targets, weight = _arguments(first, second, sample_weight, n_classes)
+        value = float(numba_ce.cross_entropy(scores, targets, sample_weight=weight))
+        if library == "lightgbm":
+            return "multi_logloss", value, False
+        native = hasattr(second, "get_label")  # scikit-learn's interface wants the number alone
+        return ("mlogloss", value) if native else value
+
+    return softmax_loss

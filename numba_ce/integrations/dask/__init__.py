@@ -1,0 +1,341 @@
+"""Lazy cross-entropy of Dask arrays, in chunks of rows and of classes.
+
+A task calls the public functions on one block, serially: Dask runs as many tasks as there are
+cores. Rows whose classes lie in one block take one task for loss and gradient. Rows cut into
+several blocks of classes are summed up by a record for each block (`numba_ce.row_record`, 72 bytes
+per row), the records are merged in a tree, and the gradient of a block follows from the merged
+record and the block. No row is ever put together.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dask.array as da
+import numpy as np
+from dask.graph_manipulation import clone
+
+import numba_ce
+from numba_ce import RowStats
+from numba_ce.integrations.dask import tasks
+from numba_ce.integrations.dask.graph import (
+    Arrays,
+    check_logits,
+    denominator_of,
+    losses_of,
+    make_arrays,
+    records_of,
+    reduced,
+)
+
+
+def cross_entropy(
+    logits: Any,
+    targets: Any,
+    *,
+    axis: int = -1,
+    class_weight: Any = None,
+    sample_weight: Any = None,
+    label_smoothing: float = 0.0,
+    ignore_index: int | None = -100,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    check_targets: bool = True,
+    reduction: str = "mean",
+) -> Any:
+    """`numba_ce.cross_entropy` of a Dask array, lazily.
+
+    Parameters
+    ----------
+    logits : dask.array.Array
+        In blocks of rows, of classes, or of both; at least two axes.
+    targets, sample_weight : dask.array.Array or array_like
+        As for `numba_ce.cross_entropy`; they are cut as the logits are.
+    class_weight : array_like of shape (C,), optional
+        In memory.
+    axis, label_smoothing, ignore_index, z_loss, softcap, temperature, check_targets, reduction
+        As for `numba_ce.cross_entropy`.
+
+    Returns
+    -------
+    dask.array.Array
+        0-d for "mean" and "sum", one loss per row for "none".
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `numba_ce.cross_entropy`, at once; for a bad target, which is named by its place in its
+        block, when it is computed.
+
+    Examples
+    --------
+    >>> import dask.array as da
+    >>> from numba_ce.integrations.dask import cross_entropy
+    >>> logits = da.zeros((100, 8), chunks=(30, 4))
+    >>> round(float(cross_entropy(logits, da.zeros(100, dtype=int))), 4)
+    2.0794
+    """
+    options = {
+        "label_smoothing": label_smoothing,
+        "ignore_index": ignore_index,
+        "z_loss": z_loss,
+        "softcap": softcap,
+        "temperature": temperature,
+        "check_targets": check_targets,
+    }
+    arrays = make_arrays(
+        logits, targets, axis, class_weight, sample_weight, reduction=reduction, **options
+    )
+    if arrays.whole_rows:
+        losses = arrays.call(
+            tasks.loss,
+            arrays.rows,
+            *arrays.of_problem(),
+            dtype=arrays.dtype,
+            axis=arrays.axis,
+            **options,
+        )
+    else:
+        losses = losses_of(records_of(arrays, **options))
+    if reduction == "none":
+        return losses.astype(arrays.dtype)
+    total = losses.sum(dtype="f8")
+    if reduction == "mean":
+        denominator = denominator_of(arrays, ignore_index, class_weight)
+        total = arrays.call(tasks.mean, (), total, (), denominator, (), dtype=np.dtype("f8"))
+    return total.astype(arrays.dtype)
+
+
+def cross_entropy_and_grad(
+    logits: Any,
+    targets: Any,
+    *,
+    axis: int = -1,
+    class_weight: Any = None,
+    sample_weight: Any = None,
+    label_smoothing: float = 0.0,
+    ignore_index: int | None = -100,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    check_targets: bool = True,
+    reduction: str = "mean",
+    reload: bool = False,
+) -> tuple[Any, Any]:
+    """`numba_ce.cross_entropy_and_grad` of a Dask array, lazily.
+
+    Compute both together, ``dask.compute(loss, grad)`` or by storing both: then each block of the
+    logits is read once.
+
+    Parameters
+    ----------
+    logits, targets, axis, class_weight, sample_weight, label_smoothing, ignore_index, z_loss, \
+softcap, temperature, check_targets, reduction
+        As for `cross_entropy`.
+    reload : bool
+        With rows cut into several blocks of classes, all blocks of a band of rows stay in memory
+        until the last of them has been seen. If True each is dropped, and read (or computed) again
+        for its gradient.
+
+    Returns
+    -------
+    loss, grad : dask.array.Array
+        The gradient in the blocks and the dtype of the logits.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `cross_entropy`.
+
+    Examples
+    --------
+    >>> import dask
+    >>> import dask.array as da
+    >>> from numba_ce.integrations.dask import cross_entropy_and_grad
+    >>> logits = da.zeros((100, 4), chunks=(30, 2))
+    >>> loss, grad = cross_entropy_and_grad(logits, da.zeros(100, dtype=int), reduction="sum")
+    >>> loss, grad = dask.compute(loss, grad)
+    >>> grad[0]
+    array([-0.75,  0.25,  0.25,  0.25])
+    """
+    options = {
+        "label_smoothing": label_smoothing,
+        "ignore_index": ignore_index,
+        "z_loss": z_loss,
+        "softcap": softcap,
+        "temperature": temperature,
+        "check_targets": check_targets,
+    }
+    arrays = make_arrays(
+        logits, targets, axis, class_weight, sample_weight, reduction=reduction, **options
+    )
+    denominator = None
+    if reduction == "mean":
+        denominator = denominator_of(arrays, ignore_index, class_weight)
+        if arrays.y.ndim == arrays.z.ndim and arrays.s is None:
+            like: Any = da.zeros([arrays.z.shape[i] for i in arrays.rows],
+                                 chunks=[arrays.z.chunks[i] for i in arrays.rows])  # fmt: skip
+        else:
+            like = arrays.y if arrays.s is None else arrays.s
+        scaled = arrays.call(
+            tasks.divided, arrays.rows, like, arrays.rows, arrays.s, arrays.rows, denominator, (),
+            dtype=np.dtype("f8"),
+        )  # fmt: skip
+        arrays = arrays._replace(s=scaled)
+    if arrays.whole_rows:
+        both = arrays.call(
+            tasks.loss_and_grad, arrays.rows, *arrays.of_problem(), axis=arrays.axis, **options
+        )
+        losses = arrays.call(
+            tasks.field, arrays.rows, both, arrays.rows, field=0, dtype=arrays.dtype
+        )
+        grad = arrays.call(
+            tasks.field, arrays.every, both, arrays.rows, field=1, dtype=arrays.z.dtype,
+            new_axes={arrays.axis: arrays.z.shape[arrays.axis]},
+        )  # fmt: skip
+    else:
+        record = records_of(arrays, **options)
+        losses = losses_of(record)
+        z, last = clone(arrays.z) if reload else arrays.z, len(arrays.every)
+        grad = arrays.call(
+            tasks.grad, arrays.every, z, arrays.every, *arrays.of_problem()[2:],
+            arrays.offset, (arrays.axis,), record, (*arrays.rows, last), dtype=arrays.z.dtype,
+            axis=arrays.axis, **options,
+        )  # fmt: skip
+    if reduction == "none":
+        return losses.astype(arrays.dtype), grad
+    total = losses.sum(dtype="f8")
+    if denominator is not None:
+        total = arrays.call(tasks.nan_without, (), denominator, (), total, (), dtype=np.dtype("f8"))
+    return total.astype(arrays.dtype), grad
+
+
+def logsumexp(logits: Any, axis: int = -1, *, keepdims: bool = False) -> Any:
+    """`numba_ce.logsumexp` of a Dask array, lazily.
+
+    ``log(sum(exp(logits)))`` along `axis`, which may be cut into blocks.
+
+    Parameters
+    ----------
+    logits : dask.array.Array
+        At least two axes.
+    axis, keepdims
+        As for `numba_ce.logsumexp`.
+
+    Returns
+    -------
+    dask.array.Array
+
+    Raises
+    ------
+    ValueError, TypeError, numpy.exceptions.AxisError
+        As `numba_ce.logsumexp`.
+
+    Examples
+    --------
+    >>> import dask.array as da
+    >>> from numba_ce.integrations.dask import logsumexp
+    >>> logsumexp(da.zeros((2, 8), chunks=(1, 2))).compute().round(4)
+    array([2.0794, 2.0794])
+    """
+    axis = check_logits(logits, axis)
+    numba_ce.logsumexp(np.empty((0, 1), logits.dtype))  # raises for the dtype
+    first = np.zeros([n for i, n in enumerate(logits.shape) if i != axis], np.int8)
+    if len(logits.chunks[axis]) == 1:
+        every = tuple(range(logits.ndim))
+        rows = every[:axis] + every[axis + 1 :]
+        arrays = Arrays(logits, None, None, None, None, axis, every, rows)
+        lse = arrays.call(tasks.lse, rows, logits, every, dtype=arrays.dtype, axis=axis)
+    else:  # what a record leaves out is class 0
+        arrays = make_arrays(logits, first, axis)
+        lse = (
+            records_of(arrays)
+            .map_blocks(tasks.lse_of_record, drop_axis=len(arrays.rows), dtype=np.dtype("f8"))
+            .astype(arrays.dtype)
+        )
+    return da.expand_dims(lse, axis) if keepdims else lse
+
+
+def row_stats(
+    logits: Any, targets: Any = None, *, axis: int = -1, ignore_index: int | None = -100
+) -> RowStats:
+    """`numba_ce.row_stats` of a Dask array, lazily.
+
+    Parameters
+    ----------
+    logits : dask.array.Array
+        At least two axes.
+    targets : dask.array.Array or array_like of int, optional
+        Class indices.
+    axis, ignore_index
+        As for `numba_ce.row_stats`.
+
+    Returns
+    -------
+    RowStats
+        Of Dask arrays. With rows cut into several blocks of classes, `rank` sees every block again
+        once the logit of the target is known; only what is computed costs anything.
+
+    Raises
+    ------
+    ValueError, TypeError, numpy.exceptions.AxisError
+        As `numba_ce.row_stats`; for a bad target when it is computed.
+
+    Examples
+    --------
+    >>> import dask.array as da
+    >>> from numba_ce.integrations.dask import row_stats
+    >>> row_stats(da.arange(8, chunks=2).astype("f8")[None], [6]).rank.compute()
+    array([1])
+    """
+    given = targets is not None
+    axis = check_logits(logits, axis)
+    rows_shape = [n for i, n in enumerate(logits.shape) if i != axis]
+    y = targets if given else np.zeros(rows_shape, np.int8)
+    arrays = make_arrays(logits, y, axis, ignore_index=ignore_index)
+    if arrays.y.ndim == logits.ndim:
+        raise TypeError("targets are probabilities: row_stats expects class indices")
+    dtypes: dict[str, Any] = dict.fromkeys(RowStats._fields, arrays.dtype)
+    dtypes["argmax"] = dtypes["rank"] = np.dtype(np.int64)
+    names = RowStats._fields if given else RowStats._fields[:4]
+    fields: dict[str, Any] = dict.fromkeys(RowStats._fields)
+    if arrays.whole_rows:
+        stats = arrays.call(
+            tasks.stats, arrays.rows, logits, arrays.every,
+            arrays.y if given else None, arrays.rows, axis=axis, ignore_index=ignore_index,
+        )  # fmt: skip
+        for name in names:
+            fields[name] = arrays.call(
+                tasks.field, arrays.rows, stats, arrays.rows, field=RowStats._fields.index(name),
+                dtype=dtypes[name],
+            )  # fmt: skip
+        return RowStats(**fields)
+    last = len(arrays.every)
+    parts = arrays.call(
+        tasks.part, (*arrays.rows, axis, last), logits, arrays.every, arrays.offset, (axis,),
+        new_axes={last: 4}, adjust_chunks={axis: 1}, dtype=np.dtype("f8"), axis=axis,
+    )  # fmt: skip
+    part = reduced(parts, tasks.merged_parts)
+    for name in names[:4]:
+        fields[name] = part.map_blocks(
+            tasks.stat, drop_axis=len(arrays.rows), dtype=np.dtype("f8"), stat=name
+        ).astype(dtypes[name])
+    if given:
+        record = records_of(arrays, ignore_index=ignore_index)
+        loss = losses_of(record)
+        logit = arrays.call(
+            tasks.target_logit, arrays.rows, record, (*arrays.rows, last), arrays.y, arrays.rows,
+            ignore_index=ignore_index, dtype=np.dtype("f8"),
+        )  # fmt: skip
+        above = arrays.call(
+            tasks.above, (*arrays.rows, axis), logits, arrays.every, logit, arrays.rows,
+            adjust_chunks={axis: 1}, dtype=np.dtype("i8"), axis=axis,
+        ).sum(axis=-1)  # fmt: skip
+        fields["rank"] = arrays.call(
+            tasks.rank, arrays.rows, above, arrays.rows, loss, arrays.rows, arrays.y, arrays.rows,
+            n_classes=logits.shape[axis], ignore_index=ignore_index, dtype=np.dtype("i8"),
+        )  # fmt: skip
+        fields["target_logit"] = logit.astype(arrays.dtype)
+        fields["loss"] = loss.astype(arrays.dtype)
+    return RowStats(**fields)

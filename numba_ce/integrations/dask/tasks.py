@@ -1,0 +1,176 @@
+"""The tasks of `numba_ce.integrations.dask`: NumPy blocks in, NumPy blocks out.
+
+z, y, s, w are blocks of logits, targets, sample weights and class weights; offset is an array with
+the first class of the block.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+
+import numba_ce
+
+
+def _serial(function: Any) -> Any:
+    """A task that must not start threads of its own."""
+
+    @functools.wraps(function)
+    def task(*arguments: Any, **options: Any) -> Any:
+        with numba_ce.serial():
+            return function(*arguments, **options)
+
+    return task
+
+
+@_serial
+def loss(z: Any, y: Any, s: Any, w: Any, **options: Any) -> Any:
+    return numba_ce.cross_entropy(
+        z, y, sample_weight=s, class_weight=w, reduction="none", **options
+    )
+
+
+@_serial
+def loss_and_grad(z: Any, y: Any, s: Any, w: Any, **options: Any) -> Any:
+    return numba_ce.cross_entropy_and_grad(
+        z, y, sample_weight=s, class_weight=w, reduction="none", **options
+    )
+
+
+@_serial
+def record(z: Any, y: Any, s: Any, w: Any, offset: Any, **options: Any) -> Any:
+    record = numba_ce.row_record(
+        z, y, sample_weight=s, class_weight=w, class_offset=int(offset[0]), **options
+    )
+    return record[..., None, :]
+
+
+@_serial
+def grad(z: Any, y: Any, s: Any, w: Any, offset: Any, record: Any, **options: Any) -> Any:
+    return numba_ce.grad_from_record(
+        z, y, record, sample_weight=s, class_weight=w, class_offset=int(offset[0]), **options
+    )
+
+
+@_serial
+def lse(z: Any, *, axis: int) -> Any:
+    return numba_ce.logsumexp(z, axis)
+
+
+@_serial
+def stats(z: Any, y: Any, *, axis: int, ignore_index: int | None) -> Any:
+    return numba_ce.row_stats(z, y, axis=axis, ignore_index=ignore_index)
+
+
+def field(block: Any, *, field: int) -> Any:
+    """One of the results of a task that has several."""
+    return block[field]
+
+
+def kept(block: Any, **_: Any) -> Any:
+    return block
+
+
+def merged(records: Any, axis: Any, keepdims: bool, **_: Any) -> Any:
+    """Records of blocks of classes, along the last axis but one, as one."""
+    parts = np.moveaxis(records, -2, 0)
+    merged = functools.reduce(numba_ce.merge_records, parts)
+    return merged[..., None, :] if keepdims else merged
+
+
+def weight_of_rows(y: Any, s: Any, w: Any, *, n_classes: int, ignore_index: int | None) -> Any:
+    """What each row adds to the denominator of the mean."""
+    counts = (y >= 0) & (y < n_classes)
+    if ignore_index is not None:
+        counts &= y != ignore_index
+    weight = np.where(counts, 1.0 if w is None else w[np.where(counts, y, 0)], 0.0)
+    return weight if s is None else np.where(s == 0, 0.0, weight * s)
+
+
+def divided(like: Any, s: Any, denominator: Any) -> Any:
+    """The sample weights whose sum of losses is the mean."""
+    scale = 1.0 / denominator if denominator else 0.0
+    return np.full(like.shape, scale) if s is None else s * np.float64(scale)
+
+
+def mean(total: Any, denominator: Any) -> Any:
+    return np.asarray(total / denominator if denominator else np.nan)
+
+
+def nan_without(denominator: Any, total: Any) -> Any:
+    return np.asarray(total if denominator else np.nan)
+
+
+def lse_of_record(record: Any) -> Any:
+    m, s, t = (record[..., i] for i in range(3))
+    with np.errstate(all="ignore"):
+        big = np.maximum(m, t)
+        lse = big + np.log(s * np.exp(m - big) + np.exp(t - big))
+    return np.where(np.isinf(big), big, lse)
+
+
+# Statistics of a block of classes: maximum, lse minus maximum, entropy, first maximum
+@_serial
+def part(z: Any, offset: Any, *, axis: int) -> Any:
+    z = np.moveaxis(z, axis, -1)
+    part = np.empty((*z.shape[:-1], 1, 4))
+    # In pieces: a copy in float64, less its maximum, keeps the digits of a confident row
+    rows, out = z.reshape(-1, z.shape[-1]), part.reshape(-1, 4)
+    step = max(1, (1 << 18) // z.shape[-1])
+    for start in range(0, len(rows), step):
+        piece = rows[start : start + step].astype(np.float64)
+        top = piece.max(axis=-1)
+        shift = np.where(np.isfinite(top), top, 0.0)
+        stats = numba_ce.row_stats(piece - shift[:, None])
+        columns = (top, stats.lse, stats.entropy, stats.argmax + float(offset[0]))
+        out[start : start + step] = np.stack(columns, axis=-1)
+    return part
+
+
+def merged_parts(parts: Any, axis: Any, keepdims: bool, **_: Any) -> Any:
+    """With P the share of a block, H = sum of P (H_block - log P)."""
+    top, lse, entropy, first = np.moveaxis(parts, -1, 0)
+    peak = top.max(axis=-1)
+    with np.errstate(all="ignore"):
+        shift = np.where(np.isfinite(peak), peak, 0.0)[..., None]
+        shifted = np.where(np.isfinite(top), (top - shift) + lse, top)
+        k = np.argmax(shifted, axis=-1)[..., None]
+        largest = np.take_along_axis(shifted, k, axis=-1)
+        others = np.exp(np.where(np.arange(top.shape[-1]) == k, -np.inf, shifted) - largest)
+        excess = np.log1p(others.sum(axis=-1, keepdims=True))
+        share = np.exp(shifted - largest - excess)
+        surprise = (largest - shifted) + excess
+        terms = np.where(share == 0.0, 0.0, share * (entropy + surprise))
+        total = np.where(np.isfinite(peak), (largest + excess)[..., 0], peak)
+        spread = np.where(np.isfinite(peak), terms.sum(axis=-1), np.nan)
+    where = (top == peak[..., None]) | np.isnan(top)
+    index = np.take_along_axis(first, np.argmax(where, axis=-1)[..., None], axis=-1)[..., 0]
+    merged = np.stack([peak, total, spread, index], axis=-1)
+    return merged[..., None, :] if keepdims else merged
+
+
+def stat(part: Any, *, stat: str) -> Any:
+    top, lse, entropy, first = np.moveaxis(part, -1, 0)
+    if stat == "lse":
+        return np.where(np.isfinite(top), top + lse, top)
+    return {"row_max": top, "entropy": entropy, "argmax": first}[stat]
+
+
+def target_logit(record: Any, y: Any, *, ignore_index: int | None) -> Any:
+    return np.where(is_ignored(y, ignore_index), np.nan, record[..., 2])
+
+
+def is_ignored(y: Any, ignore_index: int | None) -> Any:
+    return np.zeros(y.shape, bool) if ignore_index is None else y == ignore_index
+
+
+def above(z: Any, target_logit: Any, *, axis: int) -> Any:
+    z = np.moveaxis(z, axis, -1)
+    return np.count_nonzero(z > target_logit[..., None], axis=-1)[..., None]
+
+
+def rank(above: Any, loss: Any, y: Any, *, n_classes: int, ignore_index: int | None) -> Any:
+    lost = np.isnan(loss) | is_ignored(y, ignore_index)
+    return np.where(lost, n_classes, above)

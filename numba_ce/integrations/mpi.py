@@ -1,0 +1,318 @@
+"""Cross-entropy of arrays spread over MPI ranks: by classes, or by rows.
+
+Classes (vocabulary-parallel): each rank has some classes of every row. A rank sums them up in
+one record per row (`numba_ce.row_record`), the records of all ranks are merged in one collective,
+and each rank computes the gradient of its own classes from the result.
+
+Rows (data-parallel): each rank has some rows. Only sums are exchanged.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+
+import numba_ce
+
+# A record, and what the row adds to the denominator of the mean
+N_NUMBERS = 10
+# The fields of a record that are linear in the weight of the row: see `numba_ce.records`
+_LINEAR = slice(3, 7)
+
+
+# ---------------------------------------------------------------- merging over ranks
+
+
+def _merge(a: Any, b: Any) -> Any:
+    weights = a[..., 9:] + b[..., 9:]
+    return np.concatenate([numba_ce.merge_records(a[..., :9], b[..., :9]), weights], axis=-1)
+
+
+def _merge_buffers(received: Any, result: Any, datatype: Any) -> None:
+    a, b = (np.frombuffer(x, np.float64).reshape(-1, N_NUMBERS) for x in (received, result))
+    b[...] = _merge(a, b)
+
+
+@functools.cache
+def _operation() -> tuple[Any, Any]:
+    """The merging operation, and the datatype of one record, which keeps it from being split.
+
+    Not commutative, so that MPI merges in the order of the ranks: the same bits in every run.
+    """
+    record = MPI.DOUBLE.Create_contiguous(N_NUMBERS).Commit()
+    return MPI.Op.Create(_merge_buffers, commute=False), record
+
+
+def _merged(parts: Any, comm: Any, collectives: int) -> Any:
+    """The records of all ranks as one, on every rank."""
+    parts = np.ascontiguousarray(parts)
+    merged = np.empty_like(parts)
+    n_records = parts.size // N_NUMBERS
+    if collectives == 1:
+        operation, record = _operation()
+        comm.Allreduce([parts, n_records, record], [merged, n_records, record], op=operation)
+        return merged
+    everybody = np.empty((comm.Get_size(), *parts.shape)) if comm.Get_rank() == 0 else None
+    comm.Gather(parts, everybody)
+    if everybody is not None:
+        merged[...] = functools.reduce(_merge, everybody)
+    comm.Bcast(merged)
+    return merged
+
+
+# ---------------------------------------------------------------- what a row weighs
+
+
+def _weights(
+    targets: Any, rows: tuple[int, ...], offset: int, n_classes: int, class_weight: Any,
+    sample_weight: Any, ignore_index: int | None, first: bool,
+) -> Any:  # fmt: skip
+    """The part of each row's s_i w_{y_i} that belongs to these classes, 0 on the other ranks.
+
+    first : whether this rank counts the rows of probabilities, which weigh s_i
+    """
+    s = np.ones(rows) if sample_weight is None else np.asarray(sample_weight, np.float64)
+    if targets.ndim > len(rows):
+        return s if first else np.zeros(rows)
+    here = targets.astype(np.int64) - offset
+    counts = (targets >= offset) & (here < n_classes) & (s != 0)
+    if ignore_index is not None:
+        counts &= targets != ignore_index
+    w: Any = 1.0
+    if class_weight is not None and n_classes:
+        w = np.asarray(class_weight, np.float64)[np.where(counts, here, 0)]
+    return np.where(counts, s * w, 0.0)
+
+
+def _dtype(logits: Any) -> Any:
+    return np.float64 if logits.dtype.itemsize == 8 else np.float32
+
+
+def _reduced(loss: Any, weight: float, reduction: str, dtype: Any) -> Any:
+    if reduction == "none":
+        return loss.astype(dtype)
+    total = float(loss.sum())
+    if reduction == "mean":
+        total = total / weight if weight else float("nan")
+    with np.errstate(over="ignore"):
+        return dtype(total)
+
+
+# ---------------------------------------------------------------- public functions
+
+
+def cross_entropy_and_grad(
+    local_logits: Any,
+    targets: Any,
+    class_offset: int,
+    comm: Any,
+    *,
+    n_classes: int | None = None,
+    axis: int = -1,
+    class_weight: Any = None,
+    sample_weight: Any = None,
+    label_smoothing: float = 0.0,
+    ignore_index: int | None = -100,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    check_targets: bool = True,
+    reduction: str = "mean",
+    out: Any = None,
+    collectives: int = 1,
+) -> tuple[Any, Any]:
+    """`numba_ce.cross_entropy_and_grad` of rows whose classes are spread over the ranks.
+
+    Every rank of `comm` calls it with its own classes, and the same rows in the same order.
+
+    Parameters
+    ----------
+    local_logits : array_like
+        The classes ``class_offset, class_offset + 1, ...`` of each row; there may be none.
+    targets : array_like
+        Class indices counted over all ranks, the same on each; or the probabilities of the classes
+        here.
+    class_offset : int
+        The first class of this rank.
+    comm : mpi4py.MPI.Comm
+        The ranks.
+    n_classes : int, optional
+        Number of classes of all ranks; if it is not given the ranks add theirs up, in one more
+        collective of 8 bytes.
+    class_weight : array_like, optional
+        The weights of the classes here. Given on all ranks or on none.
+    axis, sample_weight, label_smoothing, ignore_index, z_loss, softcap, temperature, check_targets
+        As for `numba_ce.cross_entropy`; the same on every rank.
+    reduction : {"mean", "sum", "none"}
+        As for `numba_ce.cross_entropy_and_grad`.
+    out : ndarray, optional
+        As for `numba_ce.cross_entropy_and_grad`, of the shape of `local_logits`.
+    collectives : {1, 2}
+        1: one reduction, of 80 bytes per row, with an operation that merges records. 2: a gather to
+        the first rank, which merges, and a broadcast, where the MPI library or the communicator
+        has no operations of its own.
+
+    Returns
+    -------
+    loss : numpy scalar or ndarray
+        Of all classes; the same bits on every rank, and in every run on as many ranks.
+    grad : ndarray
+        Of the classes here.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `numba_ce.row_record`. Bad targets are found by all ranks. An error in what differs
+        between the ranks, as the shape of the logits, leaves the others waiting: abort then.
+
+    Notes
+    -----
+    Shoeybi et al., "Megatron-LM" (2019), section 3, needs three collectives for this. Records merge
+    in one: Milakov & Gimelshein, "Online normalizer calculation for softmax" (2018).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mpi4py import MPI
+    >>> from numba_ce.integrations.mpi import cross_entropy_and_grad
+    >>> loss, grad = cross_entropy_and_grad(np.zeros((2, 4)), [0, 3], 0, MPI.COMM_SELF)
+    >>> round(float(loss), 4)
+    1.3863
+    """
+    if collectives not in (1, 2):
+        raise ValueError(f"collectives = {collectives!r}: expected 1 or 2")
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction = {reduction!r}: expected 'mean', 'sum' or 'none'")
+    logits, targets = np.asanyarray(local_logits), np.asanyarray(targets)
+    options: dict[str, Any] = {
+        "class_offset": class_offset,
+        "axis": axis,
+        "class_weight": class_weight,
+        "label_smoothing": label_smoothing,
+        "ignore_index": ignore_index,
+        "z_loss": z_loss,
+        "softcap": softcap,
+        "temperature": temperature,
+        "check_targets": check_targets,
+    }
+    here = logits.shape[axis] if logits.ndim else 0
+    if n_classes is None:
+        n_classes = int(comm.allreduce(here))
+    record = numba_ce.row_record(
+        logits, targets, n_classes=n_classes, sample_weight=sample_weight, **options
+    )
+    rows = record.shape[:-1]
+    weights = _weights(
+        targets, rows, class_offset, here, class_weight, sample_weight, ignore_index,
+        comm.Get_rank() == 0,
+    )  # fmt: skip
+    merged = _merged(np.concatenate([record, weights[..., None]], axis=-1), comm, collectives)
+    record, weight = merged[..., :9].copy(), float(merged[..., 9].sum())
+    loss = _reduced(numba_ce.loss_from_record(record), weight, reduction, _dtype(logits))
+    if reduction == "mean":
+        scale = np.float64(1.0 / weight if weight else 0.0)
+        record[..., _LINEAR] = record[..., _LINEAR] * scale if weight else 0.0
+        s = np.ones(rows) if sample_weight is None else np.asarray(sample_weight, np.float64)
+        sample_weight = s * scale
+    grad = numba_ce.grad_from_record(
+        logits, targets, record, sample_weight=sample_weight, out=out, **options
+    )
+    return loss, grad
+
+
+def row_sharded_cross_entropy_and_grad(
+    local_logits: Any,
+    local_targets: Any,
+    comm: Any,
+    *,
+    axis: int = -1,
+    class_weight: Any = None,
+    sample_weight: Any = None,
+    ignore_index: int | None = -100,
+    reduction: str = "mean",
+    out: Any = None,
+    **options: Any,
+) -> tuple[Any, Any]:
+    """`numba_ce.cross_entropy_and_grad` of rows that are spread over the ranks.
+
+    Every rank calls it with its own rows, or none. What is exchanged is three numbers per rank, in
+    one collective. The gradient of the mean is divided afterwards, in one more pass over it.
+
+    Parameters
+    ----------
+    local_logits, local_targets, sample_weight, out
+        Of the rows here, as for `numba_ce.cross_entropy_and_grad`.
+    comm : mpi4py.MPI.Comm
+        The ranks.
+    axis, class_weight, ignore_index
+        As for `numba_ce.cross_entropy_and_grad`; the same on every rank.
+    reduction : {"mean", "sum", "none"}
+        "mean" and "sum" are over the rows of all ranks; "none" gives the losses of the rows here.
+    **options
+        The other options of `numba_ce.cross_entropy_and_grad`.
+
+    Returns
+    -------
+    loss : numpy scalar or ndarray
+        The same bits on every rank for "mean" and "sum".
+    grad : ndarray
+        Of the rows here. Losses and gradients have the bits of an unsharded call; with "mean" the
+        gradient is rounded once more.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `numba_ce.cross_entropy_and_grad`, on the rank whose arguments they are about.
+    RuntimeError
+        On the other ranks then.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mpi4py import MPI
+    >>> from numba_ce.integrations.mpi import row_sharded_cross_entropy_and_grad
+    >>> loss, grad = row_sharded_cross_entropy_and_grad(np.zeros((2, 4)), [0, 3], MPI.COMM_SELF)
+    >>> round(float(loss), 4)
+    1.3863
+    """
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction = {reduction!r}: expected 'mean', 'sum' or 'none'")
+    logits, targets = np.asanyarray(local_logits), np.asanyarray(local_targets)
+    error, numbers = None, np.zeros(3)
+    loss: Any = None
+    grad: Any = None
+    try:
+        loss, grad = numba_ce.cross_entropy_and_grad(
+            logits,
+            targets,
+            axis=axis,
+            class_weight=class_weight,
+            sample_weight=sample_weight,
+            ignore_index=ignore_index,
+            reduction="none",
+            out=out,
+            **options,
+        )
+        weights = _weights(
+            targets, np.shape(loss), 0, logits.shape[axis], class_weight, sample_weight,
+            ignore_index, True,
+        )  # fmt: skip
+        numbers[:2] = np.sum(loss, dtype=np.float64), weights.sum()
+    except (TypeError, ValueError) as caught:  # the other ranks are waiting for this one
+        error, numbers[2] = caught, 1.0
+    everybody = np.empty((comm.Get_size(), 3))
+    comm.Allgather(numbers, everybody)
+    if error is not None:
+        raise error
+    if everybody[:, 2].any():
+        failed = np.flatnonzero(everybody[:, 2]).tolist()
+        raise RuntimeError(f"cross-entropy failed on the ranks {failed}: their errors say why")
+    if reduction == "none":
+        return loss, grad
+    total, weight = everybody[:, :2].sum(axis=0).tolist()
+    if reduction == "mean":
+        np.multiply(grad, grad.dtype.type(1.0 / weight if weight else 0.0), out=grad)
+    return _reduced(np.float64(total), weight, reduction, _dtype(logits)), grad

@@ -1,0 +1,331 @@
+"""Arrays larger than memory: block after block of rows, read ahead by a thread.
+
+A thread reads the next blocks while the kernels work on this one. At most three blocks and one
+gradient are in memory. The targets are read twice: the first time for the denominator of the
+mean, so that one pass over the logits gives loss and scaled gradient.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from numba_ce._validate import (
+    Array,
+    Problem,
+    check_logits,
+    check_options,
+    check_reduction,
+    make_problem,
+)
+from numba_ce.api import (
+    cross_entropy,
+    cross_entropy_and_grad,
+    no_classes,
+)
+from numba_ce.blocks import (
+    Block,
+    Source,
+    block_indices,
+    blocks_of_arrays,
+    blocks_of_blocks,
+    full_index,
+    is_blocks,
+    read_ahead,
+)
+from numba_ce.npy import Index, NpyWriter
+from numba_ce.weights import mean_weights, stand_in, total_weight
+
+Progress = Callable[[int, int | None], None]
+
+
+class StreamResult(NamedTuple):
+    """What `stream` returns."""
+
+    loss: Any  # as cross_entropy returns it
+    weight: float  # the denominator of the mean
+    n_rows: int
+    n_classes: int
+    n_bytes: int  # of the logits
+    seconds: float
+
+
+class Options(NamedTuple):
+    """The arguments of `stream` that are the same for every block."""
+
+    axis: int = -1
+    class_weight: Any = None
+    label_smoothing: float = 0.0
+    ignore_index: int | None = -100
+    z_loss: float = 0.0
+    softcap: float | None = None
+    temperature: float = 1.0
+    check_targets: bool = True
+    reduction: str = "mean"
+
+    def problem(self, logits: Array, targets: Any, sample_weight: Any) -> Problem:
+        """The arguments of one call, checked."""
+        array, axis = check_logits(logits, self.axis)
+        options = check_options(*self[2:8])
+        reduction = check_reduction(self.reduction)
+        return make_problem(
+            array, targets, axis, self.class_weight, sample_weight, options, reduction
+        )
+
+    def per_row(self, sample_weight: Array | None) -> dict[str, Any]:
+        """For a call that gives the losses of the rows."""
+        return self._asdict() | {"sample_weight": sample_weight, "reduction": "none"}
+
+
+def _weigh(
+    logits: Source,
+    targets: Source,
+    sample_weight: Source | None,
+    options: Options,
+    indices: list[Index],
+) -> float:
+    """The denominator of the mean; checks every argument and target before work begins."""
+    shape, axis = logits.shape, options.axis
+    s = None if sample_weight is None else stand_in(sample_weight.shape, sample_weight.dtype)
+    y = stand_in(targets.shape, targets.dtype)
+    whole = options.problem(stand_in(shape, logits.dtype), y, s)
+    if whole.logits.shape[-1] == 0 and indices:
+        raise no_classes(whole.logits, axis)
+    total = 0.0
+    for index in indices:
+        lengths = [i.stop - i.start for i in index]
+        here = (*lengths[:axis], shape[axis], *lengths[axis:])
+        # Of probabilities only the shape counts
+        y = stand_in(here, targets.dtype) if whole.probabilities else targets[index]
+        s = None if sample_weight is None else sample_weight[index]
+        problem = options.problem(stand_in(here, logits.dtype), y, s)
+        total += total_weight(problem, tuple(i.start for i in index))
+    return total
+
+
+def _sink(grad_out: Any, logits: Source, axis: int) -> Any:
+    """Where gradients go: a new file, or anything that fits and takes slices."""
+    dtype = logits.dtype.newbyteorder("=")
+    if isinstance(grad_out, (str, os.PathLike)):
+        # Rows in one piece each, so that a block is written in one piece
+        fortran = axis == 0 and len(logits.shape) > 1
+        return NpyWriter(Path(grad_out), logits.shape, dtype, fortran)
+    if not hasattr(grad_out, "__setitem__") or not hasattr(grad_out, "dtype"):
+        raise TypeError(f"grad_out is a {type(grad_out).__name__}: expected a path or an array")
+    if tuple(grad_out.shape) != logits.shape:
+        raise ValueError(f"grad_out has shape {grad_out.shape}: expected {logits.shape}")
+    if np.dtype(grad_out.dtype).name != dtype.name:
+        raise ValueError(f"grad_out has dtype {grad_out.dtype}: expected {dtype.name}")
+    return grad_out
+
+
+class _Job(NamedTuple):
+    """What `run` works through. Without one array of logits, rows and weight are not known yet."""
+
+    blocks: Iterator[Block]
+    options: Options
+    n_rows: int | None
+    weight: float
+    sink: Any
+
+
+def _prepare(
+    logits: Any, others: dict[str, Any], options: Options, grad_out: Any, close_later: Any
+) -> _Job:
+    """Open everything and check what can be checked."""
+    for name, value in others.items():
+        if value is None:
+            continue
+        others[name] = iter(value) if is_blocks(value) else Source.of(value, name)
+        if isinstance(others[name], Source):
+            close_later(others[name].close)
+    if is_blocks(logits):
+        if grad_out is not None:
+            raise ValueError("grad_out: not with blocks of logits, expected them in one array")
+        return _Job(blocks_of_blocks(logits, others, options.axis), options, None, 0.0, None)
+    source = Source.of(logits, "logits")
+    close_later(source.close)
+    shape, dtype = source.shape, source.dtype
+    _, axis = check_logits(stand_in(shape, dtype), options.axis)
+    if len(shape) < 2:
+        raise ValueError(f"logits have shape {shape}: expected rows and classes")
+    for name, other in others.items():
+        if isinstance(other, Iterator):
+            raise TypeError(f"{name} are blocks and logits are not: expected an array")
+    options = options._replace(axis=axis)
+    indices = list(
+        block_indices(shape, axis, dtype.itemsize, getattr(source.array, "chunks", None))
+    )
+    targets, sample_weight = others["targets"], others["sample_weight"]
+    weight = _weigh(source, targets, sample_weight, options, indices)
+    blocks = blocks_of_arrays(source, targets, sample_weight, axis, indices)
+    sink = None if grad_out is None else _sink(grad_out, source, axis)
+    return _Job(blocks, options, math.prod(shape[:axis] + shape[axis + 1 :]), weight, sink)
+
+
+def _compute(block: Block, job: _Job) -> Array:
+    """The losses of the rows of a block; their gradient goes to the sink."""
+    options, s = job.options, block.sample_weight
+    if job.sink is None:
+        return np.asarray(cross_entropy(block.logits, block.targets, **options.per_row(s)))
+    problem = options.problem(block.logits, block.targets, s)
+    if options.reduction == "mean":
+        s = mean_weights(problem, job.weight)
+    in_place = block.ours and block.logits.dtype.isnative
+    loss, grad = cross_entropy_and_grad(
+        block.logits,
+        block.targets,
+        out=block.logits if in_place else None,
+        **options.per_row(s),
+    )
+    job.sink[full_index(block.rows, options.axis)] = grad
+    return np.asarray(loss)
+
+
+def run(
+    logits: Any,
+    targets: Any,
+    sample_weight: Any,
+    options: Options,
+    grad_out: Any = None,
+    progress: Progress | None = None,
+    visit: Callable[[Block], None] | None = None,
+) -> StreamResult:
+    """`stream`, which shows each block to `visit` before its gradient may overwrite it."""
+    begin = time.perf_counter()
+    per_row: list[tuple[Index, Array]] = []
+    n_rows = n_classes = n_bytes = 0
+    total, dtype = 0.0, np.dtype(np.float64)
+    with contextlib.ExitStack() as stack:
+        others = {"targets": targets, "sample_weight": sample_weight}
+        job = _prepare(logits, others, options, grad_out, stack.callback)
+        options, weight = job.options, job.weight
+        if isinstance(job.sink, NpyWriter):
+            stack.callback(job.sink.discard)  # of nothing, once it is committed
+        blocks = read_ahead(job.blocks)
+        stack.callback(blocks.close)
+        for block in blocks:
+            if job.n_rows is None:
+                problem = options.problem(block.logits, block.targets, block.sample_weight)
+                weight += total_weight(problem, tuple(i.start for i in block.rows))
+            if visit is not None:
+                visit(block)
+            loss = _compute(block, job)
+            total += float(loss.sum(dtype=np.float64))
+            if options.reduction == "none":
+                per_row.append((block.rows, loss))
+            n_rows, n_bytes = n_rows + loss.size, n_bytes + block.logits.nbytes
+            n_classes, dtype = block.logits.shape[options.axis], loss.dtype
+            del block, loss  # before the next one is waited for: a block less in memory
+            if progress is not None:
+                progress(n_rows, job.n_rows)
+        if isinstance(job.sink, NpyWriter):
+            job.sink.commit()
+    result: Any = _assembled(per_row, dtype)
+    if options.reduction != "none":
+        if options.reduction == "mean":
+            weighted = job.sink is not None  # then the rows came out divided already
+            total = math.nan if weight == 0.0 else total if weighted else total / weight
+        with np.errstate(over="ignore"):
+            result = dtype.type(total)
+    return StreamResult(result, weight, n_rows, n_classes, n_bytes, time.perf_counter() - begin)
+
+
+def _assembled(parts: list[tuple[Index, Array]], dtype: Any) -> Any:
+    """The losses of all rows."""
+    shape = [max(axis.stop for axis in axes) for axes in zip(*(i for i, _ in parts), strict=True)]
+    whole = np.empty(shape or (0,), dtype)
+    for index, part in parts:
+        whole[index] = part
+    return whole
+
+
+def stream(
+    logits: Any,
+    targets: Any,
+    *,
+    axis: int = -1,
+    class_weight: Any = None,
+    sample_weight: Any = None,
+    label_smoothing: float = 0.0,
+    ignore_index: int | None = -100,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    check_targets: bool = True,
+    reduction: str = "mean",
+    grad_out: Any = None,
+    progress: Progress | None = None,
+) -> StreamResult:
+    """`cross_entropy`, and its gradient, of logits that need not fit into memory.
+
+    The formula is that of `cross_entropy`; the rows are read in blocks, the next blocks while this
+    one is computed.
+
+    Parameters
+    ----------
+    logits : path, array or iterable of arrays
+        An .npy file, or the directory of a Zarr array (extra `zarr`); a memory map, a Zarr or HDF5
+        array, or whatever else has a shape, a dtype and slices; or blocks that follow each other
+        along their first axis. At least two axes.
+    targets, sample_weight : path, array or iterable of arrays
+        As for `cross_entropy`. With blocks of logits they may be blocks too, of the same rows.
+    class_weight : array_like of shape (C,), optional
+        As for `cross_entropy`.
+    axis, label_smoothing, ignore_index, z_loss, softcap, temperature, check_targets, reduction
+        As for `cross_entropy`.
+    grad_out : path or array, optional
+        Where the gradient goes: an .npy file, which appears under its name when it is complete, or
+        an array of the shape and dtype of the logits, as a memory map. Not with blocks.
+    progress : callable, optional
+        Called as ``progress(rows done, rows in all)`` after each block; the second is None if the
+        logits are blocks.
+
+    Returns
+    -------
+    StreamResult
+        ``loss, weight, n_rows, n_classes, n_bytes, seconds``: the loss, the denominator of the
+        mean, the size of the logits and the time for all of it.
+
+    Raises
+    ------
+    ValueError, TypeError, numpy.exceptions.AxisError
+        As `cross_entropy`, before anything is written; for a file that is not what it should be.
+    OSError
+        From reading or writing, as for a full disk. No file is left under the name `grad_out`.
+    ImportError
+        For a directory, without Zarr.
+
+    Notes
+    -----
+    Row losses are added in float64. An .npy file is read with plain reads, not mapped, so that an
+    address space smaller than the file will do.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numba_ce import stream
+    >>> blocks = (np.zeros((100, 4)) for _ in range(3))
+    >>> result = stream(blocks, np.zeros(300, np.int64))
+    >>> bool(result.loss == np.log(4)), result.n_rows
+    (True, 300)
+    """
+    options = Options(
+        axis,
+        class_weight,
+        label_smoothing,
+        ignore_index,
+        z_loss,
+        softcap,
+        temperature,
+        check_targets,
+        check_reduction(reduction),
+    )
+    return run(logits, targets, sample_weight, options, grad_out, progress)

@@ -1,0 +1,75 @@
+"""What a row weighs in a mean, found from the targets alone.
+
+Whoever cuts a problem into parts needs the denominator of the whole mean before the first part is
+done: the rows of each part are then weighted by s_i / denominator, and the parts add up.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from numba_ce._validate import Array, Problem, bad_target_error
+
+
+def is_ignored(problem: Problem) -> Array:
+    """Which rows have no part in the loss, whatever their logits are."""
+    rows = problem.logits.shape[:-1]
+    ignored, index = np.zeros(rows, bool), problem.options.ignore_index
+    if not problem.probabilities and index is not None:
+        ignored |= problem.targets == index
+    if problem.sample_weight is not None:
+        ignored |= problem.sample_weight == 0
+    return ignored
+
+
+def check_indices(problem: Problem, n_classes: int, origin: tuple[int, ...] = ()) -> Array | None:
+    """Which class indices are bad, None if none is; raises for the first if they are checked.
+
+    origin : as for `bad_target_error`
+    """
+    if problem.probabilities:
+        return None
+    targets = problem.targets
+    assert targets is not None
+    bad = (targets < 0) | (targets >= n_classes)
+    if not bad.any():
+        return None
+    if problem.options.ignore_index is not None:
+        bad &= targets != problem.options.ignore_index
+    if problem.options.check_targets and bad.any():
+        raise bad_target_error(problem, int(np.flatnonzero(bad)[0]), n_classes, origin)
+    return bad
+
+
+def total_weight(problem: Problem, origin: tuple[int, ...] = ()) -> float:
+    """The denominator of the mean: the sum of s_i w_{y_i}, or of s_i for probabilities.
+
+    Rows that are ignored or have a bad target do not count. Raises for a bad target.
+    """
+    n_classes, s = problem.logits.shape[-1], problem.sample_weight
+    bad, counts = check_indices(problem, n_classes, origin), ~is_ignored(problem)
+    if bad is not None:
+        counts &= ~bad
+    if problem.probabilities or problem.class_weight is None:
+        return float(counts.sum() if s is None else np.sum(s, where=counts, dtype=np.float64))
+    assert problem.targets is not None
+    w = problem.class_weight[np.where(counts, problem.targets, 0)]
+    return float(np.sum(w if s is None else w * s, where=counts, dtype=np.float64))
+
+
+def mean_weights(problem: Problem, denominator: float) -> Array:
+    """The sample weights whose sum of losses is the mean; zero where there is nothing to average.
+
+    One number takes the place of all of them if the rows have none.
+    """
+    scale = np.float64(1.0 / denominator if denominator != 0.0 else 0.0)
+    if problem.sample_weight is None:
+        return np.broadcast_to(scale, problem.logits.shape[:-1])
+    return np.asarray(problem.sample_weight, np.float64) * scale
+
+
+def stand_in(shape: tuple[int, ...], dtype: Any) -> Array:
+    """An array of a shape and dtype without its memory, to check arguments against."""
+    return np.broadcast_to(np.zeros((), dtype), shape)

@@ -1,0 +1,157 @@
+"""What every rank runs, started by test_mpi.py. Each makes the whole problem for itself."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+from cases import FEW_OPTION_SETS, make_logits, make_options, make_targets
+from mpi4py import MPI
+
+import numba_ce as nc
+from numba_ce.integrations.mpi import cross_entropy_and_grad, row_sharded_cross_entropy_and_grad
+
+comm = MPI.COMM_WORLD
+rank, size = comm.Get_rank(), comm.Get_size()
+
+
+class CountingComm:
+    """Counts the collectives."""
+
+    def __init__(self, comm):
+        self._comm, self.calls = comm, []
+
+    def __getattr__(self, name):
+        if name.lower() in ("allreduce", "gather", "bcast", "allgather"):
+            self.calls.append(name)
+        return getattr(self._comm, name)
+
+
+def cuts_of(n):
+    """Where the ranks' shares begin and end: about equal; the first with nothing; the last too."""
+    yield [n * i // size for i in range(size + 1)]
+    if size > 1:
+        yield [0, *([0] * (size - 1)), n]
+        yield [0, *([n] * size)]
+
+
+def ulps(a, b):
+    return np.max(np.abs(a - b) / np.spacing(np.maximum(np.abs(b), np.finfo(b.dtype).tiny)))
+
+
+def check_classes(kind, dtype, names, edges):
+    rng = np.random.default_rng(5)
+    n, c = 17, 23
+    logits, targets = make_logits(rng, (n, c), dtype, 4.0), make_targets(rng, (n,), c, kind)
+    options = make_options(names, rng, (n,), c, kind)
+    if edges:
+        logits[0, :12] = -np.inf  # some ranks have nothing else
+        logits[1, 20] = 60
+        logits[2, 5] = np.nan
+        if kind == "index":
+            targets[:3] = (20, 20, 1)
+            options["ignore_index"] = int(targets[4])
+    for cuts in cuts_of(c):
+        here = slice(cuts[rank], cuts[rank + 1])
+        local = dict(options)
+        if "class_weight" in local:
+            local["class_weight"] = local["class_weight"][here]
+        t = targets[:, here] if kind == "probabilities" else targets
+        for reduction in ("mean", "sum", "none"):
+            expected, whole = nc.cross_entropy_and_grad(
+                logits, targets, reduction=reduction, **options
+            )
+            results = []
+            for collectives in (1, 2, 1):
+                counting = CountingComm(comm)
+                loss, grad = cross_entropy_and_grad(
+                    logits[:, here], t, here.start, counting, n_classes=c, reduction=reduction,
+                    collectives=collectives, **local,
+                )  # fmt: skip
+                assert len(counting.calls) == collectives, counting.calls
+                assert grad.shape == (n, here.stop - here.start) and grad.dtype == dtype
+                assert loss.dtype == expected.dtype
+                eps = np.finfo(dtype).eps
+                np.testing.assert_allclose(loss, expected, rtol=8 * eps, atol=0)
+                # Where terms of opposite sign meet: relative to the largest
+                mixed = names or kind == "probabilities"
+                atol = 4 * eps * np.nanmax(np.abs(whole)) if mixed else 0
+                np.testing.assert_allclose(grad, whole[:, here], rtol=40 * eps, atol=atol)
+                everywhere = comm.allgather(np.asarray(loss).tobytes())
+                assert len(set(everywhere)) == 1  # the same bits on all ranks
+                results.append((np.asarray(loss).tobytes(), grad.tobytes()))
+            assert results[0] == results[2]  # and in every run
+            if reduction == "none" and not names:
+                finite = np.isfinite(expected)
+                assert ulps(loss[finite], expected[finite]) <= 2
+                if kind == "index":
+                    own = np.flatnonzero((targets >= here.start) & (targets < here.stop) & finite)
+                    g = grad[own, targets[own] - here.start], whole[own, targets[own]]
+                    assert own.size == 0 or ulps(*g) <= 2
+
+
+def check_rows(dtype):
+    rng = np.random.default_rng(6)
+    n, c = 29, 11
+    logits, targets = make_logits(rng, (n, c), dtype), make_targets(rng, (n,), c)
+    targets[3] = -100
+    options = {"class_weight": rng.uniform(0.5, 2, c), "label_smoothing": 0.1}
+    s = rng.uniform(0.5, 2, n)
+    for cuts in cuts_of(n):
+        here = slice(cuts[rank], cuts[rank + 1])
+        for reduction in ("mean", "sum", "none"):
+            expected, whole = nc.cross_entropy_and_grad(
+                logits, targets, sample_weight=s, reduction=reduction, **options
+            )
+            loss, grad = row_sharded_cross_entropy_and_grad(
+                logits[here], targets[here], comm, sample_weight=s[here], reduction=reduction,
+                **options,
+            )  # fmt: skip
+            if reduction == "none":
+                assert (loss == expected[here]).all()
+            else:
+                np.testing.assert_allclose(loss, expected, rtol=4 * np.finfo(dtype).eps)
+                assert len(set(comm.allgather(loss.tobytes()))) == 1
+            if reduction == "mean":
+                eps = np.finfo(dtype).eps  # of smoothing: terms of opposite sign
+                atol = 4 * eps * np.abs(whole).max()
+                np.testing.assert_allclose(grad, whole[here], rtol=4 * eps, atol=atol)
+            else:
+                assert (grad == whole[here]).all()  # the same bits
+
+
+def raises(error, function, *arguments, **options):
+    try:
+        function(*arguments, **options)
+    except error as caught:
+        return str(caught)
+    raise AssertionError(f"no {error}")
+
+
+def check_errors():
+    z = np.zeros((4, 6))
+    bad = np.array([0, 1, 6 * size, 0])
+    message = raises(ValueError, cross_entropy_and_grad, z, bad, 6 * rank, comm)
+    assert "targets[2]" in message
+    raises(ValueError, cross_entropy_and_grad, z, bad, 0, comm, collectives=3)
+    # On one rank only: the others learn of it
+    targets = np.full(4, 9 if rank == size - 1 else 0)
+    kind = ValueError if rank == size - 1 else RuntimeError
+    message = raises(kind, row_sharded_cross_entropy_and_grad, z, targets, comm)
+    assert ("targets[0] = 9" if rank == size - 1 else f"[{size - 1}]") in message
+    # All ignored
+    loss, grad = cross_entropy_and_grad(z, np.full(4, -100), 6 * rank, comm)
+    assert np.isnan(loss) and not grad.any()
+
+
+for kind in ("index", "probabilities"):
+    for dtype in (np.float32, np.float64):
+        for edges in (False, True):
+            check_classes(kind, dtype, (), edges)
+    for names in (("class_weight", "sample_weight"), FEW_OPTION_SETS[-1]):
+        check_classes(kind, np.float64, names, False)
+for dtype in (np.float32, np.float64):
+    check_rows(dtype)
+check_errors()
+print(f"rank {rank} of {size}: right", flush=True)
+sys.stdout.flush()
