@@ -36,31 +36,33 @@ def exp_below(x, m):
 
 @inner
 def exp_minus(high, low):
-    """exp(-(high + low)) for high >= 0, to 3 units in the last place however large it is.
+    """exp(-(high + low)) for high >= 0, as two factors that may underflow in their product.
 
-    n ln(2) is taken off first: LN2_HIGH has 9 bits, so that the first subtraction is exact.
+    To 3 units in the last place however large it is: n ln(2) is taken off first, and LN2_HIGH has 9
+    bits, so that the first subtraction is exact.
     """
     if high > np.float32(200):
-        return np.float32(0)
+        return np.float32(0), np.float32(0)
     n = nearest(high * LOG2_E)
     rest = ((high - n * LN2_HIGH) - n * LN2_LOW) + low
-    return ex2(-rest * LOG2_E) * ex2(-n)
+    return ex2(-rest * LOG2_E), ex2(-n)
 
 
 @inner
-def row_factor(m, sum_exp, t):
-    """top / bottom of `_row.finish` in float32: p_j = exp(z_j - m) * row_factor."""
+def row_factor(m, sum_exp, t, scale):
+    """scale * top / bottom of `_row.finish` in float32: the gradient is exp(z_j - m) times it."""
+    if not t < np.float32(np.inf):
+        return np.float32(np.nan)
     d = t - m
     minus_m = d - t
     lost = (t - (d - minus_m)) - (m + minus_m)  # t - m = d + lost exactly
     if not abs(d) < np.float32(1e30):
         lost = np.float32(0)
-    if not t < np.float32(np.inf):
-        return np.float32(np.nan)
     if d >= np.float32(0):
-        small = exp_minus(d, lost)
-        return small / (np.float32(1) + sum_exp * small)
-    return np.float32(1) / (sum_exp + exp_minus(-d, -lost))
+        mantissa, power = exp_minus(d, lost)
+        return scale * mantissa * power / (np.float32(1) + sum_exp * (mantissa * power))
+    mantissa, power = exp_minus(-d, -lost)
+    return scale / (sum_exp + mantissa * power)
 
 
 @cache

@@ -8,14 +8,15 @@ launch packs them in one go. Addresses and strides are int64 bytes: nothing here
 import struct
 from collections import namedtuple
 
+import numpy as np
 from numba.core import types
 
 from numba_ce.cuda.intrinsics import inner
 
 # The operands that have one entry, or one row of entries, per row of the logits
 OPERANDS = ("logits", "targets", "sample_weight", "grad", "hess")
-# Row axes that a kernel walks; more than that (after merging) are walked by the host
-MAX_AXES = 3
+# Row axes that a kernel walks, neighbours merged where their strides allow
+MAX_AXES = 4
 _AXES = tuple(f"{what}_{axis}" for axis in range(MAX_AXES) for what in ("length", *OPERANDS))
 _FLOATS = (
     "smoothing",
@@ -85,22 +86,20 @@ STATE_BYTES = 16
 @inner
 def locate(plan, row):
     """Byte offsets of one row in the five OPERANDS."""
-    i = row
-    logits = i * plan.logits_2
-    targets = i * plan.targets_2
-    weight = i * plan.sample_weight_2
-    grad = i * plan.grad_2
-    hess = i * plan.hess_2
-    if plan.length_1 > 1:  # more than one row axis
-        outer = row // plan.length_2
-        i = row - outer * plan.length_2
+    i, j, k, first = row, np.int64(0), np.int64(0), np.int64(0)
+    if plan.length_2 > 1:  # more than one axis
+        rest = row // plan.length_3
+        i = row - rest * plan.length_3
+        outer = rest // plan.length_2
+        j = rest - outer * plan.length_2
         first = outer // plan.length_1
-        j = outer - first * plan.length_1
-        logits = i * plan.logits_2 + j * plan.logits_1 + first * plan.logits_0
-        targets = i * plan.targets_2 + j * plan.targets_1 + first * plan.targets_0
-        weight = i * plan.sample_weight_2 + j * plan.sample_weight_1 + first * plan.sample_weight_0
-        grad = i * plan.grad_2 + j * plan.grad_1 + first * plan.grad_0
-        hess = i * plan.hess_2 + j * plan.hess_1 + first * plan.hess_0
+        k = outer - first * plan.length_1
+    logits = i * plan.logits_3 + j * plan.logits_2 + k * plan.logits_1 + first * plan.logits_0
+    targets = i * plan.targets_3 + j * plan.targets_2 + k * plan.targets_1 + first * plan.targets_0
+    weight = i * plan.sample_weight_3 + j * plan.sample_weight_2
+    weight += k * plan.sample_weight_1 + first * plan.sample_weight_0
+    grad = i * plan.grad_3 + j * plan.grad_2 + k * plan.grad_1 + first * plan.grad_0
+    hess = i * plan.hess_3 + j * plan.hess_2 + k * plan.hess_1 + first * plan.hess_0
     return logits, targets, weight, grad, hess
 
 
@@ -123,6 +122,11 @@ def merged_axes(shape, strides):
 
 
 def axis_fields(axes):
-    """The fields for at most MAX_AXES merged axes."""
+    """The fields for merged axes."""
+    if len(axes) > MAX_AXES:
+        raise ValueError(
+            f"the rows lie along {len(axes)} axes that cannot be merged: expected at most "
+            f"{MAX_AXES} on the device, or a contiguous array"
+        )
     padded = [(1,) + (0,) * len(OPERANDS)] * (MAX_AXES - len(axes)) + list(axes)
     return dict(zip(_AXES, (number for entry in padded for number in entry), strict=True))

@@ -102,7 +102,7 @@ class Operations(NamedTuple):
     largest(quads, 0) -> float32
     raised(quads, 0, m) -> exp(z - m), for float32; 16-bit rows stay packed
     total(quads, 0, m, zero) -> sum of exp(z - m)
-    store(quads, 0, address, left, m, factor, zero)
+    store(quads, 0, address, left, m, factor)
     """
 
     load: object
@@ -173,21 +173,21 @@ def operations(kind, slots, stride):
         return (quad[0] + quad[1]) + (quad[2] + quad[3])
 
     @inner
-    def scaled(word, m, factor, zero):
+    def scaled(word, m, factor):
         if not narrow:
             return word * factor
-        low, high = unpack(word, zero)
+        low, high = unpack(word, np.uint32(0))  # not what `total` unpacked; see `unpacker`
         return pack(exp_below(low, m) * factor, exp_below(high, m) * factor)
 
     @inner
-    def store(quad, slot, address, left, m, factor, zero):
+    def store(quad, slot, address, left, m, factor):
         if slot * stride < left:
             store_quad(
                 address + slot * stride * 16,
-                scaled(quad[0], m, factor, zero),
-                scaled(quad[1], m, factor, zero),
-                scaled(quad[2], m, factor, zero),
-                scaled(quad[3], m, factor, zero),
+                scaled(quad[0], m, factor),
+                scaled(quad[1], m, factor),
+                scaled(quad[2], m, factor),
+                scaled(quad[3], m, factor),
             )
         return 0
 
@@ -239,7 +239,7 @@ def resident_kernel(kernel):
         active = row < plan.n_rows
         if not active:  # takes part in the shuffles of its warp
             row = plan.n_rows - 1
-        source, n_classes = plan.logits + row * plan.logits_2, plan.n_classes
+        source, n_classes = plan.logits + row * plan.logits_3, plan.n_classes
         head = min((-source % 16) // size, n_classes)
         n_chunks = (n_classes - head) // lanes
         edge = np.int64(-1)
@@ -247,8 +247,8 @@ def resident_kernel(kernel):
             edge = place if place < head else place + n_chunks * lanes
         first = rank * sharing + place
         return Place(
-            row, active, first, source, plan.grad + row * plan.grad_2, row * plan.targets_2,
-            row * plan.sample_weight_2, head, n_chunks, edge,
+            row, active, first, source, plan.grad + row * plan.grad_3, row * plan.targets_3,
+            row * plan.sample_weight_3, head, n_chunks, edge,
         )  # fmt: skip
 
     def resident(plan):
@@ -256,8 +256,8 @@ def resident_kernel(kernel):
         unknown = cuda.gridDim.y - 1
         zero = types.uint32(unknown)
         # What the second half needs to know of the first, for each row of the block
-        row_t = cuda.shared.array(per_block, np.float64)
-        row_scale = cuda.shared.array(per_block, np.float64)
+        row_t = cuda.shared.array(per_block, np.float32)
+        row_scale = cuda.shared.array(per_block, np.float32)
         if clustered:
             set_cluster()
             inbox = cuda.shared.array(inbox_size, np.float64)
@@ -282,9 +282,9 @@ def resident_kernel(kernel):
         if thread % sharing == 0:
             factor = 0.0 if target.status == IGNORED or grad_scale == 0.0 else math.nan
             if kept:
-                row_t[thread // sharing] = np.float64(load(at.source + k * size))
+                row_t[thread // sharing] = load(at.source + k * size)
                 factor = target.weight * grad_scale * target.q
-            row_scale[thread // sharing] = factor
+            row_scale[thread // sharing] = np.float32(factor)
         if kept and at.head <= k < at.head + at.n_chunks * lanes:
             k_chunk, k_element = (k - at.head) // lanes, (k - at.head) % lanes
             behind = k_chunk - at.first
@@ -309,33 +309,37 @@ def resident_kernel(kernel):
         # would take registers that there are not. The factor of the others needs the precision of
         # their exponentials only; the float64 of the loss and of the target is left to the thread
         # that owned it, at the end, when nobody waits for it.
+        total_exp = sum_exp
+        if narrow:  # one register less, and half a unit in the last place of the loss
+            total_exp = np.float32(sum_exp)
         t, scale = row_t[thread // sharing], row_scale[thread // sharing]
         thread += unknown
         block += unknown
         at = find_place(plan, thread, block)
         if wants_grad and at.active:
-            factor = np.float32(scale)
-            edge_factor = factor
+            factor = edge_factor = scale
             if kept:
-                share = np.float64(row_factor(row_max, np.float32(sum_exp), np.float32(t)))
-                edge_factor = np.float32(scale * share)
+                factor = edge_factor = row_factor(row_max, np.float32(total_exp), t, scale)
                 if not narrow:  # the exponentials are relative to the warp's maximum
-                    share *= np.float64(exp_below(m, row_max))
-                factor = np.float32(scale * share)
+                    factor *= exp_below(m, row_max)
             store_quads(
                 quads, 0, at.grad + at.head * size + at.first * 16, at.n_chunks - at.first,
-                row_max, factor, zero,
+                row_max, factor,
             )  # fmt: skip
             if at.edge >= 0:
+                z_edge = MINUS_INF
+                if kept:  # of the target any value will do: it is written over
+                    z_edge = load(at.source + at.edge * size)
                 store(at.grad + at.edge * size, exp_below(z_edge, row_max) * edge_factor)
 
         if not at.active:
             return
         if owner:
             target = index_target(plan, at.targets_at, at.weight_at)
-            end = finish_row(np.float64(row_max), sum_exp, t, 1.0)
+            end = finish_row(np.float64(row_max), np.float64(total_exp), np.float64(t), 1.0)
             if wants_grad:  # after the store above: the same thread, so in this order
-                store(at.grad + target.k * size, np.float32(-scale * end.rest))
+                g_k = -target.weight * grad_scale_of(plan) * target.q * end.rest
+                store(at.grad + target.k * size, np.float32(g_k))
             loss = target.weight * row_loss(
                 target.q, end.surprise, 0.0, 0.0, end.above, 0.0, end.lse
             )
