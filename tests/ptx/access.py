@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .alu import U32, U64, unsigned
+from .apply import unsigned
 from .fault import Unsupported
 from .memory import (
     ALLOCATED,
@@ -15,13 +15,13 @@ from .memory import (
     USABLE,
     WINDOW,
 )
-from .parse import DTYPES, Address, Vector
+from .parse import DTYPES, Vector
+from .slots import BATCH, BLOCK, LANE, WARP
 
-BATCH, LANE, BLOCK, WARP, PLACE = range(5)
 SHARED_MASK = np.uint64((1 << RANK_SHIFT) - 1)
 # Flags that change caching, ordering or scope: the interpreter executes one access at a time, in
 # program order, so nothing is left to do for them.
-MEMORY = {"ld", "ldu", "st", "atom", "red", "st_async"}
+MEMORY = {"ld", "ldu", "st", "atom", "red"}
 
 
 def space_of(statement):
@@ -92,7 +92,7 @@ class Access:
         if high >= LOCAL_WINDOW + WINDOW and low >= SHARED_WINDOW:
             raise Unsupported(f"generic addresses in several spaces: {self.statement}")
         wrong = address < LOCAL_WINDOW + WINDOW
-        R[BATCH].fault(self.statement, R, wrong, "out-of-bounds access", address)
+        return R[BATCH].fault(self.statement, R, wrong, "out-of-bounds access", address)
 
     def lacking(self, memory, R, index, flag, address):
         wrong = memory.lacking(index, self.width, flag)
@@ -162,9 +162,8 @@ class Access:
 
 
 def race_message(kind, other):
-    return f"data race in shared memory: {kind} after a {other.split()[0]} by another warp, " + (
-        "with no barrier between"
-    )
+    other = other.split()[0]
+    return f"data race: {kind} after a {other} by another warp, with no barrier between"
 
 
 # ------------------------------------------------------------------ loads and stores
@@ -240,12 +239,7 @@ def _param_slots(program, operand, dtype, count):
     ]
 
 
-def _store(program, statement):
-    if "async" in statement.op:
-        from .collective import store_async
-
-        store_async(program, statement)
-        return
+def store(program, statement):
     space = space_of(statement)
     dtype, count = shape_of(statement)
     operand, source = statement.operands[:2]
@@ -334,9 +328,7 @@ def _atomic(program, statement):
 HANDLERS = {
     "ld": _load,
     "ldu": _load,
-    "st": _store,
+    "st": store,
     "atom": _atomic,
     "red": _atomic,
 }
-
-__all__ = ["HANDLERS", "MEMORY", "U32", "U64", "Access", "Address", "race_message"]

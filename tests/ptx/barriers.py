@@ -1,10 +1,10 @@
-"""What lanes wait for: barriers of blocks and of clusters, and mbarriers."""
+"""What lanes wait for: barriers of blocks and of clusters."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from .program import BATCH, BLOCK, LANE, WARP
+from .slots import LANE
 
 
 class BlockBarriers:
@@ -15,9 +15,9 @@ class BlockBarriers:
         self.waiting = {}  # (block, barrier) -> arrivals: (lanes, pc or None for bar.arrive, vote)
         self.expected = {}
 
-    def arrive(self, block, statement, R, lanes, slots, pc, reduction):
-        """All these lanes arrive; pc: where they go on, None if they do not wait."""
-        batch = self.batch
+    def arrive(self, statement, R, slots, pc, reduction):
+        """All lanes of R arrive; pc: where they go on, None if they do not wait."""
+        batch, lanes = self.batch, R[LANE]
         numbers = np.broadcast_to(R[slots[0]], lanes.shape)
         counts = np.broadcast_to(R[slots[1]], lanes.shape) if len(slots) > 1 else None
         vote = None
@@ -60,13 +60,15 @@ class BlockBarriers:
                 batch.resume(members, pc)
 
     def after_exit(self, blocks):
-        for where in [w for w in self.waiting if w[0] in blocks and self.expected[w] is None]:
+        """Exited threads are not waited for."""
+        for where in [w for w in self.waiting if self.expected[w] is None and w[0] in blocks]:
             self.complete(where)
 
-    def describe(self):
+    def waiting_lanes(self):
         for arrivals in self.waiting.values():
             for lanes, pc, _, _ in arrivals:
-                yield lanes, pc
+                if pc is not None:
+                    yield lanes, pc
 
 
 class ClusterBarrier:
@@ -82,8 +84,8 @@ class ClusterBarrier:
         self.done = [None] * clusters  # the same of the phase before
         self.waiting = []  # (lanes, pc)
 
-    def arrive(self, statement, R, lanes, relaxed):
-        batch = self.batch
+    def arrive(self, statement, R, relaxed):
+        batch, lanes = self.batch, R[LANE]
         if self.arrived[lanes].any():
             batch.fault(statement, R, self.arrived[lanes], "second arrival without a wait")
         clusters = batch.cluster_of[lanes]
@@ -137,113 +139,5 @@ class ClusterBarrier:
         for cluster in np.unique(clusters):
             self.complete(cluster)
 
-    def describe(self):
+    def waiting_lanes(self):
         yield from self.waiting
-
-
-class Mbarrier:
-    def __init__(self, count):
-        self.count = self.pending = count
-        self.bytes = 0  # expected and not arrived yet
-        self.phase = 0
-        self.known = self.done = None  # clocks: of the arrivals so far, of the phase before
-
-
-class Mbarriers:
-    """Barrier objects in shared memory, by their place in the batch's shared memory."""
-
-    def __init__(self, batch):
-        self.batch = batch
-        self.objects = {}
-
-    def places(self, access, R):
-        """Byte position of the object of every lane."""
-        batch, lanes = self.batch, R[LANE]
-        address = access.address(R)
-        if access.space == "generic":
-            _, address = access.resolve(R, address)
-        block = R[BLOCK]
-        if address.max() >> np.uint64(24):
-            block = batch.block_of_rank(access.statement, R, address)
-        flat = access.in_part(R, block, batch.offset_in_block(address), batch.shared, address)[0]
-        return np.broadcast_to(flat, lanes.shape)
-
-    def find(self, place, access, R, lane):
-        found = self.objects.get(int(place))
-        if found is None:
-            which = np.arange(R[LANE].size) == lane
-            text = "mbarrier that has not been initialised"
-            self.batch.fault(access.statement, R, which, text, access.address(R))
-        return found
-
-    def execute(self, access, R, action, values, expect, parity, relaxed):
-        places = self.places(access, R)
-        values = [np.broadcast_to(v, places.shape) for v in values]
-        if action in ("test_wait", "try_wait"):
-            return self.test(access, R, places, values[0], parity, relaxed)
-        tokens = np.zeros(places.size, np.uint64)
-        for lane, place in enumerate(places.tolist()):
-            if action == "init":
-                count = int(values[0][lane])
-                if place in self.objects and self.objects[place].pending != count:
-                    which = np.arange(places.size) == lane
-                    text = "mbarrier initialised while in use"
-                    self.batch.fault(access.statement, R, which, text)
-                self.objects[place] = Mbarrier(count)
-                continue
-            barrier = self.find(place, access, R, lane)
-            if action == "inval":
-                del self.objects[place]
-                continue
-            tokens[lane] = barrier.phase
-            if action == "expect":
-                barrier.bytes += int(values[0][lane])
-                continue
-            count = 1
-            if expect:
-                barrier.bytes += int(values[0][lane])
-            elif values:
-                count = int(values[0][lane])
-            if count > barrier.pending:
-                which = np.arange(places.size) == lane
-                text = f"{count} arrivals at an mbarrier that expects {barrier.pending}"
-                self.batch.fault(access.statement, R, which, text)
-            barrier.pending -= count
-            if action == "arrive_drop":
-                barrier.count -= count
-            if not relaxed:
-                self.inform(barrier, int(R[WARP][lane]))
-            self.complete(barrier)
-        return tokens
-
-    def inform(self, barrier, warp, known=None):
-        """Adds what the warp knows to what the waiting ones will learn."""
-        clocks = self.batch.clocks
-        if clocks is None:
-            return
-        if known is None:
-            known = clocks.publish(np.array([warp]))
-        barrier.known = known if barrier.known is None else np.maximum(barrier.known, known)
-
-    def complete(self, barrier):
-        if barrier.pending == 0 and barrier.bytes == 0:
-            barrier.phase += 1
-            barrier.pending = barrier.count
-            barrier.done, barrier.known = barrier.known, None
-            self.batch.wake()
-
-    def test(self, access, R, places, values, parity, relaxed):
-        result = np.zeros(places.size, bool)
-        for place in np.unique(places):
-            mine = places == place
-            barrier = self.find(place, access, R, int(np.argmax(mine)))
-            now = barrier.phase & 1 if parity else barrier.phase
-            result[mine] = values[mine] != now
-            clocks = self.batch.clocks
-            if clocks is not None and barrier.done is not None and not relaxed:
-                warps = np.unique(R[WARP][mine & result])
-                clocks.learn(warps, barrier.done)
-        return result
-
-
-__all__ = ["BATCH", "BlockBarriers", "ClusterBarrier", "Mbarriers"]

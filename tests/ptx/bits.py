@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .alu import BOOL, S32, U32, U64, apply, dtype_of, unsigned
+from .apply import BOOL, S32, U32, U64, apply, dtype_of, unsigned
 from .parse import DTYPES, Immediate
 
 _LOGIC = {"and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor}

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from .access import Access, race_message
-from .alu import BOOL, S32, U32, U64, unsigned
+from .access import Access, store
+from .apply import BOOL, U32, U64, unsigned
 from .fault import Unsupported
-from .parse import DTYPES, Address, Immediate, Vector
+from .parse import DTYPES, Address, Vector
+from .slots import BATCH, LANE, PLACE, WARP
 
-BATCH, LANE, BLOCK, WARP, PLACE = range(5)
 ALONE = {
     "shfl", "vote", "match", "redux", "activemask", "bar", "barrier", "mbarrier", "elect", "fence",
     "membar",
@@ -158,7 +158,6 @@ def _match(program, statement):
 
     def closure(R):
         values = np.broadcast_to(value(R), R[LANE].shape)
-        which, _ = _per_warp(R)
         result = np.zeros(values.size, U32)
         for number in np.unique(values):
             bits = _ballot(R, values == number)
@@ -303,7 +302,14 @@ def _mbarrier(program, statement):
         program.end_block("poll", slot)
 
 
-def store_async(program, statement):
+def _store(program, statement):
+    if "async" in statement.op:
+        _store_async(program, statement)
+    else:
+        store(program, statement)
+
+
+def _store_async(program, statement):
     """st.async: a store to another block that also reports its bytes to an mbarrier there."""
     op = statement.op
     count = next((int(f[1:]) for f in op if f in ("v2", "v4")), 1)
@@ -318,7 +324,7 @@ def store_async(program, statement):
         lanes = R[LANE].size
         values = [np.broadcast_to(fetch(R), lanes) for fetch in fetches]
         words = np.ascontiguousarray(np.stack(values, axis=1))
-        R[BATCH].send(access, signal, R, words)
+        R[BATCH].messages.send(access, signal, R, words)
 
     program.emit(closure)
 
@@ -335,6 +341,5 @@ HANDLERS = {
     "fence": _fence,
     "membar": _fence,
     "mbarrier": _mbarrier,
+    "st": _store,
 }
-
-__all__ = ["ALONE", "HANDLERS", "S32", "Immediate", "race_message", "store_async"]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from . import floats
-from .alu import F32, F64, U32, U64, apply, float_to_half, half_to_float, unsigned
+from .apply import F32, F64, U32, U64, apply, unsigned
 from .fault import Unsupported
+from .half import float_to_half, half_to_float
 from .memory import LOCAL_WINDOW, RANK_SHIFT, SHARED_WINDOW, WINDOW
-from .parse import DTYPES
+from .parse import DTYPES, Register
 
 _INTEGER_ROUNDING = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}
 HALF = ("f16", "bf16")
@@ -229,19 +230,13 @@ def _getctarank(program, statement):
     target, operand = statement.operands
     dtype = unsigned(DTYPES[statement.op[-1]])
     fetch, put = program.fetch(operand, dtype), program.put(target, U32)
-    own = program.slot(_register("%cluster_ctarank"), U32)
+    own = program.slot(Register("%cluster_ctarank"), U32)
 
     def closure(R):
         rank = ((fetch(R) & dtype.type(WINDOW - 1)) >> dtype.type(RANK_SHIFT)).astype(U32)
         put(R, np.where(rank == 0, R[own], rank - U32.type(1)))
 
     program.emit(closure)
-
-
-def _register(name):
-    from .parse import Register
-
-    return Register(name)
 
 
 HANDLERS = {

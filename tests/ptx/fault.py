@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class Fault(Exception):
+class Fault(Exception):  # noqa: N818
     """A program did what a GPU forbids or leaves undefined; the message says what and where."""
 
 

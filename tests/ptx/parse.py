@@ -358,16 +358,13 @@ def _function(header):
 
     cluster = re.search(r"\.reqnctapercluster\s+(\d+)(?:\s*,\s*(\d+))?(?:\s*,\s*(\d+))?", rest)
     threads = re.search(r"\.(?:maxntid|reqntid)\s+(\d+)(?:\s*,\s*(\d+))?(?:\s*,\s*(\d+))?", rest)
-    max_threads = None
-    if threads:
-        max_threads = int(np.prod([int(n) for n in threads.groups() if n]))
     return Function(
         match["name"],
         match[1] == "entry",
         variables(match["params"]),
         variables(match["results"]),
         cluster=tuple(int(n or 1) for n in cluster.groups()) if cluster else None,
-        max_threads=max_threads,
+        max_threads=int(np.prod([int(n) for n in threads.groups() if n])) if threads else None,
     )
 
 

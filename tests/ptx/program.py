@@ -16,52 +16,13 @@ import functools
 
 import numpy as np
 
-from . import access, alu, bits, collective, convert
+from . import access, arithmetic, bits, collective, control, convert, select
 from .fault import Fault, Unsupported
+from .flow import Block, analyse
 from .memory import SHARED_START, layout
-from .parse import DTYPES, Address, Immediate, Name, Register, parse
+from .parse import Immediate, Name, Register, parse
 
-BATCH, LANE, BLOCK, WARP, PLACE = range(5)  # slots that every program has
 INT = np.dtype(np.int64)
-
-
-class Block:
-    """Closures that run one after another, and what happens then."""
-
-    def __init__(self, index, statement):
-        self.index = index
-        self.statement = statement  # the first one, for messages
-        self.code = []
-        self.uses = {}  # slot read before it is written here -> the statement that reads it
-        self.defs = set()
-        self.outs = ()  # of the slots written here, those somebody may read later
-        self.needs = ()  # what has to be gathered
-        self.live = 0  # slots that are live at the start, as bits
-        self.guard = None  # (slot, negated): only these lanes take part
-        self.converge = None  # slot of the mask of lanes that must be here together, or "warp"
-        self.late = None  # slot that the end of the block writes, not its code
-        self.end = "next"  # next, jump, branch, table, call, return, exit, or one in barriers.py
-        self.target = None
-        self.count = 0  # statements in it
-
-    def successors(self, program):
-        following = self.index + 1
-        match self.end:
-            case "jump":
-                targets = [self.target]
-            case "branch":
-                targets = [self.target[2], following]
-            case "table":
-                targets = list(self.target[1])
-            case "call":
-                targets = [self.target]
-            case "return":
-                targets = program.returns[self.target]
-            case "exit":
-                targets = []
-            case _:
-                targets = [following]
-        return targets + [following] if self.guard and following not in targets else targets
 
 
 class Program:
@@ -88,7 +49,7 @@ class Program:
         for function in functions:
             self._function(function)
         self._link()
-        self._flow()
+        analyse(self)
 
     # ------------------------------------------------------------------ declarations
 
@@ -364,154 +325,15 @@ class Program:
             self.returns.setdefault(function, [])
         self.first = self.starts[self.entry.name]
 
-    def _flow(self):
-        """Liveness (what a block must leave behind) and reads of what may not be written."""
-        blocks = self.blocks
-        following = [block.successors(self) for block in blocks]
-        uses = [sum(1 << s for s in b.uses) for b in blocks]
-        defs = [sum(1 << s for s in b.defs) for b in blocks]
-        # Definitely written at the start of each block; everything at first, then less.
-        outside = sum(1 << s for s in self._given())
-        everything = (1 << len(self.dtypes)) - 1
-        written = [everything] * len(blocks)
-        written[self.first] = outside
-        work = [self.first]
-        reached = {self.first}
-        while work:
-            index = work.pop()
-            after = written[index] | (0 if blocks[index].guard else defs[index])
-            for target in following[index]:
-                new = written[target] & after
-                if new != written[target] or target not in reached:
-                    written[target] = new
-                    reached.add(target)
-                    work.append(target)
-        doubtful = {s for i in reached for s in blocks[i].uses if not written[i] >> s & 1}
-        self._watch(doubtful, reached, written)
-        uses = [sum(1 << s for s in b.uses) for b in blocks]
-        defs = [sum(1 << s for s in b.defs) for b in blocks]
-        before = [[] for _ in blocks]
-        for index, targets in enumerate(following):
-            for target in targets:
-                before[target].append(index)
-        live = [0] * len(blocks)
-        work = list(range(len(blocks)))
-        while work:
-            index = work.pop()
-            after = functools.reduce(int.__or__, (live[t] for t in following[index]), 0)
-            kept = after & ~defs[index] if not blocks[index].guard else after
-            new = uses[index] | kept
-            if new != live[index]:
-                live[index] = new
-                work.extend(before[index])
-        for index, block in enumerate(blocks):
-            after = functools.reduce(int.__or__, (live[t] for t in following[index]), 0)
-            written_here = sorted(block.defs - {block.late})
-            block.outs = tuple(s for s in written_here if after >> s & 1)
-            block.needs = tuple(sorted(block.uses))
-            block.live = live[index]
-
-    def _given(self):
-        return [BATCH, LANE, BLOCK, WARP, PLACE, *self.special.values(), *self.symbols.values()]
-
-    def _watch(self, doubtful, reached, written):
-        """For registers that some path leaves unwritten, a second one says who has written."""
-        for slot in sorted(doubtful):
-            flag = self.new_slot(np.bool_)
-            self.uninitialised.add(flag)
-            name = next((n for n, s in self.slots.items() if s == slot), slot)
-            name = str(name).rpartition("/")[2]
-            for index in reached:
-                block = self.blocks[index]
-                if slot in block.uses and not written[index] >> slot & 1:
-                    block.uses[flag] = block.uses[slot]
-                    block.code.insert(0, _check_written(flag, name, block.uses[slot]))
-                if slot in block.defs:
-                    block.defs.add(flag)
-                    block.code.append(_set_written(flag))
-
-
-def _check_written(flag, name, statement):
-    def check(R):
-        if not R[flag].all():
-            R[BATCH].fault(
-                statement, R, ~R[flag], f"read of register {name}, which nobody has written"
-            )
-
-    return check
-
-
-def _set_written(flag):
-    def set_written(R):
-        R[flag] = np.True_
-
-    return set_written
-
-
-# ------------------------------------------------------------------ control
-
-
-def _leave(program, statement):
-    if statement.op[0] == "exit" or program.function.entry:
-        program.end_block("exit")
-    else:
-        program.use(program.named_slot(("return", program.function.name), INT))
-        program.end_block("return", program.function.name)
-
-
-def _call(program, statement):
-    name = statement.operands[1]
-    if name not in program.module.functions:
-
-        def absent(R):
-            R[BATCH].fault(statement, R, None, f"call of {name}, which has no body")
-
-        program.use(LANE)
-        program.emit(absent)
-        return
-    slot = program.named_slot(("return", name), INT)
-    program.block.defs.add(slot)
-    back = INT.type(program.block.index + 1)
-
-    def call(R):
-        R[slot] = back
-
-    program.emit(call)
-    program.end_block("call", name)
-
-
-def _table(program, statement):
-    index, table = statement.operands
-    program.end_block("table", (program.slot(index, np.uint32), table.name))
-
-
-def _trap(program, statement):
-    program.use(LANE)
-
-    def trap(R):
-        R[BATCH].fault(statement, R, None, "trap")
-
-    program.emit(trap)
-
-
-def _nothing(program, statement):
-    """Hints and what concerns only the hardware."""
-
 
 HANDLERS = {
-    **alu.HANDLERS,
+    **arithmetic.HANDLERS,
+    **select.HANDLERS,
     **bits.HANDLERS,
     **convert.HANDLERS,
     **access.HANDLERS,
     **collective.HANDLERS,
-    "ret": _leave,
-    "exit": _leave,
-    "call": _call,
-    "brx": _table,
-    "trap": _trap,
-    "brkpt": _trap,
-    **dict.fromkeys(("nanosleep", "pmevent", "prefetch", "prefetchu", "discard"), _nothing),
-    **dict.fromkeys(("applypriority", "setmaxnreg", "griddepcontrol", "nop"), _nothing),
+    **control.HANDLERS,
 }
 
 
@@ -520,6 +342,3 @@ def compiled(text, entry, fine, exact):
     """The program of a PTX text, decoded once per process."""
     with np.errstate(all="ignore"):
         return Program(text, entry, fine, exact)
-
-
-__all__ = ["DTYPES", "Address", "Program", "compiled"]

@@ -1,121 +1,14 @@
-"""Arithmetic, logic, comparison, selection and moves.
-
-The common case is one ufunc over one to three operands; `apply` builds the closure for it.
-"""
+"""Arithmetic on floats of all widths and on integers."""
 
 from __future__ import annotations
-
-import functools
 
 import numpy as np
 
 from . import floats
+from .apply import BOOL, F32, F64, U64, apply, dtype_of, flags_of, type_of, unsigned
 from .fault import Unsupported
-from .parse import DTYPES, Immediate, Name, Register, Vector
-
-U32, S32, U64 = np.dtype(np.uint32), np.dtype(np.int32), np.dtype(np.uint64)
-F32, F64, BOOL = np.dtype(np.float32), np.dtype(np.float64), np.dtype(bool)
-ROUNDINGS = {"rn", "rz", "rm", "rp"}
-HALVES = {"f16", "bf16", "f16x2", "bf16x2"}
-
-
-@functools.cache
-def _template(kinds, result):
-    """A maker of closures R[d] = f(...), for operands of these kinds.
-
-    s: a slot of the right type, v: a slot that is viewed, c: a constant. Written as source and
-    compiled once per combination, so that a closure does nothing but what it has to.
-    """
-    names = [f"x{i}" for i in range(len(kinds))]
-    form = {"s": "R[{0}]", "v": "R[{0}].view(t_{0})", "c": "{0}"}
-    values = ", ".join(form[k].format(n) for n, k in zip(names, kinds, strict=True))
-    types = [f"t_{n}" for n in names]
-    tail = ".view(t)" if result else ""
-    source = (
-        f"def maker(f, d, t, {', '.join(names + types)}):\n"
-        f"    def closure(R):\n        R[d] = f({values}){tail}\n    return closure\n"
-    )
-    scope = {}
-    exec(source, scope)
-    return scope["maker"]
-
-
-def apply(program, function, target, result, *operands):
-    """Emits target = function(operands); result: dtype; operands: (operand, dtype) pairs."""
-    kinds, values, views = "", [], []
-    for operand, dtype in operands:
-        slot, constant = program.source(operand, dtype)
-        views.append(dtype)
-        if slot is None:
-            kinds += "c"
-            values.append(constant)
-            continue
-        stored = program.dtypes[slot]
-        if stored.itemsize != dtype.itemsize or (stored.kind == "b") != (dtype.kind == "b"):
-            raise Unsupported(f"operand of {stored} where {dtype} is read: {program.statement}")
-        kinds += "s" if stored == dtype else "v"
-        values.append(slot)
-    slot = program.target(target)
-    stored = program.dtypes[slot]
-    view = None
-    if stored != result and target is not None:
-        if stored.itemsize != result.itemsize:
-            raise Unsupported(f"result of {result} in a {stored} register: {program.statement}")
-        view = stored
-    program.emit(_template(kinds, view is not None)(function, slot, view, *values, *views))
-
-
-def type_of(statement):
-    return statement.op[-1]
-
-
-def dtype_of(statement):
-    return DTYPES[statement.op[-1]]
-
-
-def unsigned(dtype):
-    return np.dtype(f"u{dtype.itemsize}")
-
-
-def flags_of(statement):
-    return set(statement.op[1:])
-
-
-# ------------------------------------------------------------------ half precision
-
-
-def half_to_float(bits, kind, wide=F32):
-    if kind == "f16":
-        return bits.view(np.float16).astype(wide)
-    value = (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return value if wide == F32 else value.astype(wide)
-
-
-def float_to_half(value, kind):
-    """Nearest, ties to even, NaN canonical; from float32 or float64, with one rounding."""
-    if kind == "bf16":
-        name = "bfloat16" if value.dtype == F32 else "bfloat16_from_double"
-        return floats.ufunc(name, value.dtype)(value)
-    bits = value.astype(np.float16).view(np.uint16)
-    nan = value != value
-    return np.where(nan, np.uint16(0x7FFF), bits) if nan.any() else bits
-
-
-def on_halves(function, kind, wide):
-    """A function of float arrays -> one of packed or single half-precision bits."""
-    if not kind.endswith("x2"):
-        return lambda *bits: float_to_half(
-            function(*(half_to_float(b, kind, wide) for b in bits)), kind
-        )
-    one = on_halves(function, kind[:-2], wide)
-
-    def both(*words):
-        low = one(*(w.astype(np.uint16) for w in words))
-        high = one(*((w >> np.uint32(16)).astype(np.uint16) for w in words))
-        return low.astype(np.uint32) | high.astype(np.uint32) << np.uint32(16)
-
-    return both
-
+from .half import HALVES, on_halves
+from .parse import DTYPES
 
 # ------------------------------------------------------------------ float arithmetic
 
@@ -130,9 +23,9 @@ def _float(program, statement):
     flushed = "ftz" in flags
     if kind in HALVES:
         function = _half_function(program, statement, name, kind, flags)
-    elif "rcp" == name and kind == "f64" and "approx" in flags:
+    elif name == "rcp" and kind == "f64" and "approx" in flags:
         function = _gross(lambda x: 1.0 / x)
-    elif "rsqrt" == name and kind == "f64":
+    elif name == "rsqrt" and kind == "f64":
         function = _gross(lambda x: 1.0 / np.sqrt(x))
     else:
         function = _float_function(program, statement, name, DTYPES[kind], flags, flushed)
@@ -164,7 +57,7 @@ def _float_function(program, statement, name, dtype, flags, flushed):
             return np.where(large & (np.abs(b) < np.inf), a * np.float32(0), function(a, b))
 
         return approximate
-    if name in _APPROXIMATE and "approx" in flags or name in ("ex2", "lg2", "sin", "cos", "tanh"):
+    if (name in _APPROXIMATE and "approx" in flags) or name in ("ex2", "lg2", "sin", "cos", "tanh"):
         return floats.ufunc(name, dtype, flushed, program.exact)
     if name in ("rcp", "sqrt"):
         one = dtype.type(1)
@@ -391,195 +284,9 @@ def _add_or_carry(program, statement):
         _arithmetic(program, statement)
 
 
-# ------------------------------------------------------------------ comparison and selection
-
-_COMPARE = {
-    "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater,
-    "ge": np.greater_equal, "lo": np.less, "ls": np.less_equal, "hi": np.greater,
-    "hs": np.greater_equal,
-}  # fmt: skip
-
-
-def comparison(name, kind, flushed=False):
-    """The function of a comparison operator for a PTX type."""
-    if kind in HALVES:
-        inner = comparison(name, "f32")
-        return lambda a, b: inner(half_to_float(a, kind), half_to_float(b, kind))
-    floating = kind in ("f32", "f64")
-    if name in ("num", "nan"):
-        isnan = lambda a, b: (a != a) | (b != b)
-        return isnan if name == "nan" else lambda a, b: ~isnan(a, b)
-    if floating and len(name) == 3:  # equ, neu, ltu ...: true also if one is NaN
-        inner = _COMPARE[name[:2]]
-        if name == "neu":
-            function = np.not_equal
-        else:
-            function = lambda a, b: inner(a, b) | (a != a) | (b != b)
-    elif floating and name == "ne":
-        function = lambda a, b: (a != b) & (a == a) & (b == b)
-    else:
-        function = _COMPARE[name]
-    if flushed:
-        inner_, flush = function, floats.ufunc("flush", F32)
-        return lambda a, b: inner_(flush(a), flush(b))
-    return function
-
-
-def _compared(statement):
-    """(function of two values, dtype in which they are read)"""
-    kind = type_of(statement)
-    function = comparison(statement.op[1], kind, "ftz" in statement.op)
-    return function, DTYPES[kind]
-
-
-_COMBINE = {"and": np.logical_and, "or": np.logical_or, "xor": np.logical_xor}
-
-
-def _setp(program, statement):
-    function, dtype = _compared(statement)
-    target, a, b, *third = statement.operands
-    combine = next((_COMBINE[f] for f in statement.op[2:-1] if f in _COMBINE), None)
-    if combine is None and not isinstance(target, tuple):
-        apply(program, function, target, BOOL, (a, dtype), (b, dtype))
-        return
-    first, second = target if isinstance(target, tuple) else (target, None)
-    fetch = [program.fetch(o, dtype) for o in (a, b)]
-    extra = _predicate(program, third[0]) if third else None
-    put = program.put(first, BOOL)
-    put_second = program.put(second, BOOL) if second is not None else None
-
-    def closure(R):
-        value = function(fetch[0](R), fetch[1](R))
-        third_value = extra(R) if extra else None
-        put(R, combine(value, third_value) if extra else value)
-        if put_second:
-            value = np.logical_not(value)
-            put_second(R, combine(value, third_value) if extra else value)
-
-    program.emit(closure)
-
-
-def _predicate(program, operand):
-    if isinstance(operand, tuple) and operand[0] == "not":
-        inner = program.fetch(operand[1], BOOL)
-        return lambda R: np.logical_not(inner(R))
-    return program.fetch(operand, BOOL)
-
-
-def _set(program, statement):
-    """set.cmp.type.type: all ones, or 1.0, where the comparison holds."""
-    function, dtype = _compared(statement)
-    result = statement.op[-2]
-    target, a, b = statement.operands
-    true = np.float32(1) if result == "f32" else ~DTYPES[result].type(0)
-    false = DTYPES[result].type(0)
-    apply(
-        program, lambda x, y: np.where(function(x, y), true, false),
-        target, DTYPES[result], (a, dtype), (b, dtype),
-    )  # fmt: skip
-
-
-def select(condition, a, b):
-    if condition.ndim:
-        return np.where(condition, a, b)
-    return (a if condition else b).copy()
-
-
-def _selp(program, statement):
-    dtype = dtype_of(statement)
-    target, a, b, condition = statement.operands
-    apply(
-        program, lambda a, b, c: select(c, a, b),
-        target, dtype, (a, dtype), (b, dtype), (condition, BOOL),
-    )  # fmt: skip
-
-
-def _slct(program, statement):
-    dtype, kind = DTYPES[statement.op[-2]], dtype_of(statement)
-    target, a, b, condition = statement.operands
-    apply(
-        program, lambda a, b, c: select(c >= 0, a, b),
-        target, dtype, (a, dtype), (b, dtype), (condition, kind),
-    )  # fmt: skip
-
-
-def _testp(program, statement):
-    tests = {
-        "finite": np.isfinite,
-        "infinite": np.isinf,
-        "number": lambda x: x == x,
-        "notanumber": np.isnan,
-        "normal": lambda x: np.isfinite(x) & (np.abs(x) >= np.finfo(x.dtype).tiny),
-        "subnormal": lambda x: (x != 0) & (np.abs(x) < np.finfo(x.dtype).tiny),
-    }
-    dtype = dtype_of(statement)
-    target, a = statement.operands
-    apply(program, tests[statement.op[1]], target, BOOL, (a, dtype))
-
-
-def _copysign(program, statement):
-    dtype = dtype_of(statement)
-    target, sign, magnitude = statement.operands
-    apply(program, lambda s, m: np.copysign(m, s), target, dtype, (sign, dtype), (magnitude, dtype))
-
-
-# ------------------------------------------------------------------ moves
-
-
-def _mov(program, statement):
-    target, source = statement.operands
-    dtype = dtype_of(statement)
-    if isinstance(source, Vector):
-        _pack(program, target, source.items, dtype)
-    elif isinstance(target, Vector):
-        _unpack(program, target.items, source, dtype)
-    elif isinstance(source, Name) or isinstance(source, (Immediate, Register)):
-        if isinstance(source, Immediate) and dtype.kind == "f" and isinstance(source.value, int):
-            raise Unsupported(f"integer as float: {statement}")
-        apply(program, lambda x: x.copy(), target, dtype, (source, dtype))
-    else:
-        raise Unsupported(str(statement))
-
-
-def _pack(program, target, items, dtype):
-    part = np.dtype(f"u{dtype.itemsize // len(items)}")
-    fetch = [program.fetch(item, part) for item in items]
-    put, bits = program.put(target, unsigned(dtype)), 8 * part.itemsize
-    wide = unsigned(dtype)
-
-    def closure(R):
-        value = fetch[0](R).astype(wide)
-        for place, get in enumerate(fetch[1:], 1):
-            value = value | get(R).astype(wide) << wide.type(place * bits)
-        put(R, value)
-
-    program.emit(closure)
-
-
-def _unpack(program, items, source, dtype):
-    part = np.dtype(f"u{dtype.itemsize // len(items)}")
-    wide, bits = unsigned(dtype), 8 * part.itemsize
-    fetch = program.fetch(source, wide)
-    puts = [(i, program.put(item, part)) for i, item in enumerate(items) if item is not None]
-
-    def closure(R):
-        value = fetch(R)
-        for place, put in puts:
-            put(R, (value >> wide.type(place * bits)).astype(part))
-
-    program.emit(closure)
-
-
 HANDLERS = {
     **dict.fromkeys(("mul", "div", "rem", "min", "max", "neg", "abs", "fma"), _arithmetic),
     **dict.fromkeys(("ex2", "lg2", "sin", "cos", "tanh", "rsqrt", "rcp", "sqrt"), _float),
     **dict.fromkeys(("addc", "subc", "madc"), _carry),
     **dict.fromkeys(("add", "sub", "mad"), _add_or_carry),
-    "setp": _setp,
-    "set": _set,
-    "selp": _selp,
-    "slct": _slct,
-    "testp": _testp,
-    "copysign": _copysign,
-    "mov": _mov,
 }
