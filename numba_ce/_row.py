@@ -45,8 +45,20 @@ def difference(a, b, temperature):
     return quotient, ((total - product) - product_lost + lost) / temperature
 
 
+def sum_at_origin(sum_exp, d, d_lost):
+    """S, which is relative to m, relative to the larger of m and t: S or u."""
+    if not d >= 0.0:
+        return sum_exp
+    # S may be worth 262144 where exp(-d) is subnormal or 0: two halves keep the digits
+    root = math.exp(-0.5 * d)
+    root -= root * (0.5 * d_lost)
+    return sum_exp * root * root
+
+
 def finish(sum_exp, d, d_lost):
-    """The row from S, and d = (t - m) / T in the two parts of `difference`.
+    """The row from the sum of the others and d = (t - m) / T in the two parts of `difference`.
+
+    sum_exp : sum over j != k of exp((z_j - origin) / T), origin the larger of m and t (u or S)
 
     Returns
     -------
@@ -54,19 +66,16 @@ def finish(sum_exp, d, d_lost):
     above : lse - m / T
     rest : 1 - p_k
     p_k
-    top, bottom : p_j = exp((z_j - m) / T) * top / bottom for the other classes
+    bottom : p_j = exp((z_j - origin) / T) / bottom for the other classes
     """
     if d >= 0.0:
-        small = math.exp(-d) * (1.0 - d_lost)
-        u = sum_exp * small
-        surprise = math.log1p(u)
-        p_k = 1.0 / (1.0 + u)
-        return surprise, d + surprise, u / (1.0 + u), p_k, small, 1.0 + u
-    small = math.exp(d) * (1.0 + d_lost)
-    z = sum_exp + small
-    above = math.log(z)
-    p_k = small / z
-    return above - d - d_lost, above, sum_exp / z, p_k, 1.0, z
+        surprise, bottom = math.log1p(sum_exp), 1.0 + sum_exp
+        return surprise, d + surprise, sum_exp / bottom, 1.0 / bottom, bottom
+    small = math.exp(d)
+    small += small * d_lost  # not small * (1 + d_lost), where 1 + d_lost is rounded
+    bottom = sum_exp + small
+    above = math.log(bottom)
+    return above - d - d_lost, above, sum_exp / bottom, small / bottom, bottom
 
 
 def row_loss(q_k, surprise, q_rest, a_rest, above, z_weight, lse):
@@ -104,14 +113,14 @@ def probability_weight(q_k, q_rest, z_weight, lse):
     return weight
 
 
-def row_entropy(sum_exp, e_rest, d, surprise, p_k, factor):
-    """-sum of p log p; k is the largest logit, e_rest = sum over j != k of exp(z_j - m) (m - z_j).
+def row_entropy(sum_exp, e_rest, d, surprise, p_k, bottom):
+    """-sum of p log p; k is the largest logit, e_rest = sum over j != k of exp(z_j - t) (m - z_j).
 
     Every term is positive: p_j (lse - z_j) = p_j ((m - z_j) + d + surprise).
     """
     if sum_exp == 0.0:
         return 0.0
-    return p_k * surprise + factor * (e_rest + sum_exp * (d + surprise))
+    return p_k * surprise + (e_rest + sum_exp * (d + surprise)) / bottom
 
 
 def smoothed(target, smoothing, n_classes, class_weight):

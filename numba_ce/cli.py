@@ -42,11 +42,11 @@ def demo(
 ) -> None:
     """Fit a softmax classifier to handwritten digits, fused and in plain NumPy."""
     with _progress() as bar:
-        task = bar.add_task("training", total=steps)
+        task = bar.add_task("training", total=2 * steps)
 
         def show(step: int, loss: float) -> None:
             if step % 20 == 19 or step == steps - 1:
-                bar.update(task, completed=step + 1, description=f"training, loss {loss:.4f}")
+                bar.update(task, advance=step % 20 + 1, description=f"training, loss {loss:.4f}")
 
         result = compare(steps, show)
     fused, plain = result.fused, result.plain

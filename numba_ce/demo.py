@@ -94,7 +94,7 @@ def compare(steps: int, progress: Callable[[int, float], None] | None = None) ->
     data = images[:n_train], digits[:n_train]
     train(*data, fused_loss_and_grad, 1)  # compiles
     fused = train(*data, fused_loss_and_grad, steps, progress)
-    plain = train(*data, numpy_loss_and_grad, steps)
+    plain = train(*data, numpy_loss_and_grad, steps, progress)
     scores = images[n_train:] @ fused.weight + fused.bias
     accuracy = float((scores.argmax(axis=1) == digits[n_train:]).mean())
     difference = float(np.abs(fused.weight - plain.weight).max())

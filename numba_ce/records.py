@@ -153,6 +153,11 @@ def row_record(
     problem = make_problem(array, targets, axis, class_weight, sample_weight, options, "none")
     n_classes = _integer(n_classes, "n_classes")
     here = problem.logits.shape[-1]
+    if n_classes < max(here, 1):
+        raise ValueError(
+            f"n_classes = {n_classes}: expected at least {max(here, 1)}, as many as the whole row "
+            f"has (this shard holds {here})"
+        )
     class_offset = _check_offset(class_offset, here, n_classes)
     record = np.empty((*problem.logits.shape[:-1], len(FIELDS)))
     if here == 0:

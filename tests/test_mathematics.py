@@ -6,6 +6,7 @@ sides are the formulas as the page prints them; where a formula is code, the cod
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -194,9 +195,10 @@ def finished(x):
     m, s, t = record_of(x, 2)
     m_, s_, t_ = floats((m, s, t))
     d, lost = _row.difference(t_, m_, 1.0)
-    surprise, above, rest, p_k, top, bottom = _row.finish(s_, d, lost)
+    sum_exp = _row.sum_at_origin(s_, d, lost)
+    surprise, above, rest, p_k, bottom = _row.finish(sum_exp, d, lost)
     compiled = {"surprise": surprise, "above": above, "rest": rest, "p_k": p_k}
-    compiled["factor"] = top / bottom
+    compiled["factor"] = math.exp(-max(d, 0.0)) / bottom
     row = reference.finish(np.array(m_), np.array(s_), np.array(t_), 1.0)
     return m, s, t, compiled, row
 

@@ -268,6 +268,9 @@ def test_records(backend):
         nc.row_record(Z, Y, class_offset=1, n_classes=3)
     with pytest.raises(TypeError, match=r"n_classes = 3\.5 is not an integer"):
         nc.row_record(Z, Y, class_offset=0, n_classes=3.5)
+    for n_classes in (2, 0, -1):
+        with pytest.raises(ValueError, match=rf"n_classes = {n_classes}: expected at least 3"):
+            nc.row_record(Z, Y, class_offset=0, n_classes=n_classes)
     with pytest.raises(TypeError, match="a has dtype int64"):
         nc.merge_records(np.zeros((2, 9), int), np.zeros((2, 9)))
     with pytest.raises(ValueError, match=r"b has shape \(2, 8\)"):

@@ -12,6 +12,7 @@ finish     a row finished in float64, by the formulas of `numba_ce._row`
 operations what is done with a row, one function for each operation
 shard      the same for a part of a row: records
 narrow     rows of few classes, sixteen at a time
+turn       from rows of neighbouring classes to one vector for each class, and back
 plan       what a kernel is told: addresses, strides, options
 jit        how the inner functions are compiled
 launch     compile, share the rows out, add up
@@ -35,6 +36,7 @@ from numba_ce.cpu.narrow import NARROW_CLASSES
 from numba_ce.cpu.operations import Kernel
 from numba_ce.cpu.plan import DEFAULTS, collapse
 from numba_ce.cpu.tile import real_type
+from numba_ce.cpu.turn import BLOCK_CLASSES, ROWS
 
 # Outputs larger than this do not fit the caches anyway: write around them
 STREAMING_BYTES = 4 << 20
@@ -154,11 +156,13 @@ def _kernel(operation, problem, **changes):
     )
 
 
-def is_narrow(kernel, problem):
-    """Whether `narrow` has a kernel for it: a plain loss of few classes."""
-    plain = kernel._replace(kind="float32", grad_kind=None) == Kernel("loss")
-    few = problem.logits.shape[-1] <= NARROW_CLASSES
-    return few and plain and kernel.kind != "float64" and problem.options.z_loss == 0.0
+def _fitting(kernel, n_classes):
+    """The kernel itself, or the one of `narrow` that does the same for rows of few classes."""
+    narrow = n_classes <= NARROW_CLASSES and kernel.kind != "float64"
+    if not narrow or kernel.targets_kind is not None:
+        return kernel
+    block = min(size for size in BLOCK_CLASSES if size >= min(n_classes, ROWS))
+    return kernel._replace(operation="narrow_" + kernel.operation, block=block)
 
 
 def _scan(problem, plan):
@@ -181,9 +185,7 @@ def run_loss(problem, loss_rows, grad):
         plan.fields["grad_scale"] = 1.0 / weight if weight != 0.0 else 0.0
     grad_kind = None if grad is None else _kind(grad)
     kernel = _kernel("loss", problem, grad_kind=grad_kind)
-    if is_narrow(kernel, problem):
-        kernel = kernel._replace(operation="narrow_loss")
-    total, _ = plan.run(kernel)
+    total, _ = plan.run(_fitting(kernel, problem.logits.shape[-1]))
     return total, weight
 
 
@@ -209,12 +211,13 @@ def run_row_stats(problem, outputs):
 
 def run_normalize(logits, what, out):
     """softmax, log_softmax or logsumexp."""
+    kernel = Kernel(what, _kind(logits))
     if what == "logsumexp":
         plan = _Plan(logits)
         plan.point_results({"lse": out})
-        plan.run(Kernel(what, _kind(logits)))
     else:
-        _Plan(logits, grad=out).run(Kernel(what, _kind(logits), grad_kind=_kind(out)))
+        plan, kernel = _Plan(logits, grad=out), kernel._replace(grad_kind=_kind(out))
+    plan.run(_fitting(kernel, logits.shape[-1]))
 
 
 def run_row_record(problem, class_offset, n_classes, record):

@@ -6,9 +6,10 @@ on x86 with F16C, on ARM64), bfloat16 is the upper half of a float32.
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
-from numba_ce.cpu.vector import F32, F64, I16, I32, Vector
+from numba_ce.cpu.vector import F32, F64, I16, I32, LANES, Vector, spread
 
 HALF = ir.HalfType()
 # name of a logits dtype -> (bits, Numba type it is computed in)
@@ -29,7 +30,7 @@ def _constant(ty, value):
     return ir.Constant(ty, [value] * ty.count if isinstance(ty, ir.VectorType) else value)
 
 
-def _decode(builder, raw, kind):
+def decode(builder, raw, kind):
     """Integers of the stored width -> the float they are computed in."""
     if kind == "float16":
         return builder.fpext(builder.bitcast(raw, _shaped(raw.type, HALF)), _shaped(raw.type, F32))
@@ -40,7 +41,7 @@ def _decode(builder, raw, kind):
     return builder.bitcast(raw, _shaped(raw.type, F32 if kind == "float32" else F64))
 
 
-def _encode(builder, value, kind):
+def encode(builder, value, kind):
     """The float -> integers of the stored width, rounded to nearest even."""
     bits, _ = KINDS[kind]
     if kind == "float16":
@@ -61,9 +62,13 @@ def _encode(builder, value, kind):
 
 def _swapped_if(builder, raw, swapped):
     """`raw` with its bytes reversed where `swapped` (an i1) is set."""
-    if raw.type.width == 8:
+    scalar = getattr(raw.type, "element", raw.type)
+    if scalar.width == 8:
         return raw
-    swap = builder.module.declare_intrinsic("llvm.bswap", [raw.type])
+    lanes = "" if scalar is raw.type else f"v{raw.type.count}"
+    kind = ir.FunctionType(raw.type, [raw.type])
+    name = f"llvm.bswap.{lanes}i{scalar.width}"
+    swap = cgutils.get_or_insert_function(builder.module, kind, name)
     return builder.select(swapped, builder.call(swap, [raw]), raw)
 
 
@@ -71,7 +76,7 @@ def _raw_pointer(builder, address, ty):
     return builder.inttoptr(address, ty.as_pointer())
 
 
-def _kind_of(kind):
+def literal(kind):
     """The value of a string literal type."""
     return getattr(kind, "literal_value", None)
 
@@ -79,7 +84,7 @@ def _kind_of(kind):
 @intrinsic(prefer_literal=True)
 def load_element(typingctx, kind, address, swapped):
     """The element at `address` in the type it is computed in; `kind` is a literal dtype name."""
-    name = _kind_of(kind)
+    name = literal(kind)
     if name is None:
         return None
     bits, real = KINDS[name]
@@ -88,7 +93,7 @@ def load_element(typingctx, kind, address, swapped):
         _, address, swapped = args
         raw = builder.load(_raw_pointer(builder, address, ir.IntType(bits)))
         raw.align = 1
-        return _decode(builder, _swapped_if(builder, raw, swapped), name)
+        return decode(builder, _swapped_if(builder, raw, swapped), name)
 
     return real(kind, types.intp, types.boolean), codegen
 
@@ -96,14 +101,14 @@ def load_element(typingctx, kind, address, swapped):
 @intrinsic(prefer_literal=True)
 def store_element(typingctx, kind, address, value, swapped):
     """Round `value` to the dtype named by the literal `kind` and write it."""
-    name = _kind_of(kind)
+    name = literal(kind)
     if name is None:
         return None
     real = KINDS[name][1]
 
     def codegen(context, builder, sig, args):
         _, address, value, swapped = args
-        raw = _swapped_if(builder, _encode(builder, value, name), swapped)
+        raw = _swapped_if(builder, encode(builder, value, name), swapped)
         builder.store(raw, _raw_pointer(builder, address, raw.type)).align = 1
         return context.get_dummy_value()
 
@@ -113,7 +118,7 @@ def store_element(typingctx, kind, address, value, swapped):
 @intrinsic(prefer_literal=True)
 def load_vector(typingctx, kind, address):
     """A vector of neighbouring elements in native byte order."""
-    name = _kind_of(kind)
+    name = literal(kind)
     if name is None:
         return None
     bits, real = KINDS[name]
@@ -123,7 +128,7 @@ def load_vector(typingctx, kind, address):
         stored = ir.VectorType(ir.IntType(bits), vector.lanes)
         raw = builder.load(_raw_pointer(builder, args[1], stored))
         raw.align = 1
-        return _decode(builder, raw, name)
+        return decode(builder, raw, name)
 
     return vector(kind, types.intp), codegen
 
@@ -131,12 +136,12 @@ def load_vector(typingctx, kind, address):
 @intrinsic(prefer_literal=True)
 def store_vector(typingctx, kind, address, vector):
     """Round a vector to the dtype named by the literal `kind` and write it in native byte order."""
-    name = _kind_of(kind)
+    name = literal(kind)
     if name is None:
         return None
 
     def codegen(context, builder, sig, args):
-        raw = _encode(builder, args[2], name)
+        raw = encode(builder, args[2], name)
         builder.store(raw, _raw_pointer(builder, args[1], raw.type)).align = 1
         return context.get_dummy_value()
 
@@ -146,21 +151,27 @@ def store_vector(typingctx, kind, address, vector):
 # Integers of any width: (bytes, signed) are run-time values, so one kernel reads them all
 
 
-def _load_integer(builder, address, swapped, size, signed):
-    """An i64 from 1, 2, 4 or 8 bytes; a uint64 above the int64 range becomes negative, no class."""
-    i64 = ir.IntType(64)
+def _load_integer(builder, address, swapped, size, signed, lanes=None):
+    """An i64 from 1, 2, 4 or 8 bytes; a uint64 above the int64 range becomes negative, no class.
+
+    With `lanes` a vector of so many neighbours.
+    """
+
+    def shaped(ty):
+        return ty if lanes is None else ir.VectorType(ty, lanes)
+
+    i64 = shaped(ir.IntType(64))
     done = builder.append_basic_block("loaded")
     found = []
     wrong = builder.append_basic_block("other_size")
     choice = builder.switch(size, wrong)
     for width in (8, 16, 32, 64):
         block = builder.append_basic_block(f"load{width}")
-        choice.add_case(i64(width // 8), block)
+        choice.add_case(ir.IntType(64)(width // 8), block)
         builder.position_at_end(block)
-        raw = builder.load(_raw_pointer(builder, address, ir.IntType(width)))
+        raw = builder.load(_raw_pointer(builder, address, shaped(ir.IntType(width))))
         raw.align = 1
-        raw = _swapped_if(builder, raw, swapped)
-        value = raw
+        value = raw = _swapped_if(builder, raw, swapped)
         if width < 64:
             value = builder.select(signed, builder.sext(raw, i64), builder.zext(raw, i64))
         found.append((value, builder.block))
@@ -169,7 +180,7 @@ def _load_integer(builder, address, swapped, size, signed):
     builder.branch(done)
     builder.position_at_end(done)
     result = builder.phi(i64)
-    for value, block in [*found, (i64(-(2**63)), wrong)]:
+    for value, block in [*found, (_constant(i64, -(2**63)), wrong)]:
         result.add_incoming(value, block)
     return result
 
@@ -183,6 +194,26 @@ def load_integer(typingctx, address, size, signed, swapped):
         return _load_integer(builder, address, swapped, size, signed)
 
     return types.int64(types.intp, types.intp, types.boolean, types.boolean), codegen
+
+
+@intrinsic
+def load_indices(typingctx, address, size, signed, swapped, ignored, has_ignored, n_classes):
+    """Sixteen neighbouring class indices as float32 lanes; -1: ignored, -2: no class."""
+    lanes = LANES[types.float32]
+
+    def codegen(context, builder, sig, args):
+        address, size, signed, swapped, ignored, has_ignored, n_classes = args
+        y = _load_integer(builder, address, swapped, size, signed, lanes)
+        is_ignored = builder.icmp_signed("==", y, spread(builder, ignored, lanes))
+        is_ignored = builder.and_(is_ignored, spread(builder, has_ignored, lanes))
+        is_class = builder.icmp_unsigned("<", y, spread(builder, n_classes, lanes))
+        vector = ir.VectorType(F32, lanes)
+        index = builder.select(is_class, builder.sitofp(y, vector), _constant(vector, -2.0))
+        return builder.select(is_ignored, _constant(vector, -1.0), index)
+
+    flag, number = types.boolean, types.intp
+    signature = Vector(types.float32)(number, number, flag, flag, types.int64, flag, number)
+    return signature, codegen
 
 
 @intrinsic

@@ -8,9 +8,10 @@ import numpy as np
 from numba_ce import _row
 from numba_ce.cpu.element import put
 from numba_ce.cpu.jit import inner
+from numba_ce.cpu.measure import difference, unscaled
 
 finish = inner(_row.finish)
-difference = inner(_row.difference)
+sum_at_origin = inner(_row.sum_at_origin)
 row_loss = inner(_row.row_loss)
 target_gradient = inner(_row.target_gradient)
 probability_weight = inner(_row.probability_weight)
@@ -18,15 +19,16 @@ row_entropy = inner(_row.row_entropy)
 
 
 class Finished(NamedTuple):
-    """A row when both parts are known; see `_row.finish`."""
+    """A row when all parts are known; see `_row.finish`."""
 
     surprise: float
     above: float
     rest: float
     p_k: float
-    top: float
     bottom: float
     lse: float
+    origin: float  # p_j = exp((z_j - origin) / T) / bottom
+    sum_exp: float  # relative to the origin
 
 
 @inner
@@ -40,11 +42,32 @@ def put_result(address, row, bytes_, value):
 
 
 @inner
-def finish_row(row_max, sum_exp, target_logit, temperature):
-    """The row from its record, all in float64."""
-    if not target_logit < math.inf:  # +inf or NaN; S knows of those in the other classes
+def finish_sum(sum_exp, row_max, t, d, d_lost, temperature):
+    """The row from the sum of the others, relative to the larger of row_max and t."""
+    if not t < math.inf:  # +inf or NaN; the sum knows of those in the other classes
         sum_exp = math.nan
-    d, d_lost = difference(target_logit, row_max, temperature)
-    surprise, above, rest, p_k, top, bottom = finish(sum_exp, d, d_lost)
-    lse = target_logit / temperature + surprise if d >= 0.0 else row_max / temperature + above
-    return Finished(surprise, above, rest, p_k, top, bottom, lse)
+    surprise, above, rest, p_k, bottom = finish(sum_exp, d, d_lost)
+    origin, over = (t, surprise) if d >= 0.0 else (row_max, above)
+    return Finished(
+        surprise, above, rest, p_k, bottom, origin / temperature + over, origin, sum_exp
+    )
+
+
+@inner
+def finish_record(row_max, sum_exp, t, temperature):
+    """The row from its record, all in float64."""
+    d, d_lost = difference(t, row_max, temperature)
+    sum_exp = sum_at_origin(sum_exp, d, d_lost)
+    return finish_sum(sum_exp, row_max, t, d, d_lost, temperature)
+
+
+@inner
+def finish_row(row, t, temperature):
+    """The row from what `measure` returned and the logit of the class left out.
+
+    The sum goes from its scale to the origin at once, so that few roundings meet in it.
+    """
+    d, d_lost = difference(t, row.row_max, temperature)
+    origin = t if d >= 0.0 else row.row_max
+    sum_exp = unscaled(row.total, row.scale, origin, temperature)
+    return finish_sum(sum_exp, row.row_max, t, d, d_lost, temperature)

@@ -23,6 +23,7 @@ from numba.extending import intrinsic
 from numba_ce.cpu.element import put, take_ticket
 from numba_ce.cpu.jit import smaller, whole_kernel
 from numba_ce.cpu.measure import workspace_bytes, workspace_finder
+from numba_ce.cpu.narrow import narrow_bytes
 from numba_ce.cpu.operations import OPERATIONS
 from numba_ce.cpu.plan import PLAN_TYPE, address_of, packed
 from numba_ce.cpu.vector import fence
@@ -139,7 +140,7 @@ def run(kernel, fields, kept_alive):
     if n_blocks > 1 and n_rows * n_classes >= SERIAL_ELEMENTS:
         loop = parallel_loop()
         n_workers = min(numba.get_num_threads(), n_blocks)
-    size = workspace_bytes(n_classes, kernel.kind)
+    size = narrow_bytes(n_classes) if kernel.block else workspace_bytes(n_classes, kernel.kind)
     # one counter for the tickets, then for each block its sum and its first bad row
     results = np.zeros(1 + 2 * n_blocks)
     workspace = np.empty(n_workers * size, np.uint8)

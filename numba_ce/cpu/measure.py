@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from numba import types
 
+from numba_ce import _row
 from numba_ce.cpu.element import KINDS, get, put
 from numba_ce.cpu.exp import BIAS, EXPONENT_BIAS, LOG2E, times_two_to
-from numba_ce.cpu.finish import difference
 from numba_ce.cpu.jit import inner, smaller
 from numba_ce.cpu.tile import (
     NATIVE,
@@ -29,6 +29,7 @@ from numba_ce.cpu.tile import (
 )
 from numba_ce.cpu.vector import LANES, VECTOR_BYTES, fma, load, splat, store
 
+difference = inner(_row.difference)
 LN2 = math.log(2.0)
 # With reference 0 the difference z - max is never formed, so never rounded. The range reduction
 # is exact up to these |max| / T; beyond them the reference is the maximum itself.
@@ -37,6 +38,10 @@ ZERO_REFERENCE = {types.float32: 128.0, types.float64: 600.0}
 # a sum of exp(16) * 2**64 is far from overflow; below, exp(-25 - 104) * 2**64 is still normal
 REFERENCE_LOW, REFERENCE_HIGH = -25.0, 16.0
 UNBIAS = 2.0**-BIAS
+# A subnormal factor times a small scale would lose its digits before it meets a large exponential
+LIFT_BITS = np.int64(64)
+LIFT = 2.0**LIFT_BITS
+UNLIFT = UNBIAS / LIFT
 NO_POWER = np.int64(0)
 AHEAD = 1024  # elements by which the prefetch runs ahead of the loop
 
@@ -117,11 +122,28 @@ def rescale(from_reference, from_power, to_reference, to_power, temperature):
     """exp((from - to) / T) * 2**(from_power - to_power)"""
     d, lost = difference(from_reference, to_reference, temperature)
     if abs(d) < 700.0:
-        return times_two_to(math.exp(d) * (1.0 + lost), from_power - to_power)
+        e = math.exp(d)
+        return times_two_to(e + e * lost, from_power - to_power)
     # The exponential alone leaves the range of float64, its product with the power may not
     half = (from_power - to_power) // 2
-    root = math.exp(0.5 * d) * (1.0 + 0.5 * lost)
+    root = math.exp(0.5 * d)
+    if root < math.inf:
+        root += root * (0.5 * lost)
     return times_two_to(root, half) * times_two_to(root, from_power - to_power - half)
+
+
+@inner
+def lifted_factor(scale, origin, temperature):
+    """exp((reference - origin) / T) * 2**power * LIFT, for an origin not below the maximum."""
+    factor = rescale(scale.reference, scale.power + LIFT_BITS, origin, NO_POWER, temperature)
+    # Too large only where all classes are masked, so that the exponentials are 0
+    return LIFT if factor == math.inf else factor
+
+
+@inner
+def unscaled(total, scale, origin, temperature):
+    """A sum of stored exponentials as one of exp((z_j - origin) / T)."""
+    return total * UNLIFT * lifted_factor(scale, origin, temperature)
 
 
 @lru_cache
@@ -193,22 +215,33 @@ def weight_filler(kind, targets_kind):
     return fill_weights
 
 
+def variant_of(kernel, **more):
+    """The `Variant` of a kernel that works on a loss."""
+    return Variant(
+        kernel.kind,
+        kernel.tempered,
+        kernel.softcap,
+        dense=kernel.smoothing or kernel.targets_kind is not None,
+        targets_kind=kernel.targets_kind,
+        **more,
+    )
+
+
 class Scale(NamedTuple):
     """How the exponentials of the last tile were stored, see `exp_scaled`."""
 
     reference: float
     power: int
-    to_max: float  # exp((reference - m) / T) * 2**power
 
 
 class Measured(NamedTuple):
-    """A row without its class k: the record of `_row`, and what an option adds to it."""
+    """A row without its class k, and what an option adds to it."""
 
     row_max: float  # m
-    sum_exp: float  # S
+    total: float  # sum of the exponentials as they were stored
     q_rest: float  # sum of q_c
     a_rest: float  # sum of q_c (m - z_c) / T
-    e_rest: float  # sum of exp(z_c - m) (m - z_c)
+    e_total: float  # sum of the exponentials times (m - z_c)
     n_above: float  # number of classes above a threshold
     scale: Scale
 
@@ -307,19 +340,14 @@ def measurer(variant):
                 e_sums = sum_weighted(kept, tile, n_vectors, pivot, no_sums(), e_sums, one)[1]
             if rank:
                 above = count_above(tile, n_vectors, threshold, above, one)
-        sum_exp = total_of(sums, one)
-        to_max = 1.0
-        if not math.isinf(row_max):
-            to_max = rescale(reference, power, np.float64(row_max), NO_POWER, temperature)
-        from_scaled = to_max * UNBIAS
         return Measured(
             np.float64(row_max),
-            sum_exp * from_scaled,
+            total_of(sums, one),
             total_of(q_sums, one) if dense else 0.0,
             total_of(a_sums, one) / temperature if dense else 0.0,
-            total_of(e_sums, one) * from_scaled if entropy else 0.0,
+            total_of(e_sums, one) if entropy else 0.0,
             total_of(above, one) if rank else 0.0,
-            Scale(reference, power, to_max),
+            Scale(reference, power),
         )
 
     return measure

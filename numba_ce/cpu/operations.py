@@ -21,8 +21,8 @@ from numba_ce.cpu.finish import (
     target_gradient,
 )
 from numba_ce.cpu.jit import inner
-from numba_ce.cpu.measure import Variant, measurer, peak_finder
-from numba_ce.cpu.narrow import narrow_operation
+from numba_ce.cpu.measure import Variant, measurer, peak_finder, unscaled, variant_of
+from numba_ce.cpu.narrow import narrow_loss_operation, narrow_normalize_operation
 from numba_ce.cpu.plan import locate
 from numba_ce.cpu.shard import from_record_operation, record_operation
 from numba_ce.cpu.targets import (
@@ -37,6 +37,7 @@ from numba_ce.cpu.targets import (
 )
 from numba_ce.cpu.tile import real_type
 from numba_ce.cpu.write import (
+    Gradient,
     gradient_writer,
     hess_writer,
     log_softmax_writer,
@@ -55,20 +56,14 @@ class Kernel(NamedTuple):
     smoothing: bool = False
     tempered: bool = False
     softcap: bool = False
+    block: int = 0  # narrow operations: classes turned at a time
 
 
 @lru_cache
 def loss_operation(kernel):
     """Loss of a row, and its gradient if `grad_kind` is given."""
     kind, targets_kind, grad_kind = kernel.kind, kernel.targets_kind, kernel.grad_kind
-    variant = Variant(
-        kind,
-        kernel.tempered,
-        kernel.softcap,
-        keep=grad_kind is not None,
-        dense=kernel.smoothing or targets_kind is not None,
-        targets_kind=targets_kind,
-    )
+    variant = variant_of(kernel, keep=grad_kind is not None)
     zero = real_type(kind)(0)
     measure = measurer(variant)
     read_target = target_reader(kind, targets_kind)
@@ -93,7 +88,7 @@ def loss_operation(kernel):
         t = np.float64(read_logit(plan, source, k, work))
         targets = plan.targets + targets_at
         row_ = measure(plan, source, k, targets, zero, work)
-        end = finish_row(row_.row_max, row_.sum_exp, t, temperature)
+        end = finish_row(row_, t, temperature)
         z_weight = target.z_weight * plan.z_loss
         loss = s * row_loss(
             target.q, end.surprise, row_.q_rest, row_.a_rest, end.above, z_weight, end.lse
@@ -104,24 +99,11 @@ def loss_operation(kernel):
             if plan.grad_scale == 0.0:
                 fill_row(plan, grad, plan.grad_step, plan.grad_swapped, 0.0, work)
                 return loss
-            scale = s * plan.grad_scale / temperature
+            scale = s * plan.grad_scale
             g_k = target_gradient(target.q, end.rest, row_.q_rest, end.p_k, z_weight, end.lse)
             alpha = probability_weight(target.q, row_.q_rest, z_weight, end.lse)
-            top = scale * alpha * end.top
-            write_gradient(
-                plan,
-                source,
-                grad,
-                targets,
-                k,
-                scale * g_k,
-                top,
-                end.bottom,
-                scale,
-                row_.row_max,
-                row_.scale,
-                work,
-            )
+            form = Gradient(k, scale * g_k, scale * alpha, end.origin, end.bottom, scale)
+            write_gradient(plan, source, grad, targets, row_, form, work)
         return loss
 
     return do_row
@@ -149,24 +131,12 @@ def normalize_operation(kernel):
         if not is_softmax:  # 1 + the sum of the others: its logarithm keeps all digits
             k, peak = find_peak(plan, source, work)
         row_ = measure(plan, source, k, 0, zero, work)
-        end = finish_row(row_.row_max, row_.sum_exp, np.float64(peak), 1.0)
+        end = finish_row(row_, np.float64(peak), 1.0)
         if is_log:
             write_log(plan, source, out, k, peak, end.surprise, work)
         elif is_softmax:
-            write_softmax(
-                plan,
-                source,
-                out,
-                0,
-                -1,
-                0.0,
-                end.top,
-                end.bottom,
-                0.0,
-                row_.row_max,
-                row_.scale,
-                work,
-            )
+            form = Gradient(-1, 0.0, 1.0, end.origin, end.bottom, 0.0)
+            write_softmax(plan, source, out, 0, row_, form, work)
         else:
             lse = end.lse
             if math.isinf(peak):
@@ -215,11 +185,11 @@ def stats_operation(kernel):
                 at = source + y * plan.logits_step
                 t = load_element(kind, at, plan.logits_swapped)
         row_ = measure(plan, source, k, 0, t, work)
-        end = finish_row(row_.row_max, row_.sum_exp, np.float64(peak), 1.0)
+        end = finish_row(row_, np.float64(peak), 1.0)
         row_max, lse, surprise = np.float64(peak), end.lse, end.surprise
-        entropy = row_entropy(
-            row_.sum_exp, row_.e_rest, peak - row_.row_max, surprise, end.p_k, end.top / end.bottom
-        )
+        e_rest = unscaled(row_.e_total, row_.scale, end.origin, 1.0)
+        d = row_max - row_.row_max
+        entropy = row_entropy(end.sum_exp, e_rest, d, surprise, end.p_k, end.bottom)
         broken = math.isnan(surprise)
         if broken:
             nan_at = first_nan(plan, source)
@@ -283,13 +253,13 @@ def hess_operation(kernel):
         k, peak = find_peak(plan, source, work)
         targets = plan.targets + targets_at
         row_ = measure(plan, source, k, targets, zero, work)
-        end = finish_row(row_.row_max, row_.sum_exp, np.float64(peak), 1.0)
+        end = finish_row(row_, np.float64(peak), 1.0)
         total, g_y = 1.0, 0.0
         if indices:
             g_k = -end.rest if y == k else end.p_k
             if y != k:
-                d = np.float64(read_logit(plan, source, y, work)) - row_.row_max
-                g_y = (math.exp(d) * end.top / end.bottom if d <= 0.0 else 0.0) - 1.0
+                d = np.float64(read_logit(plan, source, y, work)) - end.origin
+                g_y = (math.exp(d) / end.bottom if d <= 0.0 else 0.0) - 1.0
                 if math.isnan(end.bottom):
                     g_y = math.nan
         else:
@@ -297,10 +267,8 @@ def hess_operation(kernel):
             q_k = np.float64(t)
             g_k = target_gradient(q_k, end.rest, row_.q_rest, end.p_k, 0.0, 0.0)
             total = q_k + row_.q_rest
-        write_hess(
-            plan, grad, hess, targets, k, y, g_k, g_y, end.p_k, end.rest, end.top, end.bottom,
-            total, s, row_.row_max, work,
-        )  # fmt: skip
+        form = Gradient(k, g_k, 1.0, end.origin, end.bottom, s)
+        write_hess(plan, grad, hess, targets, form, y, g_y, end.p_k, end.rest, total, work)
         return 0.0
 
     return do_row
@@ -327,7 +295,10 @@ def row_by_row(operation):
 
 OPERATIONS = {
     "loss": row_by_row(loss_operation),
-    "narrow_loss": narrow_operation,
+    "narrow_loss": narrow_loss_operation,
+    "narrow_softmax": narrow_normalize_operation,
+    "narrow_log_softmax": narrow_normalize_operation,
+    "narrow_logsumexp": narrow_normalize_operation,
     "softmax": row_by_row(normalize_operation),
     "log_softmax": row_by_row(normalize_operation),
     "logsumexp": row_by_row(normalize_operation),
@@ -335,5 +306,5 @@ OPERATIONS = {
     "hess": row_by_row(hess_operation),
     "record": row_by_row(record_operation),
     "from_record": row_by_row(from_record_operation),
-    "scan": row_by_row(lambda kernel: scan),
+    "scan": lambda kernel: scan,
 }

@@ -132,6 +132,27 @@ def locate(plan, row):
     return logits, targets, weight, grad, hess
 
 
+@inner
+def locate_sixteen(plan, row):
+    """The byte offsets of a row, the bytes to the next row, and whether 15 rows follow like that.
+
+    Offsets and steps : of the five OPERANDS
+    """
+    entry = plan.axes + (plan.n_axes - 1) * 48
+    even = plan.n_axes == 1
+    if not even:
+        length = get(entry, 0)
+        even = row % length + 16 <= length
+    steps = (
+        get(entry + 8, 0),
+        get(entry + 16, 0),
+        get(entry + 24, 0),
+        get(entry + 32, 0),
+        get(entry + 40, 0),
+    )
+    return locate(plan, row), steps, even
+
+
 def collapse(shape, strides):
     """Row axes as few as possible: int64 (n_axes, 1 + operands), a row length, stride, stride ...
 

@@ -7,30 +7,23 @@ import numpy as np
 
 from numba_ce.cpu.element import get, put
 from numba_ce.cpu.finish import (
-    difference,
-    finish_row,
+    finish_record,
     probability_weight,
     target_gradient,
 )
 from numba_ce.cpu.jit import inner
-from numba_ce.cpu.measure import NO_POWER, Scale, Variant, measurer, rescale
+from numba_ce.cpu.measure import difference, measurer, unscaled, variant_of
 from numba_ce.cpu.plan import locate
 from numba_ce.cpu.targets import IGNORED, KEPT, logit_reader, target_reader
 from numba_ce.cpu.tile import real_type
-from numba_ce.cpu.write import gradient_writer, row_filler
+from numba_ce.cpu.write import Gradient, gradient_writer, row_filler
 
 
 @lru_cache
 def record_operation(kernel):
     """The record of a row, or of the part of it that this shard holds."""
     kind, targets_kind = kernel.kind, kernel.targets_kind
-    variant = Variant(
-        kind,
-        kernel.tempered,
-        kernel.softcap,
-        dense=kernel.smoothing or targets_kind is not None,
-        targets_kind=targets_kind,
-    )
+    variant = variant_of(kernel)
     zero = real_type(kind)(0)
     measure = measurer(variant)
     read_target = target_reader(kind, targets_kind)
@@ -60,7 +53,8 @@ def record_operation(kernel):
                 k = np.int64(-1)  # no class of this shard is alive, so none is the largest
         row_ = measure(plan, source, k, plan.targets + targets_at, zero, work)
         put(record, row_.row_max)
-        put(record + 8, row_.sum_exp if t < math.inf else math.nan)
+        sum_exp = unscaled(row_.total, row_.scale, row_.row_max, plan.temperature)
+        put(record + 8, sum_exp if t < math.inf else math.nan)
         put(record + 16, t)
         put(record + 24, s * target.q if k >= 0 else 0.0)
         put(record + 32, s * row_.q_rest)
@@ -78,14 +72,7 @@ def record_operation(kernel):
 def from_record_operation(kernel):
     """Gradient of the classes of this shard, from the merged record of the whole row."""
     kind, targets_kind, grad_kind = kernel.kind, kernel.targets_kind, kernel.grad_kind
-    variant = Variant(
-        kind,
-        kernel.tempered,
-        kernel.softcap,
-        keep=True,
-        dense=kernel.smoothing or targets_kind is not None,
-        targets_kind=targets_kind,
-    )
+    variant = variant_of(kernel, keep=True)
     zero = real_type(kind)(0)
     measure = measurer(variant)
     read_target = target_reader(kind, targets_kind)
@@ -107,15 +94,11 @@ def from_record_operation(kernel):
         row_max, t = get(record, 0.0), get(record + 16, 0.0)
         q_target, q_rest = get(record + 24, 0.0), get(record + 32, 0.0)
         z_weight = get(record + 48, 0.0)
-        end = finish_row(row_max, get(record + 8, 0.0), t, temperature)
+        end = finish_record(row_max, get(record + 8, 0.0), t, temperature)
         alpha = probability_weight(q_target, q_rest, z_weight, end.lse)
-        k, s, scale = target.index, target.weight, 1.0 / temperature
+        k, s = target.index, target.weight
         targets = plan.targets + targets_at
         row_ = measure(plan, source, k, targets, zero, work)
-        to_max = 1.0
-        if not math.isinf(row_max):
-            to_max = rescale(row_.scale.reference, row_.scale.power, row_max, NO_POWER, temperature)
-        row_scale = Scale(row_.scale.reference, row_.scale.power, to_max)
         g_k = 0.0
         if k >= 0:
             z_k = np.float64(read_logit(plan, source, k, work))
@@ -123,31 +106,14 @@ def from_record_operation(kernel):
             p_k, others, rest = end.p_k, q_rest, end.rest
             if not indices and (z_k != t or q_k != q_target):
                 # The largest logit of this shard, but not of the row
-                d, lost = difference(z_k, row_max, temperature)
                 if z_k != t:
-                    p_k = (
-                        math.exp(d) * (1.0 + lost) * end.top / end.bottom
-                        if z_k > -math.inf
-                        else 0.0
-                    )
+                    d, lost = difference(z_k, end.origin, temperature)
+                    p_k = math.exp(d) * (1.0 + lost) / end.bottom if z_k > -math.inf else 0.0
                     rest = 1.0 - p_k
                 others = (q_target - q_k) + q_rest
             g_k = target_gradient(q_k, rest, others, p_k, z_weight, end.lse)
-        top = scale * alpha * end.top  # the row's, so relative to the row's maximum
-        write_gradient(
-            plan,
-            source,
-            grad,
-            targets,
-            k,
-            scale * g_k,
-            top,
-            end.bottom,
-            scale * s,
-            row_max,
-            row_scale,
-            work,
-        )
+        form = Gradient(k, g_k, alpha, end.origin, end.bottom, s)
+        write_gradient(plan, source, grad, targets, row_, form, work)
         return 0.0
 
     return do_row

@@ -24,6 +24,7 @@ from numba_ce.cpu.vector import (
     LANES,
     VECTOR_BYTES,
     first_lanes,
+    fma,
     high_as_float64,
     lane,
     largest_lane,
@@ -283,30 +284,43 @@ def fill(tile, n_vectors, value):
         store(tile + i, splat(value))
 
 
-@inner
-def scale_to(exps, target, count, factor, power, size, streaming):
-    """target = exps * factor * power, for `count` neighbouring elements of `size` bytes.
+def multiplied(exps, factor):
+    """A vector of exponentials times a `Factor`."""
+    raise NotImplementedError
 
-    `power` is a power of two, so that a tiny probability is rounded once. `streaming` writes whole
+
+@inner_overload(multiplied)
+def _multiplied(exps, factor):
+    if isinstance(factor[1], types.NoneType):
+        return lambda exps, factor: exps * factor.value * factor.power
+    return lambda exps, factor: fma(exps, factor.value, exps * factor.low) * factor.power
+
+
+@inner
+def scale_to(exps, target, count, factor, size, streaming):
+    """target = exps * factor, for `count` neighbouring elements of `size` bytes.
+
+    `factor` is a `Factor`, so that a tiny probability is rounded once. `streaming` writes whole
     lines around the caches (they are not read first: 8 bytes of traffic per float32 element
     instead of 12); the partial lines at both ends are written through masks.
     """
-    lanes = VECTOR_BYTES // size
+    lanes, like = VECTOR_BYTES // size, factor.value
     start = 0
     # An array that is not even aligned to its elements has no whole lines
     streaming = streaming and target % size == 0
     if streaming:
         start = smaller(count, (-target % VECTOR_BYTES) // size)
         if start > 0:
-            head = first_lanes(start, factor)
-            store_lanes(target, head, load_lanes(exps, head, splat(factor)) * factor * power)
+            head = first_lanes(start, like)
+            store_lanes(target, head, multiplied(load_lanes(exps, head, splat(like)), factor))
     whole = start + (count - start) // lanes * lanes
     if streaming:
         for j in range(start * size, whole * size, VECTOR_BYTES):
-            stream(target + j, load(exps + j, factor) * factor * power)
+            stream(target + j, multiplied(load(exps + j, like), factor))
     else:
         for j in range(start * size, whole * size, VECTOR_BYTES):
-            store(target + j, load(exps + j, factor) * factor * power)
+            store(target + j, multiplied(load(exps + j, like), factor))
     if whole < count:
-        tail, j = first_lanes(count - whole, factor), whole * size
-        store_lanes(target + j, tail, load_lanes(exps + j, tail, splat(factor)) * factor * power)
+        tail, j = first_lanes(count - whole, like), whole * size
+        rest = load_lanes(exps + j, tail, splat(like))
+        store_lanes(target + j, tail, multiplied(rest, factor))

@@ -60,7 +60,8 @@ def _integers(vector):
     return ir.VectorType(I32 if vector.dtype == types.float32 else I64, vector.lanes)
 
 
-def _splat(builder, scalar, lanes):
+def spread(builder, scalar, lanes):
+    """The LLVM vector whose lanes all hold `scalar`."""
     vector = ir.VectorType(scalar.type, lanes)
     undefined = ir.Constant(vector, ir.Undefined)
     first = builder.insert_element(undefined, scalar, I32(0))
@@ -82,7 +83,7 @@ def _widened(context, builder, sig, args, vector):
     return [
         arg
         if ty == vector
-        else _splat(builder, context.cast(builder, arg, ty, vector.dtype), vector.lanes)
+        else spread(builder, context.cast(builder, arg, ty, vector.dtype), vector.lanes)
         for ty, arg in zip(sig.args, args, strict=True)
     ]
 
@@ -123,7 +124,7 @@ def splat(typingctx, scalar):
     vector = Vector(scalar)
 
     def codegen(context, builder, sig, args):
-        return _splat(builder, args[0], vector.lanes)
+        return spread(builder, args[0], vector.lanes)
 
     return vector(scalar), codegen
 
@@ -206,7 +207,7 @@ def times_power_of_two(typingctx, value, magic, exponent):
         exponent = args[2]
         if exponent.type != integers.element:
             exponent = builder.trunc(exponent, integers.element)
-        n = builder.add(builder.bitcast(args[1], integers), _splat(builder, exponent, value.lanes))
+        n = builder.add(builder.bitcast(args[1], integers), spread(builder, exponent, value.lanes))
         return builder.fmul(args[0], builder.bitcast(builder.shl(n, shift), _llvm(value)))
 
     return value(value, magic, types.intp), codegen
@@ -297,7 +298,7 @@ def first_lanes(typingctx, count, like):
 
     def codegen(context, builder, sig, args):
         numbers = ir.Constant(ir.VectorType(I64, lanes), list(range(lanes)))
-        return builder.icmp_signed("<", numbers, _splat(builder, args[0], lanes))
+        return builder.icmp_signed("<", numbers, spread(builder, args[0], lanes))
 
     return Mask(lanes)(types.intp, like), codegen
 

@@ -2,17 +2,19 @@
 
 import math
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
 from numba_ce.cpu.element import KINDS, get, put
 from numba_ce.cpu.exp import BIAS, mantissa_and_exponent, power_of_two, times_two_to
 from numba_ce.cpu.jit import inner, smaller
-from numba_ce.cpu.measure import NO_POWER, rescale, weight_filler
+from numba_ce.cpu.measure import LIFT_BITS, Scale, difference, lifted_factor, weight_filler
 from numba_ce.cpu.tile import (
     NATIVE,
     TILE,
     fill,
+    multiplied,
     real_type,
     reduction_of,
     scale_to,
@@ -22,28 +24,65 @@ from numba_ce.cpu.tile import (
 )
 from numba_ce.cpu.vector import LANES, VECTOR_BYTES, load, maximum, splat, store
 
-# A subnormal factor times a small scale would lose its digits before it meets a large exponential
-LIFT_BITS = 64
-LIFT = 2.0**LIFT_BITS
+
+class Factor(NamedTuple):
+    """(value + low) * power, power a power of two: products with it are rounded once."""
+
+    value: float
+    low: float | None  # float64 only
+    power: float
+
+
+class Gradient(NamedTuple):
+    """A row to write: ``amount exp((z_j - origin) / T) / bottom - q_factor q_j``, and g_k at k,
+    all divided by the temperature.
+
+    One exponential leads from the scale of a tile to `origin`, so that few roundings meet.
+    """
+
+    k: int  # -1: nowhere
+    g_k: float
+    amount: float
+    origin: float
+    bottom: float
+    q_factor: float
 
 
 @lru_cache
-def factor_splitter(kind):
-    """The function that makes two factors of the tiles' type out of one float64."""
+def factor_maker(kind):
+    """The function that makes the `Factor` of a tile."""
     real = real_type(kind)
     smallest, largest = np.finfo(real).minexp, np.finfo(real).maxexp - 1
+    paired = real is np.float64
 
     @inner
-    def split(factor):
-        """factor / LIFT * 2**-BIAS as (f, a power of two): products with both are rounded once."""
+    def make_factor(scale, form, temperature):
+        """What leads from the exponentials of a tile to the gradient: amount / (bottom T), scaled.
+
+        In float64 the roundings of the two divisions are kept; in float32 they do not count.
+        """
+        lifted = lifted_factor(scale, form.origin, temperature)
+        if paired:
+            quotient, lost = difference(lifted, 0.0, form.bottom)
+            if temperature != 1.0:
+                again = difference(quotient, 0.0, temperature)
+                quotient, lost = again[0], again[1] + lost / temperature
+            factor = form.amount * quotient
+        else:
+            factor = form.amount * lifted / (form.bottom * temperature)
         if not abs(factor) < math.inf:
-            return real(factor), real(1)
+            return Factor(real(factor), real(0) if paired else None, real(1))
         mantissa, exponent = mantissa_and_exponent(factor)
         exponent -= BIAS + LIFT_BITS
         power = smaller(exponent, largest) if exponent > smallest else smallest
-        return real(times_two_to(mantissa, exponent - power)), real(power_of_two(power))
+        value = real(times_two_to(mantissa, exponent - power))
+        if paired:
+            low = value * (lost / quotient) if quotient != 0.0 else 0.0
+        else:
+            low = None
+        return Factor(value, low, real(power_of_two(power)))
 
-    return split
+    return make_factor
 
 
 @lru_cache
@@ -61,7 +100,7 @@ def row_filler(out_kind):
             count = smaller(TILE, plan.n_classes - start)
             tile = target + start * step
             if straight and step == size and not swapped:
-                scale_to(work.tile, tile, count, one, one, size, plan.streaming)
+                scale_to(work.tile, tile, count, Factor(one, None, one), size, plan.streaming)
             else:
                 store_tile(work.tile, tile, step, swapped, count)
 
@@ -69,18 +108,18 @@ def row_filler(out_kind):
 
 
 @inner
-def scaled_tile(exps, weights, tile, n_vectors, factor, power):
-    """tile = exps * factor * power - weights; weights may be None"""
+def scaled_tile(exps, weights, tile, n_vectors, factor):
+    """tile = exps * factor - weights; weights may be None"""
     for i in range(0, n_vectors * VECTOR_BYTES, VECTOR_BYTES):
-        result = load(exps + i, factor) * factor * power
+        result = multiplied(load(exps + i, factor.value), factor)
         if weights is not None:
-            result = result - load(weights + i, factor)
+            result = result - load(weights + i, factor.value)
         store(tile + i, result)
 
 
 @lru_cache
 def gradient_writer(variant, out_kind):
-    """The function that writes ``top exp((z_j - m) / T) / bottom - q_j``, and g_k at k."""
+    """The function that writes a `Gradient`."""
     kind, softcap, dense = variant.kind, variant.softcap, variant.dense
     real = real_type(kind)
     lanes, width = LANES[KINDS[kind][1]], np.dtype(real).itemsize
@@ -91,22 +130,22 @@ def gradient_writer(variant, out_kind):
     minus_inf = real(-np.inf)
     huge = math.sqrt(float(np.finfo(real).max)) * 1e10
     load_tile, store_tile = tile_loader(kind), tile_storer(out_kind)
-    split = factor_splitter(kind)
+    make_factor = factor_maker(kind)
     fill_weights = weight_filler(kind, variant.targets_kind)
 
     @inner
-    def write_gradient(
-        plan, source, target, targets, k, g_k, top, bottom, q_factor, row_max, scale, work
-    ):
+    def write_gradient(plan, source, target, targets, row, form, work):
         """source, targets, target : addresses of the row's logits, probabilities and gradient
 
-        scale : that of the last tile, relative to `row_max`
+        row : what `measure` returned; form : the `Gradient`
         """
-        n_classes = plan.n_classes
+        n_classes, temperature = plan.n_classes, plan.temperature
+        k, scale = form.k, row.scale
+        g_k, q_factor = form.g_k / temperature, form.q_factor / temperature
         step, swapped = plan.grad_step, plan.grad_swapped
         contiguous = straight and step == out_size and not swapped
         f_reference, f_power = scale.reference, np.float64(scale.power)
-        f, power = split(top * LIFT * scale.to_max / bottom)
+        factor = make_factor(scale, form, temperature)
         for start in range(0, n_classes, TILE):
             count = smaller(TILE, n_classes - start)
             n_vectors = (count + lanes - 1) // lanes
@@ -115,31 +154,27 @@ def gradient_writer(variant, out_kind):
             reference, scale_power = get(scales, 0.0), get(scales + 8, 0.0)
             if reference != f_reference or scale_power != f_power:
                 f_reference, f_power = reference, scale_power
-                to_max = 1.0
-                if not math.isinf(row_max):
-                    to_max = rescale(
-                        reference, np.int64(scale_power), row_max, NO_POWER, plan.temperature
-                    )
-                f, power = split(top * LIFT * to_max / bottom)
+                scale = Scale(reference, np.int64(scale_power))
+                factor = make_factor(scale, form, temperature)
             patch = has_k = start <= k < start + count
             if narrow and plain and has_k:
                 # The value whose product with both factors is g_k (in float32 they have the digits
                 # to spare): then k needs no second visit of a line that has just been written
-                value = g_k / np.float64(f) / np.float64(power)
+                value = g_k / np.float64(factor.value) / np.float64(factor.power)
                 if 1.0 / huge < abs(value) < huge or g_k == 0.0:
                     put(exps + (k - start) * width, real(value) if g_k != 0.0 else real(0))
                     patch = False
             tile_target = target + start * step
             if contiguous:
-                scale_to(exps, tile_target, count, f, power, width, plan.streaming)
+                scale_to(exps, tile_target, count, factor, width, plan.streaming)
                 if patch:
                     put(tile_target + (k - start) * width, real(g_k))
                 continue
             if dense:
                 fill_weights(plan, targets, start, count, q_factor, work)
-                scaled_tile(exps, work.weights, work.tile, n_vectors, f, power)
+                scaled_tile(exps, work.weights, work.tile, n_vectors, factor)
             else:
-                scaled_tile(exps, None, work.tile, n_vectors, f, power)
+                scaled_tile(exps, None, work.tile, n_vectors, factor)
             if patch:
                 put(work.tile + (k - start) * width, real(g_k))
             if softcap:
@@ -187,28 +222,26 @@ def hess_writer(variant, grad_kind, hess_kind):
     lanes, width = LANES[KINDS[kind][1]], np.dtype(real).itemsize
     one = real(1)
     store_grad, store_hess = tile_storer(grad_kind), tile_storer(hess_kind)
-    split = factor_splitter(kind)
+    make_factor = factor_maker(kind)
     fill_weights = weight_filler(kind, variant.targets_kind)
 
     @inner
-    def write_hess(
-        plan, grad, hess, targets, k, y, g_k, g_y, p_k, rest, top, bottom, total, s, row_max, work
-    ):
-        """p_j = top * exp(z_j - m) / bottom; grad = s (Q p - t), hess = s max(c Q p (1 - p), floor)
+    def write_hess(plan, grad, hess, targets, form, y, g_y, p_k, rest, total, work):
+        """p_j = exp(z_j - origin) / bottom; grad = s (Q p - t), hess = s max(c Q p (1 - p), floor)
 
-        total : Q; y : class whose gradient is s g_y, or -1; the rest as for the gradient
+        form : the `Gradient`, with amount 1 and s as q_factor; total : Q; y : class whose gradient
+        is s g_y, or -1
         """
+        k, s = form.k, form.q_factor
         curvature, floor = real(total * plan.hess_factor), real(plan.hess_floor)
         slope, weight = real(s * total), real(s)
         for start in range(0, plan.n_classes, TILE):
             count = smaller(TILE, plan.n_classes - start)
             n_vectors = (count + lanes - 1) // lanes
             scales = work.scales + start // TILE * 16
-            to_max = 1.0
-            if not math.isinf(row_max):
-                to_max = rescale(get(scales, 0.0), np.int64(get(scales + 8, 0.0)), row_max, 0, 1.0)
-            f, power = split(top * LIFT * to_max / bottom)
-            scaled_tile(work.exps + start * width, None, work.logits, n_vectors, f, power)
+            scale = Scale(get(scales, 0.0), np.int64(get(scales + 8, 0.0)))
+            factor = make_factor(scale, form, 1.0)
+            scaled_tile(work.exps + start * width, None, work.logits, n_vectors, factor)
             if dense:
                 fill_weights(plan, targets, start, count, s, work)
             for i in range(0, n_vectors * VECTOR_BYTES, VECTOR_BYTES):
@@ -225,7 +258,7 @@ def hess_writer(variant, grad_kind, hess_kind):
                 h_k = total * plan.hess_factor * p_k * rest
                 if plan.hess_floor > 0.0 and h_k < plan.hess_floor:
                     h_k = plan.hess_floor
-                put(work.tile + (k - start) * width, real(s * g_k))
+                put(work.tile + (k - start) * width, real(s * form.g_k))
                 put(work.logits + (k - start) * width, real(s * h_k))
             if y != k and start <= y < start + count:
                 put(work.tile + (y - start) * width, real(s * g_y))

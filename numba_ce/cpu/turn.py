@@ -1,0 +1,113 @@
+"""Sixteen rows at a time: from neighbouring classes to one vector for each class, and back.
+
+The elements of a row are neighbours, but lanes that run across rows need those of a class side by
+side. Both directions are the transposition of a block in registers, log2(16) stages of shuffles.
+"""
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from numba_ce.cpu.element import KINDS, decode, encode, literal
+from numba_ce.cpu.vector import F32, I32, I64, VECTOR_BYTES, spread
+
+ROWS = 16  # lanes of a float32 vector
+# Classes of a block, for each of which there is code: fewer need fewer shuffles
+BLOCK_CLASSES = (4, 8, 16)
+
+
+def _lanes(values):
+    return ir.Constant(ir.VectorType(I32, ROWS), values)
+
+
+def _turned(builder, rows):
+    """The transposition of 16 vectors of 16 lanes (Eklundh 1972); unused results cost nothing.
+
+    Stage s exchanges, between rows i and i + s, the lanes with bit s set in the one and not set in
+    the other.
+    """
+    rows = list(rows)
+    for s in (8, 4, 2, 1):
+        upper = _lanes([lane if not lane & s else ROWS + lane - s for lane in range(ROWS)])
+        lower = _lanes([lane + s if not lane & s else ROWS + lane for lane in range(ROWS)])
+        for i in range(ROWS):
+            if not i & s:
+                a, b = rows[i], rows[i + s]
+                rows[i] = builder.shuffle_vector(a, b, upper)
+                rows[i + s] = builder.shuffle_vector(a, b, lower)
+    return rows
+
+
+def _mask(builder, count):
+    """The lanes below `count`, an i64."""
+    lanes = ir.Constant(ir.VectorType(I64, ROWS), list(range(ROWS)))
+    return builder.icmp_signed("<", lanes, spread(builder, count, ROWS))
+
+
+def _masked_call(builder, name, stored, returns, arguments):
+    kind = ir.FunctionType(returns, [argument.type for argument in arguments])
+    name = f"llvm.masked.{name}.v{ROWS}i{stored.element.width}.p0"
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
+
+
+def _row_pointer(builder, address, stride, i, stored):
+    at = builder.add(address, builder.mul(stride, I64(i)))
+    return builder.inttoptr(at, stored.as_pointer())
+
+
+def _class_pointer(builder, tile, c):
+    vector = ir.VectorType(F32, ROWS)
+    return builder.inttoptr(builder.add(tile, I64(c * VECTOR_BYTES)), vector.as_pointer())
+
+
+@intrinsic(prefer_literal=True)
+def load_turned(typingctx, kind, block, source, stride, count, tile):
+    """tile[c] = class c of sixteen rows at `source`, `stride` bytes apart, for c < `block`.
+
+    count : classes of the rows from `source` on; nothing beyond them is read
+    """
+    name, classes = literal(kind), literal(block)
+    if name is None or classes is None:
+        return None
+    stored = ir.VectorType(ir.IntType(KINDS[name][0]), ROWS)
+
+    def codegen(context, builder, sig, args):
+        _, _, source, stride, count, tile = args
+        mask, zeros = _mask(builder, count), ir.Constant(stored, None)
+        rows = []
+        for i in range(ROWS):
+            pointer = _row_pointer(builder, source, stride, i, stored)
+            raw = _masked_call(builder, "load", stored, stored, [pointer, I32(1), mask, zeros])
+            rows.append(decode(builder, raw, name))
+        for c, vector in enumerate(_turned(builder, rows)[:classes]):
+            builder.store(vector, _class_pointer(builder, tile, c)).align = VECTOR_BYTES
+        return context.get_dummy_value()
+
+    address = types.intp
+    return types.none(kind, block, address, address, address, address), codegen
+
+
+@intrinsic(prefer_literal=True)
+def store_turned(typingctx, kind, block, target, stride, count, tile):
+    """The reverse: sixteen rows at `target` = tile[c] for c < `count` <= `block`."""
+    name, classes = literal(kind), literal(block)
+    if name is None or classes is None:
+        return None
+    stored = ir.VectorType(ir.IntType(KINDS[name][0]), ROWS)
+
+    def codegen(context, builder, sig, args):
+        _, _, target, stride, count, tile = args
+        mask = _mask(builder, count)
+        undefined = ir.Constant(ir.VectorType(F32, ROWS), ir.Undefined)
+        loaded = [builder.load(_class_pointer(builder, tile, c)) for c in range(classes)]
+        for vector in loaded:
+            vector.align = VECTOR_BYTES
+        for i, row in enumerate(_turned(builder, loaded + [undefined] * (ROWS - classes))):
+            pointer = _row_pointer(builder, target, stride, i, stored)
+            raw = encode(builder, row, name)
+            _masked_call(builder, "store", stored, ir.VoidType(), [raw, pointer, I32(1), mask])
+        return context.get_dummy_value()
+
+    address = types.intp
+    return types.none(kind, block, address, address, address, address), codegen
