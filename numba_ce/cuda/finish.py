@@ -9,6 +9,7 @@ from numba_ce import _row
 from numba_ce.cuda.intrinsics import inner, store
 
 finish = inner(_row.finish)
+sum_at_origin = inner(_row.sum_at_origin)
 difference = inner(_row.difference)
 row_loss = inner(_row.row_loss)
 target_gradient = inner(_row.target_gradient)
@@ -23,9 +24,10 @@ class Finished(NamedTuple):
     above: float
     rest: float
     p_k: float
-    top: float
+    top: float  # p_j = exp((z_j - m) / T) * top / bottom for the other classes
     bottom: float
     lse: float
+    sum_exp: float  # relative to the larger of m and t
 
 
 @inner
@@ -44,6 +46,11 @@ def finish_row(row_max, sum_exp, target_logit, temperature):
     if not target_logit < math.inf:  # +inf or NaN; S knows of those in the other classes
         sum_exp = math.nan
     d, d_lost = difference(target_logit, row_max, temperature)
-    surprise, above, rest, p_k, top, bottom = finish(sum_exp, d, d_lost)
-    lse = target_logit / temperature + surprise if d >= 0.0 else row_max / temperature + above
-    return Finished(surprise, above, rest, p_k, top, bottom, lse)
+    sum_exp = sum_at_origin(sum_exp, d, d_lost)
+    surprise, above, rest, p_k, bottom = finish(sum_exp, d, d_lost)
+    origin, over, top = row_max, above, 1.0
+    if d >= 0.0:
+        origin, over, top = target_logit, surprise, math.exp(-d)
+        top -= top * d_lost
+    lse = origin / temperature + over
+    return Finished(surprise, above, rest, p_k, top, bottom, lse, sum_exp)

@@ -253,8 +253,8 @@ def stats_operation(kernel):
         end = finish_row(part.row_max, part.sum_exp, peak.value, 1.0)
         row_max, lse, surprise, k = peak.value, end.lse, end.surprise, peak.k
         entropy = row_entropy(
-            part.sum_exp, part.e_rest, row_max - part.row_max, surprise, end.p_k,
-            end.top / end.bottom,
+            end.sum_exp, part.e_rest * end.top, row_max - part.row_max, surprise, end.p_k,
+            end.bottom,
         )  # fmt: skip
         broken = math.isnan(surprise)
         if broken:
