@@ -5,47 +5,23 @@ on before any exponential is taken, so that the sums simply add; warps and block
 parts. A part in which everything is masked has m = -inf, S = 0 and adds nothing.
 """
 
-import math
 from functools import cache
 
 import numpy as np
 from numba import cuda
 from numba.core import types
 
+from numba_ce.cuda.exp import MINUS_INF, below, exp_minus
 from numba_ce.cuda.group import ALL_LANES
 from numba_ce.cuda.intrinsics import (
     cluster_wait,
-    ex2,
     inner,
     maximum_f32,
     mbarrier_wait,
-    nearest,
     send_pair,
 )
 
-LN2_HIGH, LN2_LOW = np.float32(355 / 512), np.float32(math.log(2) - 355 / 512)
-LOG2_E = np.float32(math.log2(math.e))
-MINUS_INF = np.float32(-np.inf)
-
-
-@inner
-def exp_below(x, m):
-    """exp(x - m), the difference first; 0 for x = -inf, also where m = -inf."""
-    return ex2((x - (m if m > MINUS_INF else np.float32(0))) * LOG2_E)
-
-
-@inner
-def exp_minus(high, low):
-    """exp(-(high + low)) for high >= 0, as two factors that may underflow in their product.
-
-    To 3 units in the last place however large it is: n ln(2) is taken off first, and LN2_HIGH has 9
-    bits, so that the first subtraction is exact.
-    """
-    if high > np.float32(200):
-        return np.float32(0), np.float32(0)
-    n = nearest(high * LOG2_E)
-    rest = ((high - n * LN2_HIGH) - n * LN2_LOW) + low
-    return ex2(-rest * LOG2_E), ex2(-n)
+exp_below = below("float32")
 
 
 @inner

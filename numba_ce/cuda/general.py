@@ -138,6 +138,8 @@ def loss_operation(kernel):
         part = measure(plan, source, row.place, n_classes, k, targets, zero, shared)
         grad_scale = grad_scale_of(plan)
         scale = s * grad_scale / temperature
+        if row.place == 0:
+            slots[row.lane] = slots[32 + row.lane] = 0.0
         if row.place == 0 and row.active:
             loss = 0.0 if target.status == IGNORED else math.nan
             if kept:
@@ -200,7 +202,7 @@ def normalize_operation(kernel):
             peak = find_peak(plan, source, row.place, n_classes, shared)
             k, value, has_nan = peak.k, peak.value, peak.nan_at < plan.n_classes
         part = measure(plan, source, row.place, n_classes, k, np.int64(0), zero, shared)
-        if row.place == 0 and row.active:
+        if row.place == 0:
             end = finish_row(part.row_max, part.sum_exp, value, 1.0)
             if is_softmax:
                 slots[row.lane] = end.top / end.bottom
@@ -212,7 +214,8 @@ def normalize_operation(kernel):
                     lse = math.nan
                 elif math.isinf(value):  # inf, or -inf: no class at all
                     lse = value
-                put_result(plan.lse, row.number, plan.loss_bytes, lse)
+                if row.active:
+                    put_result(plan.lse, row.number, plan.loss_bytes, lse)
         if is_softmax or is_log:
             cuda.syncthreads()
             shared_value = slots[row.lane]
@@ -310,6 +313,9 @@ def hess_operation(kernel):
         peak = find_peak(plan, source, row.place, limit, shared)
         k = peak.k
         part = measure(plan, source, row.place, limit, k, targets, zero, shared)
+        if row.place == 0:
+            for i in range(5):
+                slots[32 * i + row.lane] = 0.0
         if row.place == 0 and row.active and not fill:
             end = finish_row(part.row_max, part.sum_exp, peak.value, 1.0)
             factor, q_sum, g_k, g_y = end.top / end.bottom, 1.0, 0.0, 0.0
@@ -400,6 +406,8 @@ def from_record_operation(kernel):
         kept, k, s = target.status == KEPT, target.k, target.weight
         temperature, record = plan.temperature, plan.record + row.number * 72
         row_max, scale = load_f64(record), 1.0 / temperature
+        if row.place == 0:
+            slots[row.lane] = slots[32 + row.lane] = 0.0
         if row.place == 0 and row.active and kept:
             t, q_target, q_rest = load_f64(record + 16), load_f64(record + 24), load_f64(record + 32)
             z_weight = load_f64(record + 48)

@@ -52,7 +52,7 @@ class Slot:
         """Wait for the piece and hand its results to the caller."""
         current_driver().synchronize(self.stream)
         for to, source in self.unpack:
-            np.copyto(to, source, casting="equiv")
+            to[...] = source
         self.unpack = []
 
 
@@ -155,7 +155,7 @@ def _start(
     work: Callable[[dict[str, Any], int], None],
 ) -> None:
     gpu = current_driver()
-    parts = {name: array[index] for name, array in (inputs | outputs).items()}
+    parts = {name: array[(*index, ...)] for name, array in (inputs | outputs).items()}
     taken = parts["logits"].shape[:-1]
     n_rows = math.prod(taken)
     offsets, end = {}, 0

@@ -272,6 +272,11 @@ def _float_operation(text, n):
         @intrinsic
         def operation(typingctx, x):
             return types.float32(types.float32), codegen
+    elif n == 3:
+
+        @intrinsic
+        def operation(typingctx, x, y, z):
+            return types.float32(types.float32, types.float32, types.float32), codegen
     else:
 
         @intrinsic
@@ -283,6 +288,8 @@ def _float_operation(text, n):
 
 # 2**x, off by 2 units in the last place at most; not .ftz: gradients may be subnormal
 ex2 = _float_operation("ex2.approx.f32 $0, $1;", 1)
+# what a product loses: x * y - (x * y) written as such may be folded to 0
+fma = _float_operation("fma.rn.f32 $0, $1, $2, $3;", 3)
 # the nearest integer, as a float32
 nearest = _float_operation("cvt.rni.f32.f32 $0, $1;", 1)
 # one instruction; ignores NaN (Python's max compiles to a comparison that may keep either)

@@ -8,6 +8,7 @@ import numpy as np
 from numba import cuda
 
 from numba_ce import _row
+from numba_ce.cuda.exp import exponential
 from numba_ce.cuda.group import block_reducer
 from numba_ce.cuda.intrinsics import KINDS, element_loader, inner
 from numba_ce.cuda.targets import class_weight
@@ -16,7 +17,6 @@ from numba_ce.cuda.walk import (
     capper,
     chunk_loader,
     chunk_size,
-    exponential,
     maximum,
     minus_infinity,
     walker,
@@ -149,7 +149,7 @@ def measurer(variant):
                 top = maximum_of(top, values[i])
             if top > m:
                 if m > minus_inf:
-                    shift, shrink = np.float64(top) - np.float64(m), exp(m - top, rate)
+                    shift, shrink = np.float64(top) - np.float64(m), exp(m, top, rate)
                     if entropy:
                         e_rest = (e_rest + sum_exp * shift) * shrink
                     if dense:
@@ -159,7 +159,7 @@ def measurer(variant):
             origin = m if m > minus_inf else zero
             chunk_sum = chunk_entropy = zero
             for i in range(chunk):
-                e = exp(values[i] - origin, rate)
+                e = exp(values[i], origin, rate)
                 chunk_sum += e
                 if entropy and values[i] > minus_inf:
                     chunk_entropy += e * (origin - values[i])
@@ -182,7 +182,7 @@ def measurer(variant):
         row_max = largest(np.float64(m), shared)
         shift, shrink = 0.0, 1.0
         if m > minus_inf and row_max > np.float64(m):
-            shift, shrink = row_max - np.float64(m), np.float64(exp(m - real(row_max), rate))
+            shift, shrink = row_max - np.float64(m), np.float64(exp(m, real(row_max), rate))
         if entropy:
             e_rest = add_up((e_rest + sum_exp * shift) * shrink, shared)
         if dense:

@@ -24,14 +24,13 @@ from numba import cuda
 from numba.core import types
 
 from numba_ce.cuda.exchange import (
-    MINUS_INF,
     blocks_merger,
-    exp_below,
     lanes_maximum,
     lanes_sum,
     row_factor,
     warps_merger,
 )
+from numba_ce.cuda.exp import MINUS_INF, below
 from numba_ce.cuda.finish import finish_row, put_result, row_loss
 from numba_ce.cuda.general import grad_scale_of
 from numba_ce.cuda.intrinsics import (
@@ -122,6 +121,7 @@ def operations(kind, slots, stride):
     load_quad, store_quad = quad_loader(kind), quad_storer(kind)
     unpack, pack = (unpacker(kind), packer[kind]) if narrow else (None, None)
     larger = packed_maximum[kind] if narrow else maximum_f32
+    exp_below = below(kind)
 
     @inner
     def load(slot, address, left):
@@ -226,7 +226,7 @@ def resident_kernel(kernel):
     load_quads, mask, largest, raised, total, store_quads = operations(kind, slots, stride)
     lanes_max, lanes_add = lanes_maximum(sharing), lanes_sum(sharing)
     merge_warps, merge_blocks = warps_merger(warps), blocks_merger(cluster)
-    set_cluster = cluster_setter(cluster)
+    set_cluster, exp_below = cluster_setter(cluster), below(kind)
 
     @inner
     def find_place(plan, thread, block):

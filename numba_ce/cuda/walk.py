@@ -18,7 +18,6 @@ from numba_ce.cuda.intrinsics import (
     KINDS,
     element_loader,
     element_storer,
-    ex2,
     inner,
     maximum_f32,
     packer,
@@ -27,9 +26,6 @@ from numba_ce.cuda.intrinsics import (
     unpacker,
 )
 
-LOG2_E = math.log2(math.e)
-MINUS_INF = {"float64": np.float64(-np.inf)}
-NARROW_MINUS_INF = np.float32(-np.inf)
 
 
 class Access(NamedTuple):
@@ -79,31 +75,6 @@ def walker(access):
         return start + i * sharing
 
     return begin, inside
-
-
-@cache
-def exponential(kind):
-    """The functions (rate, exp): exp(d, rate(T)) is exp(d / T)."""
-    if kind == "float64":
-
-        @inner
-        def rate(temperature):
-            return temperature
-
-        @inner
-        def exp(d, rate):
-            return math.exp(d if rate == 1.0 else d / rate)
-    else:
-
-        @inner
-        def rate(temperature):
-            return np.float32(LOG2_E / temperature)
-
-        @inner
-        def exp(d, rate):  # the difference first: rounding z and m times log2(e) apart is no use
-            return ex2(d * rate)
-
-    return rate, exp
 
 
 @cache

@@ -10,6 +10,7 @@ from functools import cache
 import numpy as np
 from numba import cuda
 
+from numba_ce.cuda.exp import exponential
 from numba_ce.cuda.intrinsics import KINDS, inner
 from numba_ce.cuda.measure import weight_reader
 from numba_ce.cuda.walk import (
@@ -17,7 +18,6 @@ from numba_ce.cuda.walk import (
     chunk_loader,
     chunk_size,
     chunk_storer,
-    exponential,
     walker,
 )
 
@@ -52,7 +52,7 @@ def gradient_writer(variant, out_kind):
             for i in range(chunk):
                 j = inside(start, i)
                 x = cap(values[i], plan.softcap) if capped else values[i]
-                result = np.float64(exp(x - origin, rate)) * factor
+                result = np.float64(exp(x, origin, rate)) * factor
                 if dense and 0 <= j < n_classes:
                     result -= q_factor * read_weight(plan, targets, j)
                 if j == k:
@@ -112,6 +112,7 @@ def hess_writer(variant, grad_kind, hess_kind):
         values = cuda.local.array(chunk, real)
         grads, hessians = cuda.local.array(chunk, np.float64), cuda.local.array(chunk, np.float64)
         origin = real(row_max) if row_max > -math.inf else real(0)
+        rate = rate_of(1.0)
         curvature, floor = q_sum * plan.hess_factor, plan.hess_floor
         walk = begin(source, place)
         start = walk.start
@@ -119,7 +120,7 @@ def hess_writer(variant, grad_kind, hess_kind):
             load_chunk(source, plan.logits_step, start, n_classes, values)
             for i in range(chunk):
                 j = inside(start, i)
-                p = np.float64(exp(values[i] - origin, rate_of(1.0))) * factor
+                p = np.float64(exp(values[i], origin, rate)) * factor
                 g, h = p * q_sum, curvature * p * (1.0 - p)
                 if dense and 0 <= j < n_classes:
                     g -= read_weight(plan, targets, j)
