@@ -291,7 +291,7 @@ def _share_memory(a: Array, b: Array) -> bool:
 
 def _check_device_out(out: Any, logits: Any, others: tuple[Any, ...], name: str) -> Any:
     """The same on the device; overlaps are judged by the addresses that the arrays span."""
-    from numba_ce.cuda.arrays import overlap
+    from numba_ce.cuda.arrays import device_array, overlap
 
     array: Any = as_array(out, name)
     _check_side(array, name, logits)
@@ -310,7 +310,7 @@ def _check_device_out(out: Any, logits: Any, others: tuple[Any, ...], name: str)
             f"{name} overlaps logits: expected separate memory, or the same view for in place"
         )
     for other, other_name in others:
-        if other is not None and overlap(array, as_array(other, other_name)):  # type: ignore[arg-type]
+        if other is not None and overlap(array, device_array(other, other_name)):
             raise ValueError(f"{name} overlaps {other_name}: expected separate memory")
     return array
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from numba_ce.cuda.driver import LEGACY_STREAM
+from numba_ce.cuda.driver import LEGACY_STREAM, current_driver
 
 
 class _Bfloat16:
@@ -86,6 +86,14 @@ class DeviceArray(View):
 
     def __array__(self, *_: Any, **__: Any) -> Any:
         raise TypeError(f"{self.name} is on a CUDA device: copy it to the host first")
+
+    def __getitem__(self, index: Any) -> Any:
+        """One element, copied to the host: for messages."""
+        offset = sum(int(i) * s for i, s in zip(index, self.strides, strict=True))
+        value = np.empty((), self.dtype)
+        current_driver().copy_out(value, self.address + offset, self.stream)
+        current_driver().synchronize(self.stream)
+        return value[()]
 
     def span(self) -> tuple[int, int]:
         """The addresses between which the elements lie."""

@@ -404,6 +404,9 @@ def from_record_operation(kernel):
         source, targets = plan.logits + logits_at, plan.targets + targets_at
         target = read_target(plan, source, targets_at, weight_at, row, shared)
         kept, k, s = target.status == KEPT, target.k, target.weight
+        z_k = read_logit(plan, source, k) if kept and k >= 0 else 0.0
+        if probabilities and z_k == -math.inf:
+            k = np.int64(-1)  # no class of this shard is alive, so none is the largest
         temperature, record = plan.temperature, plan.record + row.number * 72
         row_max, scale = load_f64(record), 1.0 / temperature
         if row.place == 0:
@@ -414,15 +417,13 @@ def from_record_operation(kernel):
             end = finish_row(row_max, load_f64(record + 8), t, temperature)
             g_k = 0.0
             if k >= 0:
-                z_k, q_k = read_logit(plan, source, k), s * target.q
+                q_k = s * target.q
                 p_k, others, rest = end.p_k, q_rest, end.rest
                 if probabilities and (z_k != t or q_k != q_target):
                     # The largest logit of this shard, but not of the row
                     if z_k != t:
                         d, lost = difference(z_k, row_max, temperature)
                         p_k = math.exp(d) * (1.0 + lost) * end.top / end.bottom
-                        if z_k == -math.inf:
-                            p_k = 0.0
                         rest = 1.0 - p_k
                     others = (q_target - q_k) + q_rest
                 g_k = target_gradient(q_k, rest, others, p_k, z_weight, end.lse)

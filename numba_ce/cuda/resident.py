@@ -271,7 +271,7 @@ def resident_kernel(kernel):
         at = find_place(plan, thread, block)
         target = index_target(plan, at.targets_at, at.weight_at)
         grad_scale = grad_scale_of(plan)
-        kept, k = target.status == KEPT and grad_scale != 0.0, target.k
+        kept, k = at.active and target.status == KEPT and grad_scale != 0.0, target.k
         left = at.n_chunks - at.first if kept else 0
         quads = load_quads(0, at.source + at.head * size + at.first * 16, left)
         z_edge, owner = MINUS_INF, False
@@ -281,6 +281,7 @@ def resident_kernel(kernel):
                 z_edge = load(at.source + at.edge * size)
         if thread % sharing == 0:
             factor = 0.0 if target.status == IGNORED or grad_scale == 0.0 else math.nan
+            row_t[thread // sharing] = MINUS_INF
             if kept:
                 row_t[thread // sharing] = load(at.source + k * size)
                 factor = target.weight * grad_scale * target.q
