@@ -47,12 +47,12 @@ def logsumexp(logits: Any, axis: int = -1, *, keepdims: bool = False) -> Any:
     True
     """
     array, axis = check_logits(logits, axis)
-    moved = classes_last(array, axis)
+    moved, module = classes_last(array, axis), backend(on_device(array))
     lse = fresh_rows(array, moved.shape[:-1], result_dtype(array))
     if moved.shape[-1] == 0:
         returned(lse)[...] = -np.inf
     elif lse.size:
-        backend(on_device(array)).run_normalize(moved, "logsumexp", lse)
+        module.run_normalize(moved, "logsumexp", lse)
     lse = returned(lse)
     if keepdims:
         lse = lse.reshape(*array.shape[:axis], 1, *array.shape[axis + 1 :])

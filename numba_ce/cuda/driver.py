@@ -59,6 +59,11 @@ class Driver:
             )
         return self._capabilities[device]
 
+    def name(self, device: int) -> str:
+        """What a device is called."""
+        raw = _checked(self._api.cuDeviceGetName(100, device))
+        return str(raw.split(b"\0")[0].decode())
+
     def device_of(self, address: int) -> int:
         """The device that an address belongs to."""
         ordinal = self._api.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
