@@ -21,6 +21,7 @@ from numba_ce.cuda.walk import Access
 
 CAPABILITIES = ((8, 0), (9, 0), (10, 0), (12, 0))
 REGISTERS = 65536
+WIDE = r"(v4\.[bfu]32|v2\.[bfu]64)"  # the compiler for sm_100 moves floats in pairs
 
 
 class Figures(NamedTuple):
@@ -44,8 +45,8 @@ def figures(kernel, capability):
         int(re.search(r"used (\d+) registers", log).group(1)),
         min(255, REGISTERS // (blocks * threads_of(kernel)) // 8 * 8),
         spills + stack,
-        len(re.findall(r"ld\.global\.v4", text)),
-        len(re.findall(r"st\.global\.v4", text)),
+        len(re.findall(r"ld\.global\." + WIDE, text)),
+        len(re.findall(r"st\.global\." + WIDE, text)),
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("numba_cuda")
 
-from benchmarks.cuda_offline import CAPABILITIES, complaints, figures, generals, name_of, residents
+from benchmarks.cuda_offline import CAPABILITIES, complaints, figures, generals, name_of
 from numba_ce.cuda.compiled import SMALL_KERNELS
 from numba_ce.cuda.intrinsics import KINDS
 from numba_ce.cuda.plan import FIELDS, PACKER
@@ -19,15 +19,13 @@ GENERALS = [k for k in generals() if k.access.vector or k.access.kind == "float6
 
 
 def _sample():
-    """The layouts with the most registers at stake, and a tenth of the general kernels."""
+    """The layouts with the most registers at stake, and some of the general kernels."""
     for i, capability in enumerate(CAPABILITIES):
-        for kernel in residents(capability):
-            if kernel.grad and kernel.kind != "float16" and kernel.slots == 8:
-                largest = kernel == layouts(kernel.kind, True, capability)[-1]
-                if kernel.threads == 256 and kernel.cluster in (1, 8) or largest:
-                    yield capability, kernel
-        for kernel in GENERALS[i :: 4 * 4]:
+        for kind in ("float32", "bfloat16"):
+            yield capability, layouts(kind, True, capability)[-1]
+        for kernel in GENERALS[5 * i :: 32]:
             yield capability, kernel
+    yield CAPABILITIES[1], layouts("float16", False, CAPABILITIES[1])[-1]
     for kernel in SMALL_KERNELS:
         yield CAPABILITIES[1], kernel
 

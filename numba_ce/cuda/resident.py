@@ -236,9 +236,9 @@ def resident_kernel(kernel):
             rank, row = block % cluster, block // cluster
         if one_warp:
             place, row = thread % sharing, block * per_block + thread // sharing
-        active = row < plan.n_rows
-        if not active:  # takes part in the shuffles of its warp
-            row = plan.n_rows - 1
+        active = True
+        if one_warp and row >= plan.n_rows:  # takes part in the shuffles of its warp
+            active, row = False, plan.n_rows - 1
         source, n_classes = plan.logits + row * plan.logits_3, plan.n_classes
         head = min((-source % 16) // size, n_classes)
         n_chunks = (n_classes - head) // lanes
