@@ -80,7 +80,7 @@ def as_array(value: Any, name: str) -> Array:
             "ignore_index a row) and pass an ordinary array"
         )
     if hasattr(value, "__cuda_array_interface__"):
-        return _device_array(value, name)
+        return _device_array(value, name)  # type: ignore[no-any-return]
     try:
         return np.asarray(value)
     except ValueError as error:  # rows of different lengths

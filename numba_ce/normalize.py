@@ -63,8 +63,10 @@ def _normalized(logits: Any, axis: Any, out: Any, what: str) -> Array:
     array, axis = check_logits(logits, axis)
     result = fresh_output(array) if out is None else check_out(out, array)
     if array.size:
-        backend(on_device(array)).run_normalize(classes_last(array, axis), what, classes_last(result, axis))
-    return returned(result) if out is None else out
+        backend(on_device(array)).run_normalize(
+            classes_last(array, axis), what, classes_last(result, axis)
+        )
+    return returned(result) if out is None else out  # type: ignore[no-any-return]
 
 
 def softmax(logits: Any, axis: int = -1, *, out: Any = None) -> Array:

@@ -362,4 +362,4 @@ def grad_from_record(
             record = np.ascontiguousarray(record, np.float64)
             moved = classes_last(grad, axis)
             backend(on_device(array)).run_grad_from_record(problem, record, class_offset, moved)
-    return returned(grad) if out is None else out
+    return returned(grad) if out is None else out  # type: ignore[no-any-return]

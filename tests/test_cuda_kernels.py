@@ -24,6 +24,7 @@ from exact import assert_same, check_grad, check_loss, exact_rows
 pytest.importorskip("numba_cuda")
 
 from emulated import FakeArray, emulated
+from ptx import Fault
 
 import numba_ce as nc
 from numba_ce.cuda.table import layouts
@@ -72,7 +73,9 @@ def _borders(kind):
     smallest = 1
     for kernel in layouts(kind, True, (9, 0)):
         sizes = [smallest, kernel.capacity - 1, kernel.capacity]
-        yield pytest.param(kind, sizes, id=f"{kind}-{kernel.sharing}x{kernel.slots}x{kernel.cluster}")
+        yield pytest.param(
+            kind, sizes, id=f"{kind}-{kernel.sharing}x{kernel.slots}x{kernel.cluster}"
+        )
         smallest = kernel.capacity + 1
 
 
@@ -131,7 +134,7 @@ def _families(rng):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_families(rng, dtype, temperature):
-    names, rows, targets = zip(*_families(rng), strict=True)
+    _, rows, targets = zip(*_families(rng), strict=True)
     with emulated():
         check(np.array(rows).astype(dtype), np.array(targets), temperature=temperature)
 
@@ -214,9 +217,7 @@ def test_misaligned_rows(rng, fakes, kind, n_classes):
     targets = make_targets(rng, (4,), n_classes)
     for padding, offset in ((1, 0), (3, dtype.itemsize), (0, 3 * dtype.itemsize)):
         with emulated() as gpu:
-            x, y, out = device_problem(
-                gpu.gpu, logits, targets, (n_classes + padding, 1), offset
-            )
+            x, y, out = device_problem(gpu.gpu, logits, targets, (n_classes + padding, 1), offset)
             loss, grad = nc.cross_entropy_and_grad(x, y, reduction="none", out=out)
             assert grad is out
             check_close(loss.get(), out.get(), logits, targets)
@@ -291,9 +292,7 @@ def test_a_bad_target_on_the_device_is_named_and_nothing_written(rng, fakes):
 def _without(text, pattern):
     """PTX with every line that has the pattern made a comment."""
     assert pattern in text
-    return "\n".join(
-        "//" + line if pattern in line else line for line in text.splitlines()
-    )
+    return "\n".join("//" + line if pattern in line else line for line in text.splitlines())
 
 
 MUTATIONS = {
@@ -322,7 +321,10 @@ def test_a_broken_kernel_is_noticed(rng, name):
             check_close(loss, grad, logits, targets)
 
     run(1)
-    with pytest.raises(Exception, match=r".") as caught:
-        for seed in range(4):
+    found = []
+    for seed in range(4):
+        try:
             run(seed, mutate)
-    assert "Unsupported" not in type(caught.value).__name__
+        except (AssertionError, Fault) as error:
+            found.append(error)
+    assert found

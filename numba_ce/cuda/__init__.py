@@ -142,7 +142,9 @@ def run_loss(problem: Problem, loss_rows: Any, grad: Any) -> tuple[float, float]
         grad_scale = 1.0 / weight if weight != 0.0 else 0.0
 
     def work(part: Problem, views: dict[str, Any], place: Place) -> None:
-        results = {name: views[name] for name in ("row_loss", "loss") if name in views}
+        results: dict[str, Any] = {
+            name: views[name] for name in ("row_loss", "loss") if name in views
+        }
         operations.loss_rows(part, results, views.get("grad"), grad_scale, place)
 
     _through(problem, outputs, work)

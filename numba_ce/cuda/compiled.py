@@ -56,7 +56,8 @@ def function_of(kernel: Any) -> Any:
 def ptx_of(kernel: Any, capability: tuple[int, int]) -> tuple[str, str]:
     """PTX and the name of its entry."""
     blocks = blocks_per_processor(kernel, capability)
-    return to_ptx(function_of(kernel), capability, threads_of(kernel), blocks)
+    text, entry = to_ptx(function_of(kernel), capability, threads_of(kernel), blocks)
+    return text, entry
 
 
 @cache

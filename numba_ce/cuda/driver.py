@@ -50,7 +50,7 @@ class Driver:
         """The compute capability of a device."""
         if device not in self._capabilities:
             attribute = self._api.CUdevice_attribute
-            self._capabilities[device] = tuple(  # type: ignore[assignment]
+            self._capabilities[device] = tuple(
                 _checked(self._api.cuDeviceGetAttribute(a, device))
                 for a in (
                     attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
@@ -79,9 +79,7 @@ class Driver:
         buffer = ctypes.create_string_buffer(plan, len(plan))
         size = ctypes.c_size_t(len(plan))
         # CU_LAUNCH_PARAM_BUFFER_POINTER, .._BUFFER_SIZE, .._END
-        extra = (ctypes.c_void_p * 5)(
-            1, ctypes.addressof(buffer), 2, ctypes.addressof(size), None
-        )
+        extra = (ctypes.c_void_p * 5)(1, ctypes.addressof(buffer), 2, ctypes.addressof(size), None)
         address = ctypes.addressof(extra)
         _checked(
             self._api.cuLaunchKernel(function, grid, 1, 1, threads, 1, 1, 0, stream, 0, address)

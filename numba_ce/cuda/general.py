@@ -412,7 +412,11 @@ def from_record_operation(kernel):
         if row.place == 0:
             slots[row.lane] = slots[32 + row.lane] = 0.0
         if row.place == 0 and row.active and kept:
-            t, q_target, q_rest = load_f64(record + 16), load_f64(record + 24), load_f64(record + 32)
+            t, q_target, q_rest = (
+                load_f64(record + 16),
+                load_f64(record + 24),
+                load_f64(record + 32),
+            )
             z_weight = load_f64(record + 48)
             end = finish_row(row_max, load_f64(record + 8), t, temperature)
             g_k = 0.0

@@ -13,7 +13,7 @@ from numba_ce.cuda.resident import Resident
 MAX_GRID = 1 << 20  # blocks of the general kernel: each takes several rows beyond that
 
 
-def blocks_for(kernel: Any, n_rows: int) -> int:
+def blocks_for(kernel: Any, n_rows: int) -> Any:
     """Blocks of a launch over so many rows."""
     if isinstance(kernel, Resident):
         return -(-n_rows // kernel.rows_per_block) * kernel.cluster

@@ -41,7 +41,7 @@ class Scratch:
 
     def take(self, nbytes: int) -> int:
         """Its address."""
-        address = current_driver().allocate(nbytes, self._place.stream)
+        address: int = current_driver().allocate(nbytes, self._place.stream)
         self._held.append(address)
         return address
 

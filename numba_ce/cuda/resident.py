@@ -115,7 +115,7 @@ class Operations(NamedTuple):
 @cache
 def operations(kind, slots, stride):
     """The `Operations` on quads that are `stride` chunks apart."""
-    size, lanes, _ = KINDS[kind]
+    size = KINDS[kind][0]
     narrow = size == 2
     nothing = np.uint32(MASKED[kind]) if narrow else MINUS_INF
     load_quad, store_quad = quad_loader(kind), quad_storer(kind)

@@ -73,9 +73,7 @@ def class_weight(plan, index):
     """w_c as float64; 1 without class weights."""
     if plan.class_weight == 0:
         return 1.0
-    return load_float(
-        plan.class_weight + index * plan.class_weight_step, plan.class_weight_kind
-    )
+    return load_float(plan.class_weight + index * plan.class_weight_step, plan.class_weight_kind)
 
 
 @inner

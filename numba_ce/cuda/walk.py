@@ -27,7 +27,6 @@ from numba_ce.cuda.intrinsics import (
 )
 
 
-
 class Access(NamedTuple):
     """How the logits are read; what a general kernel is compiled for."""
 
@@ -57,7 +56,7 @@ def minus_infinity(kind):
 @cache
 def walker(access):
     """The functions (begin, inside): a thread's `Walk`, and the class of element i of a chunk."""
-    size, lanes, _ = KINDS[access.kind]
+    size = KINDS[access.kind][0]
     sharing = rows_of_block(access.along_rows)[1]
     chunk = chunk_size(access)
 
