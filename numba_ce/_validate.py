@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Real
@@ -50,7 +51,8 @@ def on_device(array: Any) -> bool:
 def _device_array(value: Any, name: str) -> Any:
     from numba_ce._cuda_presence import why_no_cuda
 
-    reason = why_no_cuda()
+    loaded = sys.modules.get("numba_ce.cuda.driver")
+    reason = why_no_cuda() if loaded is None or loaded._driver is None else None
     if reason is not None:
         raise TypeError(
             f"{name} ({type(value).__name__}) is on a CUDA device, and the backend 'cuda' cannot "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from numba_ce._validate import float_name as checked_name
 from numba_ce.cuda.general import Kernel
 from numba_ce.cuda.intrinsics import KINDS
 from numba_ce.cuda.plan import DEFAULTS, OPERANDS, axis_fields, merged_axes
@@ -12,6 +13,11 @@ from numba_ce.cuda.table import resident_for
 from numba_ce.cuda.walk import Access
 
 KIND_NAMES = tuple(KINDS)
+
+
+def float_name(dtype: Any) -> str:
+    """The name of a dtype that has been checked (NumPy takes 3 us to find it)."""
+    return checked_name(dtype) or ""
 
 
 def described(logits: Any, **operands: Any) -> dict[str, Any]:
@@ -43,7 +49,7 @@ def describe_targets(fields: dict[str, Any], problem: Any) -> None:
         fields["targets_bytes"] = targets.dtype.itemsize
         fields["targets_signed"] = int(targets.dtype.kind == "i")
     if weight is not None:
-        fields["sample_weight_kind"] = KIND_NAMES.index(weight.dtype.name)
+        fields["sample_weight_kind"] = KIND_NAMES.index(float_name(weight.dtype))
     ignored = problem.options.ignore_index
     lowest = -(2**63) if fields["targets_signed"] else 0
     if ignored is not None and lowest <= ignored < lowest + 2**64:
@@ -52,7 +58,7 @@ def describe_targets(fields: dict[str, Any], problem: Any) -> None:
     if problem.class_weight is not None:
         fields["class_weight"] = problem.class_weight.address
         fields["class_weight_step"] = problem.class_weight.strides[0]
-        fields["class_weight_kind"] = KIND_NAMES.index(problem.class_weight.dtype.name)
+        fields["class_weight_kind"] = KIND_NAMES.index(float_name(problem.class_weight.dtype))
 
 
 def describe_options(fields: dict[str, Any], options: Any) -> None:
@@ -77,8 +83,8 @@ def general_for(operation: str, fields: dict[str, Any], problem: Any, **kinds: A
     options = problem.options
     return Kernel(
         operation,
-        access_of(fields, problem.logits.dtype.name, options.softcap is not None),
-        problem.targets.dtype.name if problem.probabilities else None,
+        access_of(fields, float_name(problem.logits.dtype), options.softcap is not None),
+        float_name(problem.targets.dtype) if problem.probabilities else None,
         smoothing=options.label_smoothing != 0.0,
         **kinds,
     )
@@ -87,7 +93,7 @@ def general_for(operation: str, fields: dict[str, Any], problem: Any, **kinds: A
 def loss_kernel(fields: dict[str, Any], problem: Any, grad: Any, capability: Any) -> Any:
     """The kernel for a loss: `Resident` if there is one for it, or the general one."""
     options, logits = problem.options, problem.logits
-    kind = logits.dtype.name
+    kind = float_name(logits.dtype)
     size = KINDS[kind][0]
     plain = (
         not problem.probabilities
@@ -102,10 +108,10 @@ def loss_kernel(fields: dict[str, Any], problem: Any, grad: Any, capability: Any
         # The two rows must start at the same distance from the full 16 bytes
         apart = (fields["grad"] - fields["logits"]) % 16
         apart |= (fields["grad_3"] - fields["logits_3"]) % 16 if fields["length_3"] > 1 else 0
-        fits = fits and grad.dtype.name == kind and fields["grad_step"] == size and not apart
+        fits = fits and float_name(grad.dtype) == kind and fields["grad_step"] == size and not apart
     if plain and fits:
         kernel = resident_for(kind, grad is not None, fields["n_classes"], capability)
         if kernel is not None:
             return kernel
-    grad_kind = None if grad is None else grad.dtype.name
+    grad_kind = None if grad is None else float_name(grad.dtype)
     return general_for("loss", fields, problem, grad_kind=grad_kind)
