@@ -156,6 +156,8 @@ class KernelCompiler(PartCompiler):
 # error_model: a division by zero is an infinity, not an exception
 OPTIONS = {"pipeline_class": PartCompiler, "error_model": "numpy"}
 inner = njit(**OPTIONS)
+# For what passes many vectors in and out and is called in one place: calls go through memory
+inlined = njit(**OPTIONS, forceinline=True)
 
 
 def inner_overload(function):

@@ -23,9 +23,9 @@ from numba.extending import intrinsic
 from numba_ce.cpu.element import put, take_ticket
 from numba_ce.cpu.jit import smaller, whole_kernel
 from numba_ce.cpu.measure import workspace_bytes, workspace_finder
-from numba_ce.cpu.narrow import narrow_bytes
 from numba_ce.cpu.operations import OPERATIONS
 from numba_ce.cpu.plan import PLAN_TYPE, address_of, packed
+from numba_ce.cpu.sixteen import narrow_bytes
 from numba_ce.cpu.vector import fence
 
 # A block is long enough (some 20 us) that drawing it costs nothing

@@ -12,7 +12,7 @@ import numpy as np
 from numba import from_dtype
 
 from numba_ce.cpu.element import get
-from numba_ce.cpu.jit import inner
+from numba_ce.cpu.jit import inlined, inner
 
 # The operands that have one entry, or one row of entries, per row of the logits. The row axes of
 # all of them are walked together: `axes` holds, for each row axis, its length and these strides.
@@ -132,7 +132,7 @@ def locate(plan, row):
     return logits, targets, weight, grad, hess
 
 
-@inner
+@inlined
 def locate_sixteen(plan, row):
     """The byte offsets of a row, the bytes to the next row, and whether 15 rows follow like that.
 

@@ -8,15 +8,17 @@ import numpy as np
 
 from numba_ce import _row
 from numba_ce.cpu.element import get, load_element, load_indices, load_integer, put
+from numba_ce.cpu.exp import two_sum
 from numba_ce.cpu.jit import inner, smaller
 from numba_ce.cpu.measure import peak_finder
 from numba_ce.cpu.plan import locate, locate_sixteen
 from numba_ce.cpu.tile import cap_tile, fill, real_type, reduction_of
-from numba_ce.cpu.vector import select, splat, sum_of_lanes
+from numba_ce.cpu.vector import prefetch, select, splat, sum_of_lanes
 
 smoothed = inner(_row.smoothed)
 
 KEPT, IGNORED, BAD = 0, 1, 2
+TARGETS_AHEAD = 2048  # bytes by which prefetches run ahead
 
 
 class Target(NamedTuple):
@@ -88,7 +90,7 @@ def note_weight(plan, row):
 
 
 @inner
-def neighbours(plan, offsets, steps, even):
+def neighbours(plan, steps, even):
     """Whether `load_indices` can read the targets of the next sixteen rows."""
     return even and plan.targets_bytes != 0 and steps[1] == plan.targets_bytes
 
@@ -96,6 +98,9 @@ def neighbours(plan, offsets, steps, even):
 @inner
 def sixteen_targets(plan, offset):
     """The targets of sixteen rows, see `load_indices`."""
+    upcoming = plan.targets + offset + TARGETS_AHEAD
+    prefetch(upcoming)
+    prefetch(upcoming + 64)
     return load_indices(
         plan.targets + offset,
         plan.targets_bytes,
@@ -115,19 +120,22 @@ def scan(plan, first, last, work):
     """
     unweighted = plan.sample_weight == 0 and plan.class_weight == 0
     one, zero = splat(np.float32(1)), splat(np.float32(0))
-    kept, bad, total = zero, zero, 0.0
+    kept, bad, total, lost = zero, zero, 0.0, 0.0
     for row in range(first, last, 16):
         offsets, steps, even = locate_sixteen(plan, row)
-        if unweighted and last - row >= 16 and neighbours(plan, offsets, steps, even):
+        if unweighted and last - row >= 16 and neighbours(plan, steps, even):
             y = sixteen_targets(plan, offsets[1])
             bad = bad + select(y == np.float32(-2), one, zero)
             kept = kept + select(y < np.float32(0), zero, one)
         else:
             for i in range(row, smaller(row + 16, last)):
-                total += note_weight(plan, i)
+                total, rounding = two_sum(total, note_weight(plan, i))
+                lost += rounding
     if sum_of_lanes(bad) > 0.0:
         for row in range(first, last):
             note_weight(plan, row)
+    if not math.isinf(total):
+        total += lost
     return total + np.float64(sum_of_lanes(kept))
 
 

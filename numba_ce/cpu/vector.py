@@ -379,17 +379,32 @@ def store_lanes(typingctx, address, mask, vector):
     return types.none(types.intp, mask, vector), codegen
 
 
+def _prefetch(builder, address, writes):
+    pointer = I8.as_pointer()
+    function = builder.module.declare_intrinsic(
+        "llvm.prefetch", [pointer], ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32])
+    )
+    keep_close, data = I32(3), I32(1)
+    builder.call(function, [_pointer(builder, address, I8), I32(writes), keep_close, data])
+
+
 @intrinsic
 def prefetch(typingctx, address):
     """Ask for the cache line of `address`, which may lie outside every array."""
 
     def codegen(context, builder, sig, args):
-        pointer = I8.as_pointer()
-        function = builder.module.declare_intrinsic(
-            "llvm.prefetch", [pointer], ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32])
-        )
-        read, keep_close, data = I32(0), I32(3), I32(1)
-        builder.call(function, [_pointer(builder, args[0], I8), read, keep_close, data])
+        _prefetch(builder, args[0], 0)
+        return context.get_dummy_value()
+
+    return types.none(types.intp), codegen
+
+
+@intrinsic
+def prefetch_to_write(typingctx, address):
+    """The same, as the owner of the line."""
+
+    def codegen(context, builder, sig, args):
+        _prefetch(builder, args[0], 1)
         return context.get_dummy_value()
 
     return types.none(types.intp), codegen
