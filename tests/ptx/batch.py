@@ -10,7 +10,7 @@ from .barriers import BlockBarriers, ClusterBarrier
 from .fault import Fault
 from .mbarriers import Mbarriers, Messages
 from .memory import ALLOCATED, RANK_SHIFT, SHARED_START, BlockMemory
-from .races import Clocks, Shadow
+from .races import Clocks, LaunchClocks, Shadow
 from .slots import BATCH, BLOCK, LANE, PLACE, WARP
 
 
@@ -48,6 +48,9 @@ class Batch:
         np.bitwise_or.at(self.alive_bits, self.warp_of, bits)
 
         self._memories(len(blocks))
+        self.global_races = launch.global_races
+        first = launch.clusters_done
+        self.launch_clocks = LaunchClocks(self, first, program.synchronises)
         self.barriers = BlockBarriers(self)
         self.cluster_barrier = ClusterBarrier(self, len(blocks) // self.blocks_per_cluster)
         self.mbarriers = Mbarriers(self)
@@ -63,7 +66,7 @@ class Batch:
         per_cluster = self.warps_per_block * self.blocks_per_cluster
         if per_cluster > 1:
             self.clocks = Clocks(self.warps, per_cluster, self.blocks_per_cluster)
-            self.shadow = Shadow(self.shared.data.size // self.program.granule, self.clocks)
+            self.shadow = Shadow(self.shared.data.size // self.program.granule)
 
     # ------------------------------------------------------------------ registers
 

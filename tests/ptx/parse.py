@@ -237,6 +237,8 @@ class _Body:
     def declare(self, name):
         """A unique name for something declared here: labels and registers of inner scopes."""
         number, names = self.scopes[-1]
+        if name in names:
+            raise Fault(f"{name} is declared twice")
         unique = f"{self.function.name}/{name}" if number == 1 else f"{name}@{number}"
         names[name] = unique
         return unique
