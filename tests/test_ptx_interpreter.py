@@ -136,7 +136,7 @@ def test_counts(rng):
     assert counts.stores == {4: 1000}
     assert counts.bytes_read == {a: 4000, b: 0}
     assert counts.bytes_written == {a: 0, b: 4000}
-    # two parameters, five statements around the seven of elementwise and the return
+    # 2 for the parameters, 2 for the thread, address, load, sum, address, store, return
     assert counts.instructions == 1000 * 10
 
 
