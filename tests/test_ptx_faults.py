@@ -284,6 +284,41 @@ def test_broken_reduction(parts, message, seed):
     if message is None:
         result, x = reduce(text, seed)
         assert result.tolist() == [x[i : i + 256].sum() for i in range(0, 1000, 256)]
+        return
+    with pytest.raises(Fault, match=message):
+        reduce(text, seed)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("@!%p3 bra WAIT;", "data race|nobody has written|exited"),
+        (
+            "mbarrier.try_wait.parity.shared::cta.b64 %p3, [%r2], 0;\n\t@!%p3 bra WAIT;",
+            "data race|nobody has written|exited",
+        ),
+        ("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r2], 16;", "deadlock|no end"),
+        ("mbarrier.init.shared::cta.b64 [%r2], 1;", "not been initialised"),
+        ("barrier.cluster.wait.acquire.aligned;", "not been initialised"),
+    ],
+)
+def test_broken_exchange(part, message, seed):
+    text = without(EXCHANGE, part)
+    found = []
+    for order in [seed] if seed is None else range(10 * seed, 10 * seed + 10):
+        device = Device(order, limit=20_000)
+        y = device.empty(48)
+        try:
+            device.launch(text, 12, 64, [y])
+        except Fault as error:
+            found.append(str(error))
+    if part.startswith(("@!%p3", "barrier.cluster.wait")):  # right in some orders
+        assert found or seed is None
+    else:
+        assert len(found) == (1 if seed is None else 10)
+    for text in found[:1]:
+        assert re.search(message, text)
 
 
 def test_exchange_with_the_wrong_number_of_bytes():
