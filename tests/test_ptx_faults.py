@@ -97,6 +97,17 @@ def test_shared_memory_between_variables():
         run("mov.u32 %r1, 0; st.shared.u32 [%r1], 1;", before=before)
 
 
+def test_freed_memory():
+    device = Device()
+    x, y = device.put(np.zeros(32, np.uint32)), device.put(np.zeros(32, np.uint32))
+    device.free(x)
+    device.launch(kernel(LOAD, ["x0"]), 1, 32, [y])
+    with pytest.raises(Fault, match=r"out-of-bounds"):
+        device.launch(kernel(LOAD, ["x0"]), 1, 32, [x])
+    with pytest.raises(Fault, match=r"not the start of an allocation"):
+        device.free(x)
+
+
 def test_read_only_memory():
     device = Device()
     x = device.put(np.zeros(32, np.uint32), readonly=True)
@@ -241,6 +252,17 @@ def test_races_in_global_memory(seed):
         run(blocks, 64, grid=5, seed=seed)
     run(blocks.replace("ld.global.u32 %r2, [%x0]", "ld.global.u32 %r2, [%rd1]"), 64, grid=5,
         seed=seed)  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_races_between_accesses_of_different_widths(seed):
+    body = """mul.wide.u32 %rd1, %r0, 16; add.u64 %rd1, %rd1, %x0;
+        st.global.v4.u32 [%rd1], {%r0, %r0, %r0, %r0}; """
+    read = "setp.eq.u32 %p1, %r0, 0; @%p1 ld.global.u8 %h1, [%x0+BYTE];"
+    run(body + read.replace("BYTE", "511"), 1024, block=64, seed=seed)
+    with pytest.raises(Fault, match=r"data race"):
+        run(body + read.replace("BYTE", "512"), 1024, block=64, seed=seed)
+    run(body + "bar.sync 0;" + read.replace("BYTE", "512"), 1024, block=64, seed=seed)
 
 
 # ---------------------------------------------------------------- broken kernels

@@ -52,8 +52,6 @@ class Access:
             program.use(slot)
         if space in ("shared", "generic"):
             program.granule = min(program.granule, width)
-        if space in ("global", "generic"):
-            program.global_granule = min(program.global_granule, width)
         self.strong = bool(
             {"volatile", "relaxed", "acquire", "release", "mmio"} & set(statement.op)
         )

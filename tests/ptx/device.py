@@ -50,6 +50,10 @@ class Device:
         """Memory that nobody has written; its address."""
         return self.memory.allocate(int(nbytes), misalign).start
 
+    def free(self, address):
+        """Gives an allocation back."""
+        self.memory.free(address)
+
     def get(self, address, like, fill=None):
         """An array of the shape and dtype of `like` from global memory.
 
@@ -95,7 +99,7 @@ class Device:
         self.counts = launch.counts
         self.memory.start_launch()
         if self.races:
-            launch.global_races = GlobalRaces(self.memory, program.global_granule)
+            launch.global_races = GlobalRaces()
         clusters = list(launch.clusters())
         together = max(1, LANES // (launch.threads * len(clusters[0])))
         if self.order_seed is not None:

@@ -128,6 +128,16 @@ class GlobalMemory(Space):
         self.allocations.append(allocation)
         return allocation
 
+    def free(self, address):
+        """Gives the memory back; it is not used again, so that a late access is out of bounds."""
+        place = bisect.bisect_left(self.starts, address)
+        if place == len(self.starts) or self.starts[place] != address:
+            raise Fault(f"{address:#x} is not the start of an allocation")
+        allocation = self.allocations.pop(place)
+        del self.starts[place]
+        self.flags[address - GLOBAL_BASE : allocation.end - GLOBAL_BASE] = 0
+        self.recent = Allocation(0, 0, False)
+
     def find(self, address):
         """The allocation that contains the address, or None."""
         place = bisect.bisect_right(self.starts, address) - 1

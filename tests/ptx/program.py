@@ -45,7 +45,7 @@ class Program:
         self._params()
         self.aliases = {}  # parameter of a call -> parameter of the function
         functions = [self.entry, *(f for f in self.module.functions.values() if not f.entry)]
-        self.granule = self.global_granule = 4  # bytes of a cell of the race check
+        self.granule = 4  # bytes of a cell of the race check in shared memory
         self.synchronises = False  # blocks may talk to each other through global memory
         for function in functions:
             self._function(function)

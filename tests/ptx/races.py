@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from .memory import GLOBAL_BASE
+
 
 class Clocks:
     """heard[w, c]: the latest time of the warp in column c of its cluster that warp w knows of."""
@@ -91,6 +93,12 @@ class Shadow:
         self.when = {kind: np.zeros(cells, np.int32) for kind in kinds}
         self.seen = set()  # kinds of access there have been
 
+    def split(self, parts):
+        """Makes the cells smaller."""
+        for table in (self.who, self.when):
+            for kind in table:
+                table[kind] = np.repeat(table[kind], parts)
+
     def access(self, order, kind, index, cells, warps):
         """Checks and records accesses of `cells` cells each; None, or (which race, with what).
 
@@ -158,34 +166,62 @@ class Shadow:
 
 
 class GlobalRaces:
-    """The race check of global memory during a launch.
+    """The race check of global memory during a launch, one allocation at a time.
 
     Reads of an allocation that nobody writes need no check, and recording them costs more than
     the reads themselves, so they are kept as they come, and recorded at the first write.
     """
 
-    def __init__(self, memory, granule):
-        self.shadow = Shadow(memory.data.size // granule)
-        self.granule = granule
+    def __init__(self):
         self.reads = {}  # allocation that nobody has written yet -> its reads
-        self.written = set()
+        self.shadows = {}  # allocation that somebody has written -> _Part
 
     def access(self, batch, kind, allocations, index, width, warps):
-        order, cells = batch.launch_clocks, width // self.granule
-        if kind == "read" and not any(a in self.written for a in allocations):
-            read = _Then(order), index, cells, warps
-            for allocation in allocations:
-                if not allocation.readonly:
-                    self.reads.setdefault(allocation, []).append(read)
-            return None
-        for allocation in allocations:
-            if kind != "read" and allocation not in self.written:
-                self.written.add(allocation)
-                for then, place, count, readers in self.reads.pop(allocation, ()):
-                    place = np.broadcast_to(place, readers.shape)
-                    self.shadow.record(then, "read", place, count, readers)
+        """None, or (which race, with what). index: bytes // width from GLOBAL_BASE."""
+        if len(allocations) == 1:
+            return self._one(batch.launch_clocks, kind, allocations[0], index, width, warps)
         index = np.broadcast_to(index, warps.shape)
-        return self.shadow.access(order, kind, index, cells, warps)
+        place = index * width + GLOBAL_BASE
+        for allocation in allocations:
+            mine = (place >= allocation.start) & (place < allocation.end)
+            race = self._one(batch.launch_clocks, kind, allocation, index[mine], width, warps[mine])
+            if race is not None:
+                wrong = np.zeros(warps.shape, bool)
+                wrong[mine] = race[0]
+                return wrong, race[1]
+        return None
+
+    def _one(self, order, kind, allocation, index, width, warps):
+        if allocation.readonly:
+            return None
+        part = self.shadows.get(allocation)
+        if part is None and kind == "read":
+            self.reads.setdefault(allocation, []).append((_Then(order), index, width, warps))
+            return None
+        if part is None:
+            part = self.shadows[allocation] = _Part(allocation, width)
+            for then, *read in self.reads.pop(allocation, ()):
+                part.shadow.record(then, "read", *part.place(*read))
+        return part.shadow.access(order, kind, *part.place(index, width, warps))
+
+
+class _Part:
+    """The shadow of one allocation; its cells are as small as the smallest access so far."""
+
+    def __init__(self, allocation, width):
+        self.granule = width
+        # 32 bytes are the largest access
+        self.base = (allocation.start - GLOBAL_BASE) // 32 * 32
+        self.size = -(-(allocation.end - GLOBAL_BASE - self.base) // 32) * 32
+        self.shadow = Shadow(self.size // width)
+
+    def place(self, index, width, warps):
+        """(index in the shadow, cells of an access, warps)"""
+        if width < self.granule:
+            self.shadow.split(self.granule // width)
+            self.granule = width
+        index = np.broadcast_to(index - self.base // width, warps.shape)
+        return index, width // self.granule, warps
 
 
 class _Then:
