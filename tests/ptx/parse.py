@@ -128,6 +128,7 @@ _VARIABLE = re.compile(
     re.S,
 )
 _ADDRESS = re.compile(r"^\[\s*([^+\]\s]+)\s*(?:\+\s*(-?\w+))?\s*\]$")
+_BRACKET = re.compile(r"[{\[(]")
 _NUMBER = re.compile(r"^[-+]?(0[xX][0-9a-fA-F]+|0[bB][01]+|\d+)U?$")
 
 
@@ -338,6 +339,8 @@ class _Body:
 
 def split(text):
     """Splits at the commas outside braces and brackets."""
+    if not _BRACKET.search(text):
+        return [item.strip() for item in text.split(",")] if text.strip() else []
     items, depth, item = [], 0, ""
     for character in text:
         if character == "," and not depth:

@@ -13,6 +13,7 @@ the warp; special registers; addresses of variables; parameters of device functi
 from __future__ import annotations
 
 import functools
+import gc
 
 import numpy as np
 
@@ -341,5 +342,11 @@ HANDLERS = {
 @functools.lru_cache(maxsize=256)
 def compiled(text, entry, fine, exact):
     """The program of a PTX text, decoded once per process."""
-    with np.errstate(all="ignore"):
-        return Program(text, entry, fine, exact)
+    collects = gc.isenabled()
+    gc.disable()  # so many objects that stay make the collector take a third of the time
+    try:
+        with np.errstate(all="ignore"):
+            return Program(text, entry, fine, exact)
+    finally:
+        if collects:
+            gc.enable()

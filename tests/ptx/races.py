@@ -108,44 +108,48 @@ class Shadow:
         return race or self.record(order, kind, index, cells, warps)
 
     def check(self, order, kind, index, cells, warps):
+        each = warps if cells == 1 else warps[:, None]
         for other in self.AGAINST[kind]:
             if other not in self.seen:
                 continue
-            who = self.who[other].reshape(-1, cells)[index]
-            when = self.when[other].reshape(-1, cells)[index]
+            when = self._rows(self.when, other, cells)[index]
             if when.any():
-                wrong = order.unordered(who, when, warps[:, None]).any(axis=1)
+                who = self._rows(self.who, other, cells)[index]
+                wrong = order.unordered(who, when, each)
                 if wrong.any():
-                    return wrong, other
+                    return wrong.reshape(len(warps), -1).any(axis=1), other
         return None
 
     def record(self, order, kind, index, cells, warps):
-        stamp, time = order.stamp(warps)
         self.seen.add(kind)
-        who = self.who[kind].reshape(-1, cells)
+        stamp, time = order.stamp(warps)
+        if cells > 1:
+            stamp, time = stamp[:, None], time[:, None] if time.ndim else time
+        who, when = self._rows(self.who, kind, cells), self._rows(self.when, kind, cells)
+        old, old_time = (who[index], when[index]) if kind == "read" else (None, None)
+        who[index], when[index] = stamp, time
+        others = who[index] != stamp  # lanes of a warp that is not the last one at its cell
         if kind != "read":
-            self._put(kind, index, cells, stamp, time)
-            wrong = (who[index] != stamp[:, None]).any(axis=1)
-            # Two warps in one step of the interpreter.
-            return (wrong, "write") if kind == "write" and wrong.any() else None
-        self.seen.add("read before")
-        old, old_time = who[index], self.when[kind].reshape(-1, cells)[index]
-        self._put("read before", index[::-1], cells, stamp[::-1], time)
-        self._put("read", index, cells, stamp, time)
-        # "read before" now holds the first reader of this step. Where that is also the last, the
-        # reader of an earlier step is the one to keep, if it was another warp.
-        before = self.who["read before"].reshape(-1, cells)
-        same = (before[index] == who[index]) & (old != who[index])
-        if same.any():
-            row, cell = np.nonzero(same)
-            before[index[row], cell] = old[row, cell]
-            self.when["read before"].reshape(-1, cells)[index[row], cell] = old_time[row, cell]
+            # A write by two warps in one step of the interpreter
+            wrong = kind == "write" and others.any()
+            return (others.reshape(len(warps), -1).any(axis=1), "write") if wrong else None
+        # Keep one reader besides the last: of this step if there is one, else of an earlier step
+        earlier = (old != stamp) & (old_time > 0)
+        for chosen, reader, then in ((earlier, old, old_time), (others, stamp, time)):
+            if chosen.any():
+                self.seen.add("read before")
+                self._keep_before(chosen, index, cells, reader, then)
         return None
 
-    def _put(self, kind, index, cells, who, when):
-        self.who[kind].reshape(-1, cells)[index] = who[:, None]
-        when = when[:, None] if when.ndim else when
-        self.when[kind].reshape(-1, cells)[index] = when
+    def _keep_before(self, chosen, index, cells, reader, then):
+        reader, then = np.broadcast_to(reader, chosen.shape), np.broadcast_to(then, chosen.shape)
+        where = np.nonzero(chosen)
+        place = (index[where[0]], *where[1:])
+        self._rows(self.who, "read before", cells)[place] = reader[chosen]
+        self._rows(self.when, "read before", cells)[place] = then[chosen]
+
+    def _rows(self, table, kind, cells):
+        return table[kind] if cells == 1 else table[kind].reshape(-1, cells)
 
     def agent_writes(self, clocks, index, cells, warp, cluster, block):
         """A write by the agent of a block, on behalf of a warp.
@@ -159,7 +163,8 @@ class Shadow:
         self.seen.add("write")
         clocks.agent_time[cluster, block] += 1
         column, time = clocks.first_agent + block, clocks.agent_time[cluster, block]
-        self._put("write", index, cells, np.array([column]), time)
+        self._rows(self.who, "write", cells)[index] = column
+        self._rows(self.when, "write", cells)[index] = time
         known = clocks.publish(np.array([warp]))
         known[column] = max(known[column], time)
         return None, known
