@@ -190,6 +190,25 @@ def test_guarded_instructions_and_early_exit():
     assert result.tolist() == [5 + i if i % 2 == 0 else 7 for i in range(10)] + [-1] * 22
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_predicates_set_on_different_ways(seed):
+    """Uniform values (one per gang) that differ between the gangs, in each order of writing."""
+    body = """
+        setp.gt.u32 %p1, %r0, 40;
+        @%p1 bra HIGH;
+        mov.pred %p2, 0; mov.pred %p3, -1; mov.u32 %r2, 5;
+        bra.uni JOIN;
+    HIGH:
+        mov.pred %p2, -1; mov.pred %p3, 0; mov.u32 %r2, 6;
+    JOIN:
+        selp.u32 %r1, 1, 0, %p2; @%p3 add.u32 %r1, %r1, 10; mad.lo.u32 %r1, %r2, 100, %r1;
+    """
+    for text in (body, body.replace("gt", "le")):
+        result = execute(text + STORE, np.empty(64, np.uint32), block=64, seed=seed)
+        low, high = (510, 601) if text is body else (601, 510)
+        assert result.tolist() == [low] * 41 + [high] * 23
+
+
 def test_jump_table():
     body = """
         and.b32 %r2, %r0, 3;

@@ -12,13 +12,14 @@ from .races import GlobalRaces
 from .schedule import STEPS, Scheduler
 
 LANES = 4096  # threads that execute together
+LANES_IN_ORDER = 1024  # the same with an order_seed: more would be fewer different schedules
 
 
 class Device:
     """Global memory and the means to run kernels on it.
 
-    order_seed: None runs warps in step. A number: warps, blocks of a cluster and asynchronous
-    stores take turns in an order and for lengths drawn from it. approx: "within" moves the
+    order_seed: None runs warps in step. A number: the warps of a cluster and asynchronous stores
+    take turns in an order and for lengths drawn from it. approx: "within" moves the
     results of approximate instructions within their documented error, by an amount that depends
     on the argument only; "exact" rounds correctly. races: whether races in global memory are looked
     for (those in shared memory always are). limit: steps of a batch before it is endless.
@@ -101,9 +102,9 @@ class Device:
         if self.races:
             launch.global_races = GlobalRaces()
         clusters = list(launch.clusters())
-        together = max(1, LANES // (launch.threads * len(clusters[0])))
+        lanes = LANES if self.order_seed is None else LANES_IN_ORDER
+        together = max(1, lanes // (launch.threads * len(clusters[0])))
         if self.order_seed is not None:
-            together = 1
             np.random.default_rng(self.order_seed).shuffle(clusters)
         with np.errstate(all="ignore"):
             for first in range(0, len(clusters), together):

@@ -225,7 +225,8 @@ class _Part:
         if width < self.granule:
             self.shadow.split(self.granule // width)
             self.granule = width
-        index = np.broadcast_to(index - self.base // width, warps.shape)
+        index = index - self.base // width
+        index = index if index.ndim else np.full(warps.shape, index)
         return index, width // self.granule, warps
 
 
