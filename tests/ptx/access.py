@@ -55,6 +55,8 @@ class Access:
         self.strong = bool(
             {"volatile", "relaxed", "acquire", "release", "mmio"} & set(statement.op)
         )
+        if space in ("global", "generic") and (self.strong or kind == "atomic"):
+            program.synchronises = True
 
     def locate(self, R):
         """(memory, index in units of the width)"""
@@ -73,6 +75,11 @@ class Access:
 
         lanes = R[LANE].size
         index = batch.memory.index(address, self.width, self.write, lanes, fault)
+        if batch.global_races is not None and not self.strong and self.kind != "atomic":
+            race = batch.global_races.access(
+                batch, self.kind, batch.memory.touched, index, self.width, R[WARP]
+            )
+            self.report(batch, R, race, address)
         if self.kind != "read":
             batch.counts.stores[self.width] += lanes
         if self.kind != "write":
@@ -134,31 +141,23 @@ class Access:
         if address.max() > SHARED_MASK:
             block = batch.block_of_rank(self.statement, R, address)
         offset = (address & SHARED_MASK) - np.uint64(SHARED_START)
-        flat, index = self.in_part(R, block, offset, memory, address)
+        _, index = self.in_part(R, block, offset, memory, address)
         if batch.shadow is not None:
-            kind = "atomic" if self.strong else self.kind
-            self.check_race(batch, R, flat, R[WARP], kind, address)
+            cells = self.width // batch.program.granule
+            race = batch.shadow.access(batch.clocks, self.kind_of_race(), index, cells, R[WARP])
+            self.report(batch, R, race, address)
         if self.write:
             memory.mark_written(index, self.width)
         return memory, index
 
-    def cells(self, batch, flat):
-        """The cells of the race check that accesses at these bytes touch."""
-        granule = batch.program.granule
-        cells = flat // granule
-        if self.width > granule:
-            cells = (cells[..., None] + np.arange(self.width // granule)).ravel()
-        return cells
+    def kind_of_race(self):
+        return "atomic" if self.strong else self.kind
 
-    def check_race(self, batch, R, flat, warps, kind, address):
-        cells = self.cells(batch, flat)
-        if cells.size != warps.size:
-            warps = np.repeat(warps, cells.size // warps.size)
-        race = batch.shadow.access(kind, cells, warps)
+    def report(self, batch, R, race, address):
         if race is not None:
             wrong, other = race
-            wrong = wrong.reshape(flat.size, -1).any(axis=1)
-            batch.fault(self.statement, R, wrong, race_message(kind, other), address)
+            text = race_message(self.kind_of_race(), other)
+            batch.fault(self.statement, R, wrong, text, address)
 
 
 def race_message(kind, other):

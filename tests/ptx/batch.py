@@ -10,15 +10,15 @@ from .barriers import BlockBarriers, ClusterBarrier
 from .fault import Fault
 from .mbarriers import Mbarriers, Messages
 from .memory import ALLOCATED, RANK_SHIFT, SHARED_START, BlockMemory
-from .races import Clocks, Shadow
+from .races import Clocks, LaunchClocks, Shadow
 from .slots import BATCH, BLOCK, LANE, PLACE, WARP
 
 
 class Batch:
     """A frame of lanes, one per thread. Closures reach it as R[BATCH].
 
-    Lanes have numbers (block * threads + thread), which they keep; their place in the frame
-    changes when exited lanes are dropped from it.
+    Lanes have numbers (block * threads + thread), which they keep. In the frame they lie in that
+    order, or, in a random order of warps, team by team; exited lanes are dropped from it.
     """
 
     def __init__(self, device, program, launch, blocks, seed):
@@ -30,7 +30,6 @@ class Batch:
         self.blocks_per_cluster = int(np.prod(launch.cluster))
         self.warps_per_block = -(-self.threads // 32)
         self.lanes = self.size = len(blocks) * self.threads
-        self.whole = self.threads % 32 == 0  # the frame is made of full warps
 
         # By number of the lane.
         lane = np.arange(self.lanes)
@@ -39,6 +38,11 @@ class Batch:
         self.warp_of = self.block_of * self.warps_per_block + thread // 32
         self.place_of = thread % 32
         self.cluster_of = self.block_of // self.blocks_per_cluster
+        self.warps_per_cluster = self.warps_per_block * self.blocks_per_cluster
+        # The same warp of all clusters is one team
+        self.team_of = self.warp_of % self.warps_per_cluster if self.random else 0 * lane
+        self.frame = np.argsort(self.team_of, kind="stable")
+        self.position_of = np.argsort(self.frame)
 
         self.warps = len(blocks) * self.warps_per_block
         self.alive = self.lanes
@@ -48,6 +52,9 @@ class Batch:
         np.bitwise_or.at(self.alive_bits, self.warp_of, bits)
 
         self._memories(len(blocks))
+        self.global_races = launch.global_races
+        first = launch.clusters_done
+        self.launch_clocks = LaunchClocks(self, first, program.synchronises)
         self.barriers = BlockBarriers(self)
         self.cluster_barrier = ClusterBarrier(self, len(blocks) // self.blocks_per_cluster)
         self.mbarriers = Mbarriers(self)
@@ -60,38 +67,39 @@ class Batch:
         self.shared = BlockMemory(blocks, np.concatenate([self.program.shared_flags, flags]))
         self.local = BlockMemory(self.lanes, self.program.local_flags)
         self.clocks = self.shadow = None
-        per_cluster = self.warps_per_block * self.blocks_per_cluster
-        if per_cluster > 1:
-            self.clocks = Clocks(self.warps, per_cluster, self.blocks_per_cluster)
-            self.shadow = Shadow(self.shared.data.size // self.program.granule, self.clocks)
+        if self.warps_per_cluster > 1:
+            self.clocks = Clocks(self.warps, self.warps_per_cluster, self.blocks_per_cluster)
+            self.shadow = Shadow(self.shared.data.size // self.program.granule)
 
     # ------------------------------------------------------------------ registers
 
     def _registers(self, thread):
         """G: the values of all slots in the whole frame. scratch: the same for a part of it."""
         program = self.program
-        self.G = [None if d is None else d.type(0) for d in program.dtypes]
+        self.G = [None if d is None else np.zeros((), d) for d in program.dtypes]
         for slot, value in program.constants.items():
             self.G[slot] = value
         for name, slot in program.symbols.items():
             self.G[slot] = np.uint64(self.device.symbol(program, name))
         self.G[BATCH] = self
         self.scratch = list(self.G)
-        self.G[LANE] = np.arange(self.lanes)
-        self.G[BLOCK], self.G[WARP], self.G[PLACE] = self.block_of, self.warp_of, self.place_of
+        # By identity: a register nobody has written. Its value means nothing to anybody, except
+        # for the registers that say whether others have been written.
+        self.unset = [
+            None if slot in program.uninitialised else value for slot, value in enumerate(self.G)
+        ]
+        self.G[LANE], self.G[BLOCK] = self.frame, self.block_of[self.frame]
+        self.G[WARP], self.G[PLACE] = self.warp_of[self.frame], self.place_of[self.frame]
         for name, slot in program.special.items():
             value = self.launch.special(name, self, thread)
+            value = value[self.frame] if value.ndim else value
             self.G[slot] = value.astype(program.dtypes[slot])
 
     def write(self, slot, lanes, value):
         """Sets a register of some lanes from outside the program."""
         if not self.G[slot].ndim:
             self.G[slot] = np.full(self.size, self.G[slot])
-        self.G[slot][self.positions(lanes)] = value
-
-    def positions(self, lanes):
-        """Where lanes (by number) are in the frame."""
-        return lanes if self.size == self.lanes else np.searchsorted(self.G[LANE], lanes)
+        self.G[slot][self.position_of[lanes]] = value
 
     def compact(self, keep, block):
         """Drops the other lanes, which have exited, from the frame, before this block runs."""
@@ -101,7 +109,7 @@ class Batch:
             if slot != BATCH and value.ndim:
                 self.G[slot] = value[keep].copy() if live >> slot & 1 else value.dtype.type(0)
         self.size = self.G[LANE].size
-        self.whole = False
+        self.position_of[self.G[LANE]] = np.arange(self.size)
 
     def exit(self, lanes):
         self.alive -= lanes.size

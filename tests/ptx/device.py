@@ -8,25 +8,29 @@ from .fault import Fault
 from .launch import Counts, Launch
 from .memory import USABLE, GlobalMemory
 from .program import compiled
+from .races import GlobalRaces
 from .schedule import STEPS, Scheduler
 
 LANES = 4096  # threads that execute together
+LANES_IN_ORDER = 1024  # the same with an order_seed: more would be fewer different schedules
 
 
 class Device:
     """Global memory and the means to run kernels on it.
 
-    order_seed: None runs warps in step. A number: warps, blocks of a cluster and asynchronous
-    stores take turns in an order and for lengths drawn from it. approx: "within" moves the
+    order_seed: None runs warps in step. A number: the warps of a cluster and asynchronous stores
+    take turns in an order and for lengths drawn from it. approx: "within" moves the
     results of approximate instructions within their documented error, by an amount that depends
-    on the argument only; "exact" rounds correctly. limit: steps of a batch before it is endless.
+    on the argument only; "exact" rounds correctly. races: whether races in global memory are looked
+    for (those in shared memory always are). limit: steps of a batch before it is endless.
     """
 
-    def __init__(self, order_seed=None, approx="within", limit=STEPS):
+    def __init__(self, order_seed=None, approx="within", races=True, limit=STEPS):
         if approx not in ("within", "exact"):
             raise ValueError(f"approx={approx!r}: 'within' and 'exact' are possible")
         self.memory = GlobalMemory()
-        self.order_seed, self.exact, self.limit = order_seed, approx == "exact", limit
+        self.order_seed, self.exact, self.races = order_seed, approx == "exact", races
+        self.limit = limit
         self.counts = Counts()
         self._symbols = {}
 
@@ -46,6 +50,10 @@ class Device:
     def empty(self, nbytes, misalign=0):
         """Memory that nobody has written; its address."""
         return self.memory.allocate(int(nbytes), misalign).start
+
+    def free(self, address):
+        """Gives an allocation back."""
+        self.memory.free(address)
 
     def get(self, address, like, fill=None):
         """An array of the shape and dtype of `like` from global memory.
@@ -91,15 +99,18 @@ class Device:
             self.symbol(program, name)
         self.counts = launch.counts
         self.memory.start_launch()
+        if self.races:
+            launch.global_races = GlobalRaces()
         clusters = list(launch.clusters())
-        together = max(1, LANES // (launch.threads * len(clusters[0])))
+        lanes = LANES if self.order_seed is None else LANES_IN_ORDER
+        together = max(1, lanes // (launch.threads * len(clusters[0])))
         if self.order_seed is not None:
-            together = 1
             np.random.default_rng(self.order_seed).shuffle(clusters)
         with np.errstate(all="ignore"):
             for first in range(0, len(clusters), together):
                 blocks = [b for c in clusters[first : first + together] for b in c]
                 Scheduler(self, program, launch, blocks, self.order_seed).run()
+                launch.clusters_done += together
         for allocation in self.memory.allocations:
             launch.counts.bytes_read[allocation.start] = allocation.bytes_read
             launch.counts.bytes_written[allocation.start] = allocation.bytes_written

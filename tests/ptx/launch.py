@@ -48,6 +48,8 @@ class Launch:
             raise ValueError(f"grid={grid} is not a multiple of the cluster {self.cluster}")
         self.shared = int(shared)
         self.counts = Counts()
+        self.global_races = None
+        self.clusters_done = 0
         self.params = _params(program, args)
 
     def clusters(self):

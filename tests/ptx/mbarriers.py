@@ -159,9 +159,9 @@ class Messages:
         batch.shared.mark_written(np.int64(flat >> access.shift), access.width)
         if batch.shadow is not None:
             warp = int(batch.warp_of[lane])
-            cells = access.cells(batch, np.array([flat]))
+            index, cells = flat >> access.shift, access.width // batch.program.granule
             where = divmod(block, batch.blocks_per_cluster)
-            race, known = batch.shadow.agent_writes(cells, warp, *where)
+            race, known = batch.shadow.agent_writes(batch.clocks, index, cells, warp, *where)
             if race is not None:
                 fault(f"data race: st.async after a {race[1]}, with no barrier between")
             batch.mbarriers.inform(barrier, warp, known)

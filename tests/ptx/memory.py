@@ -112,7 +112,8 @@ class GlobalMemory(Space):
         super().__init__(1 << 20)
         self.top = GUARD
         self.starts, self.allocations = [], []
-        self._recent = Allocation(0, 0, False)
+        self.recent = Allocation(0, 0, False)
+        self.touched = ()  # the allocations of the latest access
 
     def allocate(self, size, misalign=0, readonly=False):
         if not 0 <= misalign < 256:
@@ -126,6 +127,16 @@ class GlobalMemory(Space):
         self.starts.append(allocation.start)
         self.allocations.append(allocation)
         return allocation
+
+    def free(self, address):
+        """Gives the memory back; it is not used again, so that a late access is out of bounds."""
+        place = bisect.bisect_left(self.starts, address)
+        if place == len(self.starts) or self.starts[place] != address:
+            raise Fault(f"{address:#x} is not the start of an allocation")
+        allocation = self.allocations.pop(place)
+        del self.starts[place]
+        self.flags[address - GLOBAL_BASE : allocation.end - GLOBAL_BASE] = 0
+        self.recent = Allocation(0, 0, False)
 
     def find(self, address):
         """The allocation that contains the address, or None."""
@@ -161,13 +172,13 @@ class GlobalMemory(Space):
             low = high = ored = int(address)
         if ored & (width - 1):
             fault(address & np.uint64(width - 1) != 0, f"misaligned access of {width} bytes")
-        allocation = self._recent
+        allocation = self.recent
         if not (allocation.start <= low and high + width <= allocation.end):
             allocation = self.find(low)
         index = (address - np.uint64(GLOBAL_BASE)).view(np.int64) >> (width.bit_length() - 1)
         if allocation is None or high + width > allocation.end:
             return self._index_of_many(address, index, width, write, fault, lanes)
-        self._recent = allocation
+        self.recent, self.touched = allocation, (allocation,)
         if write:
             if allocation.readonly:
                 fault(None, f"write to {allocation}, which is read-only")
@@ -184,7 +195,7 @@ class GlobalMemory(Space):
 
     def _index_of_many(self, address, index, width, write, fault, lanes):
         """The slow way: lanes that access different allocations, or none."""
-        each = np.atleast_1d(address)
+        each, touched = np.atleast_1d(address), []
         place = np.searchsorted(np.array(self.starts, np.uint64), each, side="right") - 1
         for which in np.unique(place):
             mine = place == which
@@ -195,11 +206,13 @@ class GlobalMemory(Space):
                 fault(outside, f"out-of-bounds access of {width} bytes{near}")
             if write and allocation.readonly:
                 fault(mine, f"write to {allocation}, which is read-only")
+            touched.append(allocation)
             moved = int(mine.sum()) * width * (1 if address.ndim else lanes)
             if write:
                 allocation.bytes_written += moved
             else:
                 allocation.bytes_read += moved
+        self.touched = tuple(touched)
         if write:
             self.mark_written(index, width)
         elif (wrong := self.lacking(index, width, WRITTEN)) is not None:

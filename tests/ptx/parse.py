@@ -128,6 +128,7 @@ _VARIABLE = re.compile(
     re.S,
 )
 _ADDRESS = re.compile(r"^\[\s*([^+\]\s]+)\s*(?:\+\s*(-?\w+))?\s*\]$")
+_BRACKET = re.compile(r"[{\[(]")
 _NUMBER = re.compile(r"^[-+]?(0[xX][0-9a-fA-F]+|0[bB][01]+|\d+)U?$")
 
 
@@ -237,6 +238,8 @@ class _Body:
     def declare(self, name):
         """A unique name for something declared here: labels and registers of inner scopes."""
         number, names = self.scopes[-1]
+        if name in names:
+            raise Fault(f"{name} is declared twice")
         unique = f"{self.function.name}/{name}" if number == 1 else f"{name}@{number}"
         names[name] = unique
         return unique
@@ -336,6 +339,8 @@ class _Body:
 
 def split(text):
     """Splits at the commas outside braces and brackets."""
+    if not _BRACKET.search(text):
+        return [item.strip() for item in text.split(",")] if text.strip() else []
     items, depth, item = [], 0, ""
     for character in text:
         if character == "," and not depth:

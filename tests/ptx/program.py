@@ -13,6 +13,7 @@ the warp; special registers; addresses of variables; parameters of device functi
 from __future__ import annotations
 
 import functools
+import gc
 
 import numpy as np
 
@@ -45,7 +46,8 @@ class Program:
         self._params()
         self.aliases = {}  # parameter of a call -> parameter of the function
         functions = [self.entry, *(f for f in self.module.functions.values() if not f.entry)]
-        self.granule = 4  # bytes of a cell of the race check
+        self.granule = 4  # bytes of a cell of the race check in shared memory
+        self.synchronises = False  # blocks may talk to each other through global memory
         for function in functions:
             self._function(function)
         self._link()
@@ -340,5 +342,11 @@ HANDLERS = {
 @functools.lru_cache(maxsize=256)
 def compiled(text, entry, fine, exact):
     """The program of a PTX text, decoded once per process."""
-    with np.errstate(all="ignore"):
-        return Program(text, entry, fine, exact)
+    collects = gc.isenabled()
+    gc.disable()  # so many objects that stay make the collector take a third of the time
+    try:
+        with np.errstate(all="ignore"):
+            return Program(text, entry, fine, exact)
+    finally:
+        if collects:
+            gc.enable()

@@ -3,8 +3,8 @@
 Lanes at the same block of the program form a gang, and a team of gangs is scheduled together, the
 lowest one first, so that diverged lanes meet again. Without an order there is one team, and
 several clusters share a batch: the cost of a NumPy call is then spread over thousands of lanes.
-With an order_seed every warp is a team, the batch is one cluster, and the teams take turns of
-random length.
+With an order_seed there is a team for each warp of a cluster (the same warp of all clusters of a
+batch, so that these share one schedule), and the teams take turns of random length.
 
 A selection of lanes is None (the whole frame), a slice, or sorted indices; False stands for none.
 A gang of the whole frame runs on the registers as they are; another one on copies, and what it
@@ -23,7 +23,9 @@ STEPS = 5_000_000  # blocks of a program executed by a batch, before it counts a
 
 
 class Team:
-    def __init__(self):
+    def __init__(self, alive, whole):
+        self.alive = alive  # number of lanes
+        self.whole = whole  # all of them in full warps
         self.ready = {}  # pc -> lanes that can run
         self.parked = {}  # pc -> lanes that wait there for others of their warp
         self.asleep = {}  # pc -> lanes that poll an mbarrier
@@ -43,7 +45,8 @@ class Scheduler(Batch):
         super().__init__(device, program, launch, blocks, seed)
         self.program_blocks = program.blocks
         self.steps = 0
-        self.teams = [Team() for _ in range(1 if self.random is None else self.warps)]
+        whole = self.threads % 32 == 0
+        self.teams = [Team(int(n), whole) for n in np.bincount(self.team_of)]
         self.resume(np.arange(self.lanes), program.first)
 
     def run(self):
@@ -58,8 +61,10 @@ class Scheduler(Batch):
                 self._advance(self.random.choice(able), self.random.randint(1, 12))
             elif not self._unblock():
                 return
-            while self.messages.in_flight and self.random.random() < 0.2:
-                self.messages.deliver_one()
+            under_way = len(self.messages.in_flight)
+            if under_way and self.random.random() < 0.2:
+                for _ in range(self.random.randint(1, 1 + under_way // 4)):
+                    self.messages.deliver_one()
 
     def _unblock(self):
         """When nobody is ready: something in flight, or exits that change who is waited for."""
@@ -161,6 +166,9 @@ class Scheduler(Batch):
         for slot in block.outs:
             value, old = R[slot], G[slot]
             if not old.ndim:
+                if not value.ndim and old is self.unset[slot]:
+                    G[slot] = value
+                    continue
                 if not value.ndim and value == old:
                     continue  # the same in all lanes before and after
                 old = G[slot] = np.full(self.size, old)
@@ -184,7 +192,9 @@ class Scheduler(Batch):
             case "jump" | "call":
                 return block.target, sel
             case "exit":
-                self.exit(self.G[LANE][self._index(sel)])
+                team.alive -= self._count(sel)
+                team.whole = False
+                self.exit(self._pick(self.G[LANE], sel))
                 return None
             case "barrier":
                 return self._barrier(block, pc, sel, R)
@@ -243,7 +253,9 @@ class Scheduler(Batch):
     def _converge(self, team, block, sel):
         """The lanes whose partners are all here; the others are parked."""
         mask = self.G[block.converge] if block.converge != "warp" else np.uint32(0xFFFFFFFF)
-        if sel is None and self.whole and not mask.ndim and mask == 0xFFFFFFFF:
+        if self._count(sel) == team.alive and (
+            block.converge == "warp" or (team.whole and not mask.ndim and mask == 0xFFFFFFFF)
+        ):
             return sel
         warp, place = self._pick(self.G[WARP], sel), self._pick(self.G[PLACE], sel)
         bits = np.uint32(1) << place.astype(np.uint32)
@@ -312,8 +324,9 @@ class Scheduler(Batch):
     def resume(self, lanes, pc):
         """Lanes (by number) go on at pc."""
         if self.random is None:
-            self._add(self.teams[0], pc, tidy(np.sort(self.positions(lanes)), self.size))
+            self._add(self.teams[0], pc, tidy(np.sort(self.position_of[lanes]), self.size))
             return
-        warps = self.warp_of[lanes]
-        for warp in np.unique(warps):
-            self._add(self.teams[warp], pc, tidy(np.sort(lanes[warps == warp]), self.size))
+        teams = self.team_of[lanes]
+        for team in np.unique(teams):
+            place = np.sort(self.position_of[lanes[teams == team]])
+            self._add(self.teams[team], pc, tidy(place, self.size))
