@@ -71,7 +71,11 @@ def test_dtypes(rng, kind, dtype):
 def _borders(kind):
     """Every layout of the launch table with the smallest and largest rows that it takes."""
     smallest = 1
-    for kernel in layouts(kind, True, (9, 0)):
+    for i, kernel in enumerate(layouts(kind, True, (9, 0))):
+        # 16-bit rows differ in their words only: not every one of their large layouts
+        if kind != "float32" and (kernel.capacity > 40000 or (kind == "float16" and i % 4)):
+            smallest = kernel.capacity + 1
+            continue
         sizes = [smallest, kernel.capacity - 1, kernel.capacity]
         yield pytest.param(
             kind, sizes, id=f"{kind}-{kernel.sharing}x{kernel.slots}x{kernel.cluster}"

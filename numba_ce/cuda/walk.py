@@ -44,7 +44,9 @@ class Walk(NamedTuple):
 
 
 def chunk_size(access):
-    """Classes that a thread sees at a time: 16 bytes, or four loads in flight."""
+    """Classes that a thread sees at a time: 16 bytes, or four loads (two of float64: registers)."""
+    if access.kind == "float64":
+        return 2
     return KINDS[access.kind][1] if access.vector else 4
 
 
