@@ -1,4 +1,4 @@
-"""Which module does the work: the CPU kernels, or the NumPy reference.
+"""Which module does the work: the CPU kernels, the CUDA kernels, or the NumPy reference.
 
 Precedence: `use_backend` > `set_backend` > the variable NUMBA_CE_BACKEND > "auto". The backends are
 imported when they are first used, so that importing the package costs nothing and cannot fail.
@@ -16,7 +16,7 @@ from typing import Any
 
 VARIABLE = "NUMBA_CE_BACKEND"
 NAMES = ("auto", "cpu", "cuda", "numpy")
-MODULES = {"cpu": "numba_ce.cpu", "numpy": "numba_ce.reference"}
+MODULES = {"cpu": "numba_ce.cpu", "cuda": "numba_ce.cuda", "numpy": "numba_ce.reference"}
 
 # Of this thread or asyncio task: the contexts it is in, the innermost last. A tuple and no token,
 # so that one context object may serve several threads and be entered again.
@@ -29,7 +29,9 @@ _of_environment: str | None = None
 def why_not(name: str) -> str | None:
     """Why a backend cannot be used here; None if it can."""
     if name == "cuda":
-        return "the CUDA backend is not part of this version"
+        from numba_ce._cuda_presence import why_no_cuda
+
+        return why_no_cuda()
     if name == "cpu":
         from numba import config
 
@@ -45,7 +47,7 @@ def _check(name: Any, source: str) -> str:
         raise ValueError(f"{source}: unknown backend {name!r}, expected one of {', '.join(NAMES)}")
     reason = why_not(name)
     if reason is not None:
-        # "auto" stands for "cpu" as long as there are host arrays only
+        # "auto" stands for "cpu" where there are host arrays only
         usable = ", ".join(repr(n) for n in NAMES if why_not("cpu" if n == "auto" else n) is None)
         raise RuntimeError(f"{source}: backend {name!r} is not available: {reason}; use {usable}")
     return name
@@ -62,16 +64,16 @@ def available_backends() -> dict[str, str | None]:
     Examples
     --------
     >>> import numba_ce
-    >>> [name for name, reason in numba_ce.available_backends().items() if reason is None]
-    ['cpu', 'numpy']
+    >>> [name for name in numba_ce.available_backends()]
+    ['cpu', 'cuda', 'numpy']
     """
     return {name: why_not(name) for name in NAMES if name != "auto"}
 
 
 def get_backend() -> str:
-    """The name of the backend in use here: "auto", "cpu" or "numpy".
+    """The name of the backend in use here: "auto", "cpu", "cuda" or "numpy".
 
-    "auto" runs each call where its data lives: NumPy arrays on the CPU.
+    "auto" runs each call where its data lives: NumPy arrays on the CPU, device arrays on CUDA.
 
     Raises
     ------
@@ -194,11 +196,16 @@ def is_serial() -> bool:
 _loaded: dict[str, ModuleType] = {}
 
 
-def backend() -> ModuleType:
-    """The module that does the work."""
+def backend(on_device: bool = False) -> ModuleType:
+    """The module that does the work, for arrays on the host or on a CUDA device."""
     name = get_backend()
-    if name == "auto":  # where the data lives: only host arrays get this far
-        name = "cpu"
+    if name == "auto":  # where the data lives
+        name = "cuda" if on_device else "cpu"
+    elif on_device and name != "cuda":
+        raise ValueError(
+            f"backend {name!r} cannot read arrays on a CUDA device: use 'auto' or 'cuda', or copy "
+            "them to the host"
+        )
     if name not in _loaded:
         _check(name, f"backend {get_backend()!r}")
         _loaded[name] = importlib.import_module(MODULES[name])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Real
@@ -42,6 +43,35 @@ def float_name(dtype: np.dtype[Any]) -> str | None:
     return dtype.name if dtype.name in FLOATS else None
 
 
+def on_device(array: Any) -> bool:
+    """Whether an array that went through `as_array` lies on a CUDA device."""
+    return not isinstance(array, np.ndarray)
+
+
+def _device_array(value: Any, name: str) -> Any:
+    from numba_ce._cuda_presence import why_no_cuda
+
+    loaded = sys.modules.get("numba_ce.cuda.driver")
+    reason = why_no_cuda() if loaded is None or loaded._driver is None else None
+    if reason is not None:
+        raise TypeError(
+            f"{name} ({type(value).__name__}) is on a CUDA device, and the backend 'cuda' cannot "
+            f"be used: {reason}; or copy it to the host"
+        )
+    from numba_ce.cuda.arrays import device_array
+
+    return device_array(value, name)
+
+
+def _check_side(array: Any, name: str, logits: Any) -> None:
+    if array is not None and on_device(array) != on_device(logits):
+        where = ("the host", "a CUDA device")
+        raise TypeError(
+            f"logits are on {where[on_device(logits)]} and {name} on {where[on_device(array)]}: "
+            "expected all arrays on one side"
+        )
+
+
 def as_array(value: Any, name: str) -> Array:
     """`value` as a plain array that shares its memory."""
     if type(value) is np.ndarray:
@@ -52,10 +82,7 @@ def as_array(value: Any, name: str) -> Array:
             "ignore_index a row) and pass an ordinary array"
         )
     if hasattr(value, "__cuda_array_interface__"):
-        raise TypeError(
-            f"{name} ({type(value).__name__}) is on a CUDA device, and the backend 'cuda' is not "
-            "part of this version: copy it to the host"
-        )
+        return _device_array(value, name)  # type: ignore[no-any-return]
     try:
         return np.asarray(value)
     except ValueError as error:  # rows of different lengths
@@ -85,12 +112,15 @@ def check_logits(logits: Any, axis: Any) -> tuple[Array, int]:
 
 def classes_last(array: Array, axis: int) -> Array:
     """A view with the class axis at the end."""
-    return array if axis == array.ndim - 1 else np.moveaxis(array, axis, -1)
+    if axis == array.ndim - 1:
+        return array
+    return array.classes_last(axis) if on_device(array) else np.moveaxis(array, axis, -1)  # type: ignore[attr-defined]
 
 
 def check_targets_array(targets: Any, logits: Array, axis: int) -> tuple[Array, bool]:
     """The targets with classes last, and whether they are probabilities."""
     array = as_array(targets, "targets")
+    _check_side(array, "targets", logits)
     rows = logits.shape[:axis] + logits.shape[axis + 1 :]
     if array.size == 0 and not hasattr(targets, "dtype") and array.shape == rows:
         array = array.astype(np.int64)  # an empty list has no integers to tell its dtype
@@ -207,9 +237,12 @@ def make_problem(
     moved = classes_last(logits, axis)
     if class_weight is not None:
         class_weight = check_weight(class_weight, "class_weight", moved.shape[-1:])
-        class_weight = np.ascontiguousarray(class_weight, np.float64)
+        _check_side(class_weight, "class_weight", logits)
+        if not on_device(class_weight):
+            class_weight = np.ascontiguousarray(class_weight, np.float64)
     if sample_weight is not None:
         sample_weight = check_weight(sample_weight, "sample_weight", moved.shape[:-1])
+        _check_side(sample_weight, "sample_weight", logits)
     return Problem(moved, array, probabilities, class_weight, sample_weight, options, reduction)
 
 
@@ -220,7 +253,7 @@ def bad_target_error(
 
     origin : where the first of these targets stands among all of them, if they are a part
     """
-    targets = problem.targets
+    targets: Any = problem.targets
     assert targets is not None
     index = np.unravel_index(row, targets.shape)
     place = [int(i) + first for i, first in zip(index, origin or (0,) * len(index), strict=True)]
@@ -264,12 +297,33 @@ def _share_memory(a: Array, b: Array) -> bool:
         return True
 
 
-def check_out(out: Any, logits: Array, others: tuple[Any, ...] = (), name: str = "out") -> Array:
-    """An output of the shape of the logits: writeable, and overlapping nothing but them exactly."""
-    if type(out) is not np.ndarray and (
-        not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray)
-    ):
-        raise TypeError(f"{name} is a {type(out).__name__}: expected a NumPy array")
+def _check_device_out(out: Any, logits: Any, others: tuple[Any, ...], name: str) -> Any:
+    """The same on the device; overlaps are judged by the addresses that the arrays span."""
+    from numba_ce.cuda.arrays import device_array, overlap
+
+    array: Any = as_array(out, name)
+    _check_side(array, name, logits)
+    _check_fits(array, logits, name)
+    if array.readonly:
+        raise ValueError(f"{name} is read-only: expected a writeable array")
+    if _overlaps_itself(array):
+        raise ValueError(f"{name} has strides {array.strides}: its elements overlap each other")
+    same = (array.address, array.strides, array.dtype) == (
+        logits.address,
+        logits.strides,
+        logits.dtype,
+    )
+    if overlap(array, logits) and not same:
+        raise ValueError(
+            f"{name} overlaps logits: expected separate memory, or the same view for in place"
+        )
+    for other, other_name in others:
+        if other is not None and overlap(array, device_array(other, other_name)):
+            raise ValueError(f"{name} overlaps {other_name}: expected separate memory")
+    return array
+
+
+def _check_fits(out: Any, logits: Any, name: str) -> None:
     allowed = [float_name(logits.dtype)]
     if logits.dtype.itemsize == 2:
         allowed.append("float32")
@@ -279,6 +333,17 @@ def check_out(out: Any, logits: Array, others: tuple[Any, ...] = (), name: str =
         raise ValueError(
             f"{name} has shape {_shape(out.shape)}: expected {_shape(logits.shape)}, as the logits"
         )
+
+
+def check_out(out: Any, logits: Array, others: tuple[Any, ...] = (), name: str = "out") -> Array:
+    """An output of the shape of the logits: writeable, and overlapping nothing but them exactly."""
+    if on_device(logits) or hasattr(out, "__cuda_array_interface__"):
+        return _check_device_out(out, logits, others, name)  # type: ignore[no-any-return]
+    if type(out) is not np.ndarray and (
+        not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray)
+    ):
+        raise TypeError(f"{name} is a {type(out).__name__}: expected a NumPy array")
+    _check_fits(out, logits, name)
     if not out.flags.writeable:
         raise ValueError(f"{name} is read-only: expected a writeable array")
     if _overlaps_itself(out):

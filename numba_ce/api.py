@@ -17,6 +17,7 @@ from numba_ce._validate import (
     check_reduction,
     classes_last,
     make_problem,
+    on_device,
 )
 
 HESSIANS = ("diagonal", "xgboost", "lightgbm")
@@ -41,7 +42,25 @@ def result_dtype(logits: Array) -> np.dtype[Any]:
 
 def fresh_output(logits: Array) -> Array:
     """A dense array in native byte order and the axis order of the logits."""
+    if on_device(logits):
+        from numba_ce.cuda.arrays import empty_like
+
+        return empty_like(logits)  # type: ignore[arg-type, return-value]
     return np.empty_like(logits, dtype=logits.dtype.newbyteorder("="), subok=False)
+
+
+def fresh_rows(logits: Array, shape: tuple[int, ...], dtype: Any) -> Any:
+    """A dense array with results of the rows, where the logits are."""
+    if on_device(logits):
+        from numba_ce.cuda.arrays import empty
+
+        return empty(logits, shape, np.dtype(dtype))  # type: ignore[arg-type]
+    return np.empty(shape, dtype)
+
+
+def returned(array: Any) -> Any:
+    """What the caller gets: on the device, an array of the family that was passed."""
+    return array.owner if on_device(array) else array
 
 
 def no_classes(logits: Array, axis: int) -> ValueError:
@@ -63,6 +82,14 @@ def _reduced(total: float, weight: float, reduction: str, dtype: np.dtype[Any]) 
 def _loss(problem: Problem, logits: Array, axis: int, grad: Array | None) -> Any:
     """The loss in the shape that the reduction gives; fills `grad`."""
     dtype, rows = result_dtype(logits), problem.logits.shape[:-1]
+    if on_device(logits):
+        if problem.logits.shape[-1] == 0 and 0 not in rows:
+            raise no_classes(logits, axis)
+        module = backend(True)
+        result = fresh_rows(logits, rows if problem.reduction == "none" else (), dtype)
+        moved = None if grad is None else classes_last(grad, axis)
+        module.loss_on_device(problem, result, moved)
+        return returned(result)
     per_row = np.empty(rows, dtype) if problem.reduction == "none" else None
     if 0 in rows:
         return _reduced(0.0, 0.0, problem.reduction, dtype) if per_row is None else per_row
@@ -238,12 +265,13 @@ softcap, temperature, check_targets
     else:
         grad = check_out(out, array, _inputs(problem, class_weight))
     loss = _loss(problem, array, axis, grad)
-    return loss, grad if out is None else out
+    return loss, returned(grad) if out is None else out
 
 
 def _inputs(problem: Problem, class_weight: Any) -> tuple[tuple[Any, str], ...]:
     """What `out` must not overlap, as arrays: a Series, too, lends its memory to one."""
-    if class_weight is not None:  # the problem holds a copy, unless it was float64
+    if class_weight is not None and not on_device(problem.logits):
+        # the problem holds a copy, unless it was float64
         class_weight = np.asarray(class_weight)
     return (
         (problem.targets, "targets"),
@@ -316,10 +344,10 @@ def cross_entropy_grad_and_hess(
     if problem.logits.shape[-1] == 0 and array.size == 0 and 0 not in problem.logits.shape[:-1]:
         raise no_classes(array, axis)
     if array.size:
-        backend().run_grad_hess(
+        backend(on_device(array)).run_grad_hess(
             problem, classes_last(grad, axis), classes_last(hessian, axis), hess
         )
-    return (grad, hessian) if out is None else (out[0], out[1])
+    return (returned(grad), returned(hessian)) if out is None else (out[0], out[1])
 
 
 def row_stats(
@@ -375,14 +403,16 @@ def row_stats(
             raise TypeError("targets are probabilities: row_stats expects class indices")
     rows, dtype = problem.logits.shape[:-1], result_dtype(array)
     floats = ["row_max", "lse", "entropy"] + ([] if targets is None else ["target_logit", "loss"])
-    outputs: dict[str, Any] = {name: np.empty(rows, dtype) for name in floats}
+    outputs: dict[str, Any] = {name: fresh_rows(array, rows, dtype) for name in floats}
     for name in ("argmax",) if targets is None else ("argmax", "rank"):
-        outputs[name] = np.empty(rows, np.int64)
+        outputs[name] = fresh_rows(array, rows, np.int64)
     if 0 not in rows:
         if problem.logits.shape[-1] == 0:
             raise no_classes(array, axis)
-        backend().run_row_stats(problem, outputs)
-    if not rows:
+        backend(on_device(array)).run_row_stats(problem, outputs)
+    if on_device(array):
+        outputs = {name: returned(value) for name, value in outputs.items()}
+    elif not rows:
         outputs = {name: value[()] for name, value in outputs.items()}
     fields: list[Any] = [outputs.get(name) for name in RowStats._fields]
     return RowStats(*fields)

@@ -151,8 +151,18 @@ def info() -> None:
         numba_ce.cross_entropy(np.zeros((4096, 64), np.float32), np.zeros(4096, np.int64))
         table.add_row("threading layer", numba.threading_layer())  # type: ignore[attr-defined]
         table.add_row("processor", _processor())
-    table.add_row("GPU", "not used by this version")
+    table.add_row("GPU", _gpu())
     Console().print(table)
+
+
+def _gpu() -> str:
+    if numba_ce.available_backends()["cuda"] is not None:
+        return "none that can be used"
+    from numba_ce.cuda.driver import current_driver
+
+    gpu = current_driver()
+    device = gpu.device()
+    return "{}, sm_{}{}".format(gpu.name(device), *gpu.capability(device))
 
 
 def _processor() -> str:

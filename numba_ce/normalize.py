@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from numba_ce._backend import backend
-from numba_ce._validate import Array, check_logits, check_out, classes_last
-from numba_ce.api import fresh_output, result_dtype
+from numba_ce._validate import Array, check_logits, check_out, classes_last, on_device
+from numba_ce.api import fresh_output, fresh_rows, result_dtype, returned
 
 
 def logsumexp(logits: Any, axis: int = -1, *, keepdims: bool = False) -> Any:
@@ -47,23 +47,26 @@ def logsumexp(logits: Any, axis: int = -1, *, keepdims: bool = False) -> Any:
     True
     """
     array, axis = check_logits(logits, axis)
-    moved = classes_last(array, axis)
-    lse = np.empty(moved.shape[:-1], result_dtype(array))
+    moved, module = classes_last(array, axis), backend(on_device(array))
+    lse = fresh_rows(array, moved.shape[:-1], result_dtype(array))
     if moved.shape[-1] == 0:
-        lse.fill(-np.inf)
+        returned(lse)[...] = -np.inf
     elif lse.size:
-        backend().run_normalize(moved, "logsumexp", lse)
+        module.run_normalize(moved, "logsumexp", lse)
+    lse = returned(lse)
     if keepdims:
-        lse = np.expand_dims(lse, axis)
-    return lse if lse.ndim else lse[()]
+        lse = lse.reshape(*array.shape[:axis], 1, *array.shape[axis + 1 :])
+    return lse if lse.ndim or on_device(array) else lse[()]
 
 
 def _normalized(logits: Any, axis: Any, out: Any, what: str) -> Array:
     array, axis = check_logits(logits, axis)
     result = fresh_output(array) if out is None else check_out(out, array)
     if array.size:
-        backend().run_normalize(classes_last(array, axis), what, classes_last(result, axis))
-    return result if out is None else out
+        backend(on_device(array)).run_normalize(
+            classes_last(array, axis), what, classes_last(result, axis)
+        )
+    return returned(result) if out is None else out  # type: ignore[no-any-return]
 
 
 def softmax(logits: Any, axis: int = -1, *, out: Any = None) -> Array:

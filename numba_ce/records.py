@@ -29,8 +29,9 @@ from numba_ce._validate import (
     check_out,
     classes_last,
     make_problem,
+    on_device,
 )
-from numba_ce.api import fresh_output
+from numba_ce.api import fresh_output, returned
 from numba_ce.reference import finish, row_loss
 
 FIELDS = (
@@ -164,7 +165,7 @@ def row_record(
         record[...] = (-np.inf, 0, -np.inf, 0, 0, 0, 0, options.temperature, n_classes)
         record[bad, 1] = np.nan
     elif record.size:
-        backend().run_row_record(problem, class_offset, n_classes, record)
+        backend(on_device(array)).run_row_record(problem, class_offset, n_classes, record)
     return record
 
 
@@ -360,5 +361,5 @@ def grad_from_record(
         else:
             record = np.ascontiguousarray(record, np.float64)
             moved = classes_last(grad, axis)
-            backend().run_grad_from_record(problem, record, class_offset, moved)
-    return grad if out is None else out
+            backend(on_device(array)).run_grad_from_record(problem, record, class_offset, moved)
+    return returned(grad) if out is None else out  # type: ignore[no-any-return]

@@ -1,0 +1,324 @@
+"""Correctness and speed on a real GPU, in under 8 minutes: python -m benchmarks.gpu_report
+
+First the results of the kernels against the float64 reference, then GB/s (CUDA events, medians)
+beside a device copy in the same run and whatever of torch, torch.compile, Liger, QuACK and CuPy is
+installed. Saves benchmarks/results/DATE-gpu-NAME.json. What fails says why, and the rest goes on.
+
+    --quick     fewer sizes and repetitions
+    --small     correctness only, small arrays: for compute-sanitizer --tool memcheck | racecheck
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib
+import importlib.metadata
+import json
+import re
+import statistics
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import numba_ce as nc
+
+RESULTS = Path(__file__).resolve().parent / "results"
+KINDS = ("float32", "bfloat16", "float16")
+CLASSES = (1024, 4096, 16384, 32768, 50257, 65536, 128256, 262144)
+QUICK_CLASSES = (1024, 32768, 50257, 262144)
+BYTES = 256 << 20  # of logits, at least
+# Relative error of loss and gradient that is promised, in units of the results' dtype
+TOLERANCE = {"float64": 1e-14, "float32": 1e-6, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+SMALL_CLASSES = (1, 2, 7, 130, 500, 1000, 2049, 4100)
+LARGE_CLASSES = (8193, 16390, 32800, 65600, 131100, 262144, 300000)
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "smoothing, z-loss": {"label_smoothing": 0.1, "z_loss": 1e-2},
+    "softcap, temperature": {"softcap": 20.0, "temperature": 0.7},
+}
+
+
+def numpy_dtype(kind: str) -> np.dtype[Any]:
+    """bfloat16 needs ml_dtypes."""
+    if kind != "bfloat16":
+        return np.dtype(kind)
+    return np.dtype(importlib.import_module("ml_dtypes").bfloat16)
+
+
+# ---------------------------------------------------------------- correctness
+
+
+def largest_errors(kind: str, n_classes: int, options: dict[str, Any]) -> tuple[float, float]:
+    """Relative errors of loss and gradient (of its row's largest), in units of what is allowed."""
+    rng = np.random.default_rng(n_classes)
+    logits = (3 * rng.standard_normal((4, n_classes))).astype(numpy_dtype(kind))
+    targets = rng.integers(0, n_classes, 4)
+    targets[1] = -100
+    logits[1] = np.nan
+    if n_classes > 3:
+        logits[2, targets[2] - 1] = -np.inf
+    wide = logits.astype(np.float64)
+    with nc.use_backend("numpy"):
+        loss_0, grad_0 = nc.cross_entropy_and_grad(wide, targets, reduction="none", **options)
+    with nc.use_backend("cuda"):
+        loss, grad = nc.cross_entropy_and_grad(logits, targets, reduction="none", **options)
+    of_loss = TOLERANCE["float64" if kind == "float64" else "float32"]
+    finite = np.isfinite(loss_0)
+    if not np.array_equal(finite, np.isfinite(loss)):
+        return float("inf"), float("inf")
+    error = np.abs(loss[finite] - loss_0[finite]) / (np.abs(loss_0[finite]) + 1e-30)
+    scale = np.abs(grad_0).max(axis=-1, keepdims=True) + 1e-30
+    grad_error = np.abs(np.asarray(grad, np.float64) - grad_0) / scale
+    return float(error.max() / of_loss), float(grad_error.max() / TOLERANCE[kind])
+
+
+def correctness(kinds: tuple[str, ...], classes: tuple[int, ...]) -> list[dict[str, Any]]:
+    """One line for each kind, size and set of options; errors above 1 are too large."""
+    results = []
+    for kind in kinds:
+        for n_classes in classes:
+            for name, options in OPTIONS.items():
+                line: dict[str, Any] = {"kind": kind, "n_classes": n_classes, "options": name}
+                try:
+                    line["loss"], line["grad"] = largest_errors(kind, n_classes, options)
+                    good = line["loss"] <= 1 and line["grad"] <= 1
+                    line["result"] = "ok" if good else "WRONG"
+                    figures = f"loss {line['loss']:.2f}  grad {line['grad']:.2f}"
+                except Exception as error:
+                    line["result"] = "FAILED"
+                    line["reason"] = figures = explained(error)
+                print(f"{kind:9} {n_classes:7} {name:22} {line['result']:7} {figures}", flush=True)
+                results.append(line)
+    return results
+
+
+def explained(error: BaseException) -> str:
+    """A line that says what went wrong and where."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{where}"
+
+
+# ---------------------------------------------------------------- speed
+
+
+def median_ms(torch: Any, call: Callable[[], object], repetitions: int) -> float:
+    """Median time between two events around a call."""
+    for _ in range(3):
+        call()
+    torch.cuda.synchronize()
+    times = []
+    for _ in range(repetitions):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    return statistics.median(times)
+
+
+def gb_per_second(n_bytes: int, ms: float) -> float:
+    """Decimal gigabytes."""
+    return n_bytes / ms / 1e6
+
+
+Contenders = Iterator[tuple[str, int, Callable[[], object]]]
+
+
+def ours(x: Any, y: Any, grad: Any) -> Contenders:
+    """(name, bytes that have to move for each byte of the logits, call)."""
+    options = {"check_targets": False}
+    yield "loss", 1, lambda: nc.cross_entropy(x, y, reduction="sum", **options)
+    yield (
+        "loss+grad",
+        2,
+        lambda: nc.cross_entropy_and_grad(x, y, reduction="sum", out=grad, **options),
+    )
+    yield "loss+grad mean, checked", 2, lambda: nc.cross_entropy_and_grad(x, y, out=grad)
+    yield "in place", 2, lambda: nc.cross_entropy_and_grad(x, y, reduction="sum", out=x, **options)
+
+
+def torch_peers(torch: Any, x: Any, y: Any) -> Contenders:
+    """Forward and backward, eager and compiled."""
+    functional = torch.nn.functional
+    z = x.detach().clone().requires_grad_(True)
+
+    def step(function: Any) -> None:
+        z.grad = None
+        function(z, y).backward()
+
+    yield "torch", 2, lambda: step(functional.cross_entropy)
+    compiled = torch.compile(functional.cross_entropy)
+    yield "torch.compile", 2, lambda: step(compiled)
+
+
+def liger(torch: Any, x: Any, y: Any) -> Contenders:
+    """Liger computes the gradient in its forward pass, into its input."""
+    module = importlib.import_module("liger_kernel.ops.cross_entropy")
+    z = x.detach().clone().requires_grad_(True)
+    yield "Liger", 2, lambda: module.LigerCrossEntropyFunction.apply(z, y, None, -100)
+
+
+def quack(torch: Any, x: Any, y: Any) -> Contenders:
+    """QuACK: forward and backward in one kernel where it has one."""
+    module = importlib.import_module("quack.cross_entropy")
+    z = x.detach().clone().requires_grad_(True)
+
+    def step() -> None:
+        z.grad = None
+        module.cross_entropy(z, y).sum().backward()
+
+    yield "QuACK", 2, step
+
+
+def cupy_peer(torch: Any, x: Any, y: Any) -> Contenders:
+    """The usual few lines in CuPy."""
+    cupy = importlib.import_module("cupy")
+    z, rows = cupy.asarray(x), cupy.arange(len(y))
+    targets = cupy.asarray(y)
+
+    def step() -> None:
+        e = cupy.exp(z - z.max(axis=1, keepdims=True))
+        e /= e.sum(axis=1, keepdims=True)
+        e[rows, targets] -= 1
+
+    yield "CuPy", 2, step
+
+
+PEERS: tuple[Callable[[Any, Any, Any], Contenders], ...] = (torch_peers, liger, quack, cupy_peer)
+
+
+def speed(torch: Any, kind: str, n_classes: int, repetitions: int) -> dict[str, Any]:
+    """GB/s of everybody at one size."""
+    dtype = getattr(torch, kind)
+    x = torch.empty((1, 1), dtype=dtype)
+    n_rows = -(-BYTES // (n_classes * x.element_size()))
+    x = torch.randn((n_rows, n_classes), device="cuda").to(dtype)
+    y = torch.randint(0, n_classes, (n_rows,), device="cuda")
+    grad = torch.empty_like(x)
+    n_bytes = x.numel() * x.element_size()
+    line: dict[str, Any] = {"kind": kind, "n_classes": n_classes, "n_rows": n_rows}
+
+    def measure(contenders: Callable[[], Contenders], name: str) -> None:
+        try:
+            for name, times, call in contenders():
+                ms = median_ms(torch, call, repetitions)
+                line[name] = round(gb_per_second(times * n_bytes, ms), 1)
+        except Exception as error:
+            line.setdefault("failed", {})[name] = explained(error)
+
+    copy = [("copy", 2, lambda: grad.copy_(x)), ("read", 1, lambda: x.sum(dtype=torch.float32))]
+    measure(lambda: iter(copy), "copy")
+    for peer in PEERS:
+        measure(lambda peer=peer: peer(torch, x, y), peer.__name__)
+    measure(lambda: ours(x, y, grad), "numba_ce")  # last: in place spoils x
+    if "loss+grad" in line and "copy" in line:
+        line["of the copy"] = round(line["loss+grad"] / line["copy"], 3)
+    print("  ".join(f"{k} {v}" for k, v in line.items()), flush=True)
+    return line
+
+
+def launch_cost(torch: Any) -> dict[str, float]:
+    """Microseconds of Python for a call on small device arrays, the device not waited for."""
+    x = torch.randn((8, 1000), device="cuda")
+    y, grad = torch.zeros(8, dtype=torch.int64, device="cuda"), torch.empty_like(x)
+    costs = {}
+    for name, _, call in ours(x, y, grad):
+        call()
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(200):
+            call()
+        costs[name] = round((time.perf_counter() - start) / 200 * 1e6, 1)
+        torch.cuda.synchronize()
+    return costs
+
+
+# ---------------------------------------------------------------- the report
+
+
+def versions() -> dict[str, str]:
+    """Of everything that takes part."""
+    found = {"numba_ce": nc.__version__, "python": sys.version.split()[0]}
+    names = (
+        "numba",
+        "numba-cuda",
+        "numpy",
+        "torch",
+        "liger-kernel",
+        "quack-kernels",
+        "cupy",
+        "jax",
+    )
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def save(report: dict[str, Any], folder: Path = RESULTS) -> Path:
+    """Write the report under its date and the name of the GPU."""
+    name = re.sub(r"[^a-z0-9]+", "-", str(report["gpu"]).lower()).strip("-")
+    path = folder / f"{report['date']}-gpu-{name}.json"
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    return path
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run, print, save."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--small", action="store_true")
+    chosen = parser.parse_args(arguments)
+    reason = nc.available_backends()["cuda"]
+    if reason is not None:
+        print(f"no GPU report: {reason}")
+        return 2
+    from numba_ce.cuda.driver import current_driver
+
+    gpu = current_driver()
+    device = gpu.device()
+    report: dict[str, Any] = {
+        "date": str(datetime.date.today()),
+        "gpu": gpu.name(device),
+        "capability": gpu.capability(device),
+        "versions": versions(),
+    }
+    print(json.dumps(report))
+    classes = SMALL_CLASSES + (() if chosen.small else LARGE_CLASSES)
+    report["correctness"] = correctness((*KINDS, "float64"), classes)
+    wrong = sum(line["result"] != "ok" for line in report["correctness"])
+    print(f"{len(report['correctness'])} cases, {wrong} not ok")
+    if chosen.small:
+        return 1 if wrong else 0
+    try:
+        torch = importlib.import_module("torch")
+        report["launch_us"] = launch_cost(torch)
+        print("microseconds of Python per call:", report["launch_us"])
+        report["gb_per_second"] = []
+        for kind in KINDS:
+            for n_classes in QUICK_CLASSES if chosen.quick else CLASSES:
+                try:
+                    line = speed(torch, kind, n_classes, 5 if chosen.quick else 20)
+                except Exception as error:
+                    line = {"kind": kind, "n_classes": n_classes, "failed": explained(error)}
+                    print(line, flush=True)
+                report["gb_per_second"].append(line)
+    except Exception as error:
+        report["speed"] = explained(error)
+        print("no timings:", report["speed"])
+    print("saved", save(report))
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

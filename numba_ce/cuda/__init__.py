@@ -1,0 +1,252 @@
+"""HOW on CUDA: the backend "cuda".
+
+========== =========================================================================
+intrinsics every device intrinsic, and nothing else has any
+plan       what a kernel is told: addresses, strides, options
+targets    what a row is told to be: target, weights, whether it counts
+finish     a row finished in float64, by the formulas of `numba_ce._row`
+group      the threads that share a row in the general kernel
+walk       how they walk along it: 128-bit access, dtypes
+measure    first pass over a row: maximum, sum of exponentials, sums of an option
+write      second pass: gradient, probabilities, Hessian
+general    the general kernel: every operation and option, two reads of a row
+exchange   how the threads of a register-resident row agree on its maximum and sum
+quads      a thread's part of a row, as a tuple of 16 bytes each
+resident   the plain loss with the row in registers: one read, one write
+totals     check of the targets, sums over the rows
+table      which kernel does it
+ptx        from Python to PTX and machine code, without a device
+compiled   compiled kernels in the process and on disk
+driver     the calls of the CUDA driver
+launch     from a plan to a launch
+describe   from a problem to a plan
+arrays     arrays on the device, and the libraries they come from
+operations what the backend does with arrays on the device
+host       NumPy arrays through the device, in pieces
+========== =========================================================================
+
+The functions of this module are what the public functions call, with NumPy arrays or with
+`DeviceArray`s.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from numba_ce._validate import Problem, bad_target_error
+from numba_ce.cuda import operations
+from numba_ce.cuda.arrays import DeviceArray, View
+from numba_ce.cuda.driver import current_driver
+from numba_ce.cuda.host import in_pieces, uploaded
+from numba_ce.cuda.operations import Place
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def _on_device(array: Any) -> bool:
+    return isinstance(array, DeviceArray)
+
+
+def _place(array: DeviceArray) -> Place:
+    return Place(current_driver().device_of(array.address), array.stream)
+
+
+# ---------------------------------------------------------------- the check, for NumPy arrays
+
+
+def _checked_weight(problem: Problem, n_classes: int, class_offset: int = 0) -> float:
+    """The sum of the weights of the rows kept; raises for the first bad target."""
+    s = problem.sample_weight
+    rows = problem.logits.shape[:-1]
+    if problem.probabilities:
+        return float(math.prod(rows)) if s is None else float(np.sum(s, dtype=np.float64))
+    y, options = np.asarray(problem.targets), problem.options
+    kept = (y >= 0) & (y < n_classes)
+    if options.ignore_index is not None:
+        ignored = y == options.ignore_index
+        bad = ~kept & ~ignored
+        kept &= ~ignored
+    else:
+        bad = ~kept
+    if options.check_targets and np.any(bad):
+        raise bad_target_error(problem, int(np.flatnonzero(bad)[0]), n_classes)
+    weight = kept.astype(np.float64)
+    if problem.class_weight is not None:
+        here = np.where(kept, y, 0).astype(np.int64) - class_offset
+        weight *= np.asarray(problem.class_weight)[np.clip(here, 0, problem.logits.shape[-1] - 1)]
+    if s is not None:
+        # A weight of 0 ignores the row, whatever else it has
+        s = np.asarray(s, np.float64)
+        weight = np.where(s == 0.0, 0.0, weight * s)
+    return float(np.where(kept, weight, 0.0).sum())
+
+
+def _inputs(problem: Problem) -> dict[str, Array]:
+    inputs = {"logits": problem.logits}
+    if problem.targets is not None:
+        inputs["targets"] = problem.targets
+    if problem.sample_weight is not None:
+        inputs["sample_weight"] = problem.sample_weight
+    return inputs
+
+
+def _through(
+    problem: Problem, outputs: dict[str, Array], work: Any, more: dict[str, Array] | None = None
+) -> None:
+    """Run ``work(problem of a piece, views, place)`` over the pieces of a problem."""
+    gpu = current_driver()
+    device = gpu.device()
+    class_weight = uploaded(problem.class_weight, 0)
+    if class_weight is not None:
+        gpu.synchronize(0)
+
+    def piece(views: dict[str, Any], stream: int) -> None:
+        part = Problem(
+            views["logits"],
+            views.get("targets"),
+            problem.probabilities,
+            class_weight,  # type: ignore[arg-type]
+            views.get("sample_weight"),
+            problem.options,
+            "none",
+        )
+        work(part, views, Place(device, stream))
+
+    try:
+        rows = problem.logits.shape[:-1]
+        in_pieces(rows, _inputs(problem) | (more or {}), outputs, piece, device)
+    finally:
+        if class_weight is not None:
+            gpu.free(class_weight.address, 0)
+
+
+# ---------------------------------------------------------------- the backend
+
+
+def run_loss(problem: Problem, loss_rows: Any, grad: Any) -> tuple[float, float]:
+    """Row losses and gradient of NumPy arrays; the sums of the losses and of the weights."""
+    n_classes = problem.logits.shape[-1]
+    weight = _checked_weight(problem, n_classes)
+    rows = problem.logits.shape[:-1]
+    row_loss = np.empty(rows)
+    outputs = {"row_loss": row_loss}
+    if loss_rows is not None:
+        outputs["loss"] = loss_rows
+    if grad is not None:
+        outputs["grad"] = grad
+    grad_scale = 1.0
+    if problem.reduction == "mean":
+        grad_scale = 1.0 / weight if weight != 0.0 else 0.0
+
+    def work(part: Problem, views: dict[str, Any], place: Place) -> None:
+        results: dict[str, Any] = {
+            name: views[name] for name in ("row_loss", "loss") if name in views
+        }
+        operations.loss_rows(part, results, views.get("grad"), grad_scale, place)
+
+    _through(problem, outputs, work)
+    return float(row_loss.sum()), weight
+
+
+def loss_on_device(problem: Problem, result: DeviceArray, grad: DeviceArray | None) -> None:
+    """The loss of device arrays, reduced, into `result`; and the gradient."""
+    place = _place(problem.logits)  # type: ignore[arg-type]
+    if problem.logits.size == 0:  # no rows
+        value = 0.0 if problem.reduction == "sum" else math.nan
+        if result.size:
+            current_driver().copy_in(result.address, np.full((), value, result.dtype), place.stream)
+            current_driver().synchronize(place.stream)
+        return
+    operations.loss(problem, result, grad, place)
+
+
+def run_grad_hess(problem: Problem, grad: Any, hess: Any, kind: str) -> None:
+    """Gradient and diagonal Hessian of the row losses."""
+    if _on_device(problem.logits):
+        operations.grad_hess(problem, grad, hess, kind, _place(problem.logits))  # type: ignore[arg-type]
+        return
+    _checked_weight(problem, problem.logits.shape[-1])
+    unchecked = _unchecked(problem)
+
+    def work(part: Problem, views: dict[str, Any], place: Place) -> None:
+        operations.grad_hess(part, views["grad"], views["hess"], kind, place)
+
+    _through(unchecked, {"grad": grad, "hess": hess}, work)
+
+
+def _unchecked(problem: Problem) -> Problem:
+    """The same for targets that the host has looked at."""
+    from dataclasses import replace
+
+    return replace(problem, options=replace(problem.options, check_targets=False))
+
+
+def run_row_stats(problem: Problem, outputs: dict[str, Any]) -> None:
+    """The fields of `RowStats`, each into its array."""
+    if _on_device(problem.logits):
+        operations.row_stats(problem, outputs, _place(problem.logits))  # type: ignore[arg-type]
+        return
+    if problem.targets is not None:
+        _checked_weight(problem, problem.logits.shape[-1])
+
+    def work(part: Problem, views: dict[str, Any], place: Place) -> None:
+        operations.row_stats(part, {name: views[name] for name in outputs}, place)
+
+    _through(_unchecked(problem), outputs, work)
+
+
+def run_normalize(logits: Any, what: str, out: Any) -> None:
+    """softmax, log_softmax or logsumexp."""
+    if _on_device(logits):
+        operations.normalize(logits, what, out, _place(logits))
+        return
+    name = "lse" if what == "logsumexp" else "grad"
+    device = current_driver().device()
+
+    def work(views: dict[str, Any], stream: int) -> None:
+        operations.normalize(views["logits"], what, views[name], Place(device, stream))
+
+    in_pieces(logits.shape[:-1], {"logits": logits}, {name: out}, work, device)
+
+
+def run_row_record(problem: Problem, class_offset: int, n_classes: int, record: Any) -> None:
+    """The record of each row, or of the part of it in this shard."""
+    if _on_device(problem.logits):
+        # Records are merged by NumPy, so they are handed out on the host
+        place = _place(problem.logits)  # type: ignore[arg-type]
+        with operations.Scratch(place) as scratch:
+            view = View(scratch.take(record.nbytes), record.shape, record.dtype, None)
+            operations.row_record(problem, class_offset, n_classes, view, place)
+            current_driver().copy_out(record, view.address, place.stream)
+            current_driver().synchronize(place.stream)
+        return
+    _checked_weight(problem, n_classes, class_offset)
+
+    def work(part: Problem, views: dict[str, Any], place: Place) -> None:
+        operations.row_record(part, class_offset, n_classes, views["record"], place)
+
+    _through(_unchecked(problem), {"record": record}, work)
+
+
+def run_grad_from_record(problem: Problem, record: Any, class_offset: int, grad: Any) -> None:
+    """Gradient of the classes of this shard, from the merged records."""
+    n_classes = int(record[..., 8].max())
+    if _on_device(problem.logits):
+        place = _place(problem.logits)  # type: ignore[arg-type]
+        with operations.Scratch(place) as scratch:
+            view = View(scratch.take(record.nbytes), record.shape, record.dtype, None)
+            current_driver().copy_in(view.address, record, place.stream)
+            operations.grad_from_record(problem, view, n_classes, class_offset, grad, place)
+            current_driver().synchronize(place.stream)  # the record may go away
+        return
+    _checked_weight(problem, n_classes, class_offset)
+
+    def work(part: Problem, views: dict[str, Any], place: Place) -> None:
+        operations.grad_from_record(
+            part, views["record"], n_classes, class_offset, views["grad"], place
+        )
+
+    _through(_unchecked(problem), {"grad": grad}, work, {"record": record})

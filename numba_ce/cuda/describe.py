@@ -1,0 +1,117 @@
+"""From a problem to the fields of a plan, and to the kernel that does it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from numba_ce._validate import float_name as checked_name
+from numba_ce.cuda.general import Kernel
+from numba_ce.cuda.intrinsics import KINDS
+from numba_ce.cuda.plan import DEFAULTS, OPERANDS, axis_fields, merged_axes
+from numba_ce.cuda.table import resident_for
+from numba_ce.cuda.walk import Access
+
+KIND_NAMES = tuple(KINDS)
+
+
+def float_name(dtype: Any) -> str:
+    """The name of a dtype that has been checked (NumPy takes 3 us to find it)."""
+    return checked_name(dtype) or ""
+
+
+def described(logits: Any, **operands: Any) -> dict[str, Any]:
+    """The fields for the logits (classes last) and what goes with their rows."""
+    fields = DEFAULTS.copy()
+    rows = logits.shape[:-1]
+    fields["n_rows"] = math.prod(rows)
+    fields["n_classes"] = fields["all_classes"] = logits.shape[-1]
+    fields["logits"], fields["logits_step"] = logits.address, logits.strides[-1]
+    none = (0,) * len(rows)
+    strides = [logits.strides[:-1]]
+    for name in OPERANDS[1:]:
+        array = operands.get(name)
+        strides.append(none if array is None else array.strides[: len(rows)])
+        if array is not None:
+            fields[name] = array.address
+            if name in ("grad", "hess"):
+                fields[name + "_step"] = array.strides[-1]
+    fields.update(axis_fields(merged_axes(rows, strides)))
+    return fields
+
+
+def describe_targets(fields: dict[str, Any], problem: Any) -> None:
+    """Targets, weights and ignore_index."""
+    targets, weight = problem.targets, problem.sample_weight
+    if targets is not None and problem.probabilities:
+        fields["targets_step"] = targets.strides[-1]
+    elif targets is not None:
+        fields["targets_bytes"] = targets.dtype.itemsize
+        fields["targets_signed"] = int(targets.dtype.kind == "i")
+    if weight is not None:
+        fields["sample_weight_kind"] = KIND_NAMES.index(float_name(weight.dtype))
+    ignored = problem.options.ignore_index
+    lowest = -(2**63) if fields["targets_signed"] else 0
+    if ignored is not None and lowest <= ignored < lowest + 2**64:
+        fields["has_ignore_index"] = 1
+        fields["ignore_index"] = ignored if ignored < 2**63 else ignored - 2**64
+    if problem.class_weight is not None:
+        fields["class_weight"] = problem.class_weight.address
+        fields["class_weight_step"] = problem.class_weight.strides[0]
+        fields["class_weight_kind"] = KIND_NAMES.index(float_name(problem.class_weight.dtype))
+
+
+def describe_options(fields: dict[str, Any], options: Any) -> None:
+    """Smoothing, z-loss, soft cap and temperature."""
+    fields["smoothing"], fields["z_loss"] = options.label_smoothing, options.z_loss
+    fields["temperature"] = options.temperature
+    fields["softcap"] = options.softcap or 0.0
+
+
+def access_of(fields: dict[str, Any], kind: str, softcap: bool) -> Access:
+    """How the general kernel reads such logits."""
+    size = KINDS[kind][0]
+    contiguous = fields["logits_step"] == size
+    # Neighbouring rows side by side and neighbouring classes not: lanes go along the rows
+    beside = abs(fields["logits_3"]) < abs(fields["logits_step"]) and fields["length_3"] > 1
+    along_rows = not contiguous and beside
+    return Access(kind, contiguous and kind != "float64", along_rows, softcap)
+
+
+def general_for(operation: str, fields: dict[str, Any], problem: Any, **kinds: Any) -> Kernel:
+    """The general kernel for an operation on a problem; `kinds` of the outputs."""
+    options = problem.options
+    return Kernel(
+        operation,
+        access_of(fields, float_name(problem.logits.dtype), options.softcap is not None),
+        float_name(problem.targets.dtype) if problem.probabilities else None,
+        smoothing=options.label_smoothing != 0.0,
+        **kinds,
+    )
+
+
+def loss_kernel(fields: dict[str, Any], problem: Any, grad: Any, capability: Any) -> Any:
+    """The kernel for a loss: `Resident` if there is one for it, or the general one."""
+    options, logits = problem.options, problem.logits
+    kind = float_name(logits.dtype)
+    size = KINDS[kind][0]
+    plain = (
+        not problem.probabilities
+        and options.label_smoothing == 0.0
+        and options.z_loss == 0.0
+        and options.softcap is None
+        and options.temperature == 1.0
+    )
+    one_axis = fields["length_2"] == 1
+    fits = one_axis and fields["logits_step"] == size
+    if grad is not None:
+        # The two rows must start at the same distance from the full 16 bytes
+        apart = (fields["grad"] - fields["logits"]) % 16
+        apart |= (fields["grad_3"] - fields["logits_3"]) % 16 if fields["length_3"] > 1 else 0
+        fits = fits and float_name(grad.dtype) == kind and fields["grad_step"] == size and not apart
+    if plain and fits:
+        kernel = resident_for(kind, grad is not None, fields["n_classes"], capability)
+        if kernel is not None:
+            return kernel
+    grad_kind = None if grad is None else float_name(grad.dtype)
+    return general_for("loss", fields, problem, grad_kind=grad_kind)

@@ -1,0 +1,183 @@
+"""NumPy arrays through the device: in pieces, so that they may be larger than its memory.
+
+Two slots take turns. Each has a stream, page-locked host buffers and device buffers; while one
+slot's piece is copied or computed, the other's is packed and unpacked by the host. Any strides,
+byte order and row axes are dealt with there, a piece on the device is dense.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from numba_ce.cuda.arrays import BFLOAT16, View
+from numba_ce.cuda.driver import current_driver
+
+Array = np.ndarray[Any, np.dtype[Any]]
+#: Bytes of a piece, inputs and outputs; a slot holds at most one, or one row if that is more.
+PIECE_BYTES = 32 << 20
+_ALIGNMENT = 256
+
+
+@dataclass
+class Slot:
+    """One of the two."""
+
+    stream: int
+    pinned: Array | None = None
+    address: int = 0
+    nbytes: int = 0
+    unpack: list[tuple[Array, Array]] = field(default_factory=list)  # to the caller's, from pinned
+
+    def reserve(self, nbytes: int) -> None:
+        """Make both buffers at least so large."""
+        if nbytes <= self.nbytes:
+            return
+        gpu = current_driver()
+        if self.pinned is not None:
+            gpu.free_pinned(self.pinned)
+            gpu.free(self.address, self.stream)
+            self.pinned, self.nbytes = None, 0
+        self.address = gpu.allocate(nbytes, self.stream)
+        self.pinned = gpu.pinned(nbytes)
+        self.nbytes = nbytes
+
+    def finish(self) -> None:
+        """Wait for the piece and hand its results to the caller."""
+        current_driver().synchronize(self.stream)
+        for to, source in self.unpack:
+            to[...] = source
+        self.unpack = []
+
+
+_idle: dict[int, list[Slot]] = {}
+_lock = threading.Lock()
+
+
+def _take_slots(device: int) -> list[Slot]:
+    with _lock:
+        idle = _idle.setdefault(device, [])
+        if len(idle) >= 2:
+            return [idle.pop(), idle.pop()]
+    return [Slot(current_driver().new_stream()) for _ in range(2)]
+
+
+def row_blocks(rows: tuple[int, ...], most: int) -> Iterator[tuple[Any, ...]]:
+    """Indices that cut rows of this shape into blocks of at most `most`, in C order."""
+    if not rows:
+        yield ()
+        return
+    axis, inside = len(rows), 1
+    while axis > 0 and inside * rows[axis - 1] <= most:
+        axis -= 1
+        inside *= rows[axis]
+    if axis == 0:
+        yield (slice(None),)
+        return
+    step = max(1, most // inside)
+    for outer in itertools.product(*(range(n) for n in rows[: axis - 1])):
+        for start in range(0, rows[axis - 1], step):
+            yield (*outer, slice(start, start + step))
+
+
+def _native(array: Array) -> Any:
+    """The dtype that a piece has on the device."""
+    return array.dtype.newbyteorder("=")
+
+
+def _device_dtype(dtype: Any) -> Any:
+    return BFLOAT16 if dtype.name == "bfloat16" else dtype
+
+
+def uploaded(array: Array | None, stream: int) -> View | None:
+    """A small contiguous array, copied to the device; free its address."""
+    if array is None:
+        return None
+    address = current_driver().allocate(array.nbytes, stream)
+    current_driver().copy_in(address, array, stream)
+    return View(address, array.shape, array.dtype, None)
+
+
+def in_pieces(
+    rows: tuple[int, ...],
+    inputs: dict[str, Array],
+    outputs: dict[str, Array],
+    work: Callable[[dict[str, Any], int], None],
+    device: int,
+) -> None:
+    """Call ``work(views, stream)`` for every piece of the rows.
+
+    inputs, outputs : arrays whose first axes are `rows`; the views of a piece have their names. An
+    output "grad" of the dtype of "logits" takes their place in the piece.
+    """
+    in_place = "grad" in outputs and outputs["grad"].dtype.name == inputs["logits"].dtype.name
+    arrays = inputs | outputs
+    sizes = {
+        name: _native(a).itemsize * math.prod(a.shape[len(rows) :])
+        for name, a in arrays.items()
+        if not (in_place and name == "grad")
+    }
+    per_row = sum(sizes.values())
+    most = max(1, PIECE_BYTES // per_row)
+    slots = _take_slots(device)
+    try:
+        turns = itertools.cycle(slots)
+        for index in row_blocks(rows, most):
+            slot = next(turns)
+            slot.finish()
+            _start(slot, index, len(rows), inputs, outputs, in_place, sizes, work)
+        for slot in (next(turns), next(turns)):
+            slot.finish()
+    except BaseException:
+        for slot in slots:  # the buffers are not free before the device is done with them
+            slot.unpack = []
+            slot.finish()
+        raise
+    finally:
+        with _lock:
+            _idle[device] += slots
+
+
+def _start(
+    slot: Slot,
+    index: tuple[Any, ...],
+    n_axes: int,
+    inputs: dict[str, Array],
+    outputs: dict[str, Array],
+    in_place: bool,
+    sizes: dict[str, int],
+    work: Callable[[dict[str, Any], int], None],
+) -> None:
+    gpu = current_driver()
+    parts = {name: array[(*index, ...)] for name, array in (inputs | outputs).items()}
+    taken = parts["logits"].shape[:-1]
+    n_rows = math.prod(taken)
+    offsets, end = {}, 0
+    for name, size in sizes.items():
+        offsets[name] = end
+        end += -(-size * n_rows // _ALIGNMENT) * _ALIGNMENT
+    slot.reserve(end)
+    assert slot.pinned is not None
+    if in_place:
+        offsets["grad"] = offsets["logits"]
+    views, buffers = {}, {}
+    for name, part in parts.items():
+        dtype, shape = _native(part), part.shape
+        nbytes = dtype.itemsize * math.prod(shape)
+        start = offsets[name]
+        buffers[name] = slot.pinned[start : start + nbytes].view(dtype).reshape(shape)
+        flat = (n_rows, *shape[len(taken) :])
+        views[name] = View(slot.address + start, flat, _device_dtype(dtype), None)
+    for name in inputs:
+        np.copyto(buffers[name], parts[name], casting="equiv")
+        gpu.copy_in(views[name].address, buffers[name], slot.stream)
+    work(views, slot.stream)
+    for name in outputs:
+        gpu.copy_out(buffers[name], views[name].address, slot.stream)
+        slot.unpack.append((parts[name], buffers[name]))

@@ -1,0 +1,395 @@
+"""Every device intrinsic of the package; another compiler would need this file rewritten, no other.
+
+Each is a few lines of LLVM or PTX. Memory is addressed by int64 byte addresses, as in the CPU
+kernels: no kernel knows an array type, so strides and dtypes of weights and targets never compile
+another kernel, and a launch packs plain numbers.
+"""
+
+from functools import cache
+
+from llvmlite import ir
+from numba import cuda
+from numba.core import types
+from numba.cuda import cgutils
+from numba.cuda.extending import intrinsic
+
+I8, I16, I32, I64 = (ir.IntType(n) for n in (8, 16, 32, 64))
+F32, F64 = ir.FloatType(), ir.DoubleType()
+GLOBAL, SHARED = 1, 3  # LLVM address spaces
+
+# kind of the logits -> bytes of an element, elements in 128 bits, type it is computed in
+KINDS = {
+    "float16": (2, 8, types.float32),
+    "bfloat16": (2, 8, types.float32),
+    "float32": (4, 4, types.float32),
+    "float64": (8, 2, types.float64),
+}
+
+
+def inner(function):
+    """A device function that is always inlined: local arrays of its callers stay in registers."""
+    return cuda.jit(device=True, forceinline=True)(function)
+
+
+def _global(builder, address, ty):
+    return builder.inttoptr(address, ty.as_pointer(GLOBAL))
+
+
+def _asm(builder, result, text, constraints, args, side_effect=False):
+    signature = ir.FunctionType(result, [a.type for a in args])
+    return builder.call(ir.InlineAsm(signature, text, constraints, side_effect), args)
+
+
+# ---------------------------------------------------------------- single elements in global memory
+
+
+def _decode(builder, raw, kind):
+    if kind == "float16":  # LLVM's half has no loads in this Numba: convert the integer
+        return _asm(builder, F32, "cvt.f32.f16 $0, $1;", "=f,h", [raw])
+    if kind == "bfloat16":  # the upper half of a float32
+        return builder.bitcast(builder.shl(builder.zext(raw, I32), I32(16)), F32)
+    return raw
+
+
+def _encode(builder, value, kind):
+    if kind == "float16":
+        return _asm(builder, I16, "cvt.rn.f16.f32 $0, $1;", "=h,f", [value])
+    if kind == "bfloat16":  # by integers, because cvt.rn.bf16.f32 needs sm_80
+        raw = builder.bitcast(value, I32)
+        odd = builder.and_(builder.lshr(raw, I32(16)), I32(1))
+        rounded = builder.lshr(builder.add(raw, builder.add(odd, I32(0x7FFF))), I32(16))
+        # rounding up could turn a NaN into an infinity
+        quiet = builder.or_(builder.lshr(raw, I32(16)), I32(0x40))
+        is_nan = builder.fcmp_unordered("uno", value, value)
+        return builder.trunc(builder.select(is_nan, quiet, rounded), I16)
+    return value
+
+
+def _stored_type(kind):
+    return {"float16": I16, "bfloat16": I16, "float32": F32, "float64": F64}[kind]
+
+
+@cache
+def element_loader(kind):
+    """The function that reads one element, in the type it is computed in."""
+    size, _, real = KINDS[kind]
+
+    @intrinsic
+    def load_element(typingctx, address):
+        def codegen(context, builder, sig, args):
+            raw = builder.load(_global(builder, args[0], _stored_type(kind)), align=size)
+            return _decode(builder, raw, kind)
+
+        return real(types.int64), codegen
+
+    return load_element
+
+
+@cache
+def element_storer(kind):
+    """The function that rounds a value to the kind and writes it."""
+    size, _, real = KINDS[kind]
+
+    @intrinsic
+    def store_element(typingctx, address, value):
+        def codegen(context, builder, sig, args):
+            raw = _encode(builder, args[1], kind)
+            builder.store(raw, _global(builder, args[0], raw.type), align=size)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, real), codegen
+
+    return store_element
+
+
+def _scalar_loader(result, stored, signed=False):
+    """Integers are widened to int64; a uint64 above the int64 range becomes negative, no class."""
+
+    @intrinsic
+    def load(typingctx, address):
+        def codegen(context, builder, sig, args):
+            size = stored.width // 8 if isinstance(stored, ir.IntType) else 8
+            raw = builder.load(_global(builder, args[0], stored), align=size)
+            if not isinstance(stored, ir.IntType) or stored.width == 64:
+                return raw
+            return builder.sext(raw, I64) if signed else builder.zext(raw, I64)
+
+        return result(types.int64), codegen
+
+    return load
+
+
+load_i64 = _scalar_loader(types.int64, I64)
+load_u32, load_i32 = (_scalar_loader(types.int64, I32, signed) for signed in (False, True))
+load_u16, load_i16 = (_scalar_loader(types.int64, I16, signed) for signed in (False, True))
+load_u8, load_i8 = (_scalar_loader(types.int64, I8, signed) for signed in (False, True))
+load_f64 = _scalar_loader(types.float64, F64)
+
+
+@intrinsic
+def store(typingctx, address, value):
+    """Write an int64, float64 or float32 scalar to global memory."""
+    if value not in (types.int64, types.float64, types.float32):
+        return None
+
+    def codegen(context, builder, sig, args):
+        pointer = _global(builder, args[0], args[1].type)
+        builder.store(args[1], pointer, align=value.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, value), codegen
+
+
+# ---------------------------------------------------------------- 128 bits of global memory
+
+# Four words at once: nothing in Numba's arrays gives LDG.E.128, a load of an LLVM vector does.
+# float32 comes as four floats, anything else as four uint32.
+
+
+@cache
+def quad_loader(kind):
+    """The function that reads 16 aligned bytes."""
+    stored, word = (F32, types.float32) if kind == "float32" else (I32, types.uint32)
+
+    @intrinsic
+    def load_quad(typingctx, address):
+        result = types.UniTuple(word, 4)
+
+        def codegen(context, builder, sig, args):
+            vector = ir.VectorType(stored, 4)
+            loaded = builder.load(_global(builder, args[0], vector), align=16)
+            words = [builder.extract_element(loaded, I32(i)) for i in range(4)]
+            return context.make_tuple(builder, result, words)
+
+        return result(types.int64), codegen
+
+    return load_quad
+
+
+@cache
+def quad_storer(kind):
+    """The function that writes 16 aligned bytes."""
+    stored, word = (F32, types.float32) if kind == "float32" else (I32, types.uint32)
+
+    @intrinsic
+    def store_quad(typingctx, address, a, b, c, d):
+        def codegen(context, builder, sig, args):
+            vector = ir.Constant(ir.VectorType(stored, 4), ir.Undefined)
+            for i, value in enumerate(args[1:]):
+                vector = builder.insert_element(vector, value, I32(i))
+            builder.store(vector, _global(builder, args[0], vector.type), align=16)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, word, word, word, word), codegen
+
+    return store_quad
+
+
+# ---------------------------------------------------------------- two 16-bit floats in a word
+
+
+@cache
+def unpacker(kind):
+    """The function from a word to its two floats.
+
+    `zero` is 0 at run time, which no compiler can know: without it the values unpacked for the
+    first use are kept for the second, twice the registers of the packed ones, and spill.
+    """
+    if kind == "bfloat16":  # prmt: byte 4 is the lowest of `zero`
+        text = (
+            "{ .reg .b32 a, b; prmt.b32 a, $2, $3, 0x1044; prmt.b32 b, $2, $3, 0x3244; "
+            "mov.b32 $0, a; mov.b32 $1, b; }"
+        )
+    else:
+        text = (
+            "{ .reg .b32 a; .reg .b16 l, h; xor.b32 a, $2, $3; mov.b32 {l, h}, a; "
+            "cvt.f32.f16 $0, l; cvt.f32.f16 $1, h; }"
+        )
+
+    @intrinsic
+    def unpack(typingctx, word, zero):
+        result = types.UniTuple(types.float32, 2)
+
+        def codegen(context, builder, sig, args):
+            pair = _asm(builder, ir.LiteralStructType([F32, F32]), text, "=f,=f,r,r", args)
+            values = [builder.extract_value(pair, i) for i in (0, 1)]
+            return context.make_tuple(builder, result, values)
+
+        return result(types.uint32, types.uint32), codegen
+
+    return unpack
+
+
+def _word_operation(text):
+    """Inline PTX from two words to a word."""
+
+    @intrinsic
+    def operation(typingctx, a, b):
+        def codegen(context, builder, sig, args):
+            return _asm(builder, I32, text, "=r,r,r", args)
+
+        return types.uint32(types.uint32, types.uint32), codegen
+
+    return operation
+
+
+# Half as many instructions as on unpacked values, and the row stays packed (sm_80)
+packed_maximum = {
+    "bfloat16": _word_operation("max.bf16x2 $0, $1, $2;"),
+    "float16": _word_operation("max.f16x2 $0, $1, $2;"),
+}
+
+
+def _packer(text):
+    @intrinsic
+    def pack(typingctx, low, high):
+        def codegen(context, builder, sig, args):
+            return _asm(builder, I32, text, "=r,f,f", [args[1], args[0]])
+
+        return types.uint32(types.float32, types.float32), codegen
+
+    return pack
+
+
+# One instruction rounds two floats (sm_80)
+packer = {
+    "bfloat16": _packer("cvt.rn.bf16x2.f32 $0, $1, $2;"),
+    "float16": _packer("cvt.rn.f16x2.f32 $0, $1, $2;"),
+}
+
+# ---------------------------------------------------------------- arithmetic
+
+
+def _float_operation(text, n):
+    """Inline PTX on float32."""
+    constraints = ",".join(["=f"] + ["f"] * n)
+
+    def codegen(context, builder, sig, args):
+        return _asm(builder, F32, text, constraints, args)
+
+    if n == 1:
+
+        @intrinsic
+        def operation(typingctx, x):
+            return types.float32(types.float32), codegen
+    elif n == 3:
+
+        @intrinsic
+        def operation(typingctx, x, y, z):
+            return types.float32(types.float32, types.float32, types.float32), codegen
+    else:
+
+        @intrinsic
+        def operation(typingctx, x, y):
+            return types.float32(types.float32, types.float32), codegen
+
+    return operation
+
+
+# 2**x, off by 2 units in the last place at most; not .ftz: gradients may be subnormal
+ex2 = _float_operation("ex2.approx.f32 $0, $1;", 1)
+# what a product loses: x * y - (x * y) written as such may be folded to 0
+fma = _float_operation("fma.rn.f32 $0, $1, $2, $3;", 3)
+# the nearest integer, as a float32
+nearest = _float_operation("cvt.rni.f32.f32 $0, $1;", 1)
+# one instruction; ignores NaN (Python's max compiles to a comparison that may keep either)
+maximum_f32 = _float_operation("max.f32 $0, $1, $2;", 2)
+
+# ---------------------------------------------------------------- blocks and clusters
+
+
+def _statement(text):
+    """Inline PTX without operands; memory accesses stay on their side of it."""
+
+    @intrinsic
+    def statement(typingctx):
+        def codegen(context, builder, sig, args):
+            _asm(builder, ir.VoidType(), text, "~{memory}", [], side_effect=True)
+            return context.get_dummy_value()
+
+        return types.void(), codegen
+
+    return statement
+
+
+# The barrier of the mbarrier's initialisation is visible to the cluster before anybody arrives; the
+# relaxed form, because .release would wait for all the loads that it is meant to overlap
+cluster_arrive = _statement(
+    "fence.mbarrier_init.release.cluster; barrier.cluster.arrive.relaxed.aligned;"
+)
+cluster_wait = _statement("barrier.cluster.wait.acquire.aligned;")
+
+
+@cache
+def cluster_setter(size):
+    """The function that makes the kernel it stands in start in clusters of so many blocks.
+
+    A note on the kernel (.reqnctapercluster): an ordinary launch then starts clusters.
+    """
+
+    @intrinsic
+    def set_cluster(typingctx):
+        def codegen(context, builder, sig, args):
+            kernel, module = builder.function, builder.module
+            notes = cgutils.get_or_insert_named_metadata(module, "nvvm.annotations")
+            for axis, length in (("x", size), ("y", 1), ("z", 1)):
+                name = ir.MetaDataString(module, f"cluster_dim_{axis}")
+                notes.add(module.add_metadata([kernel, name, I32(length)]))
+            return context.get_dummy_value()
+
+        return types.void(), codegen
+
+    return set_cluster
+
+
+def _shared_address(context, builder, array_type, array, index):
+    """The 32-bit address of an element of a shared array."""
+    data = context.make_array(array_type)(context, builder, array).data
+    generic = builder.ptrtoint(builder.gep(data, [index]), I64)
+    text = "{ .reg .u64 t; cvta.to.shared.u64 t, $1; cvt.u32.u64 $0, t; }"
+    return _asm(builder, I32, text, "=r,l", [generic])
+
+
+def _mbarrier_operation(text):
+    """Inline PTX on the mbarrier in element 0 of a shared array, and a number."""
+
+    @intrinsic
+    def operation(typingctx, barrier, value):
+        def codegen(context, builder, sig, args):
+            address = _shared_address(context, builder, sig.args[0], args[0], I64(0))
+            _asm(builder, ir.VoidType(), text, "r,r,~{memory}", [address, args[1]], True)
+            return context.get_dummy_value()
+
+        return types.void(barrier, types.uint32), codegen
+
+    return operation
+
+
+# The blocks of a cluster exchange sums by stores that count their bytes at the receiver's mbarrier:
+# it waits for the data itself; a barrier of the whole cluster would be waited for twice
+mbarrier_init = _mbarrier_operation("mbarrier.init.shared::cta.b64 [$0], $1;")
+mbarrier_expect = _mbarrier_operation("mbarrier.arrive.expect_tx.shared::cta.b64 _, [$0], $1;")
+mbarrier_wait = _mbarrier_operation(
+    "{ .reg .pred p; W_${:uid}: mbarrier.try_wait.parity.shared::cta.b64 p, [$0], $1; "
+    "@p bra D_${:uid}; bra W_${:uid}; D_${:uid}: }"
+)
+
+
+@intrinsic
+def send_pair(typingctx, array, index, barrier, rank, a, b):
+    """Write two float64 to array[index], array[index + 1] of another block of the cluster."""
+
+    def codegen(context, builder, sig, args):
+        to = _shared_address(context, builder, sig.args[0], args[0], args[1])
+        bar = _shared_address(context, builder, sig.args[2], args[2], I64(0))
+        values = [builder.bitcast(v, I64) for v in args[4:]]
+        text = (
+            "{ .reg .u32 ra, rm; mapa.shared::cluster.u32 ra, $0, $2; "
+            "mapa.shared::cluster.u32 rm, $1, $2; "
+            "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b64 [ra], {$3, $4}, [rm]; }"
+        )
+        operands = [to, bar, args[3], *values]
+        _asm(builder, ir.VoidType(), text, "r,r,r,l,l,~{memory}", operands, side_effect=True)
+        return context.get_dummy_value()
+
+    return types.void(array, index, barrier, types.uint32, types.float64, types.float64), codegen

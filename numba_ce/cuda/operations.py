@@ -1,0 +1,190 @@
+"""What a backend does, on arrays that lie in device memory: each function describes and launches.
+
+The arrays are `View`s with the classes last, the results have been allocated. Nothing here waits
+for the device but the check of the targets, which has to raise.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from numba_ce._validate import Problem, bad_target_error
+from numba_ce.cuda.describe import (
+    access_of,
+    describe_options,
+    describe_targets,
+    described,
+    general_for,
+    loss_kernel,
+)
+from numba_ce.cuda.driver import current_driver
+from numba_ce.cuda.general import Kernel
+from numba_ce.cuda.launch import launch
+from numba_ce.cuda.plan import STATE_BYTES
+from numba_ce.cuda.totals import n_partials
+
+
+class Place(NamedTuple):
+    """Where to work."""
+
+    device: int
+    stream: int
+
+
+class Scratch:
+    """Device memory for the time of a call, given back in the order of the stream."""
+
+    def __init__(self, place: Place) -> None:
+        self._place, self._held = place, list[int]()
+
+    def take(self, nbytes: int) -> int:
+        """Its address."""
+        address: int = current_driver().allocate(nbytes, self._place.stream)
+        self._held.append(address)
+        return address
+
+    def __enter__(self) -> Scratch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for address in self._held:
+            current_driver().free(address, self._place.stream)
+
+
+def _fields(problem: Problem, **outputs: Any) -> dict[str, Any]:
+    fields = described(
+        problem.logits, targets=problem.targets, sample_weight=problem.sample_weight, **outputs
+    )
+    describe_targets(fields, problem)
+    describe_options(fields, problem.options)
+    return fields
+
+
+def _partials(fields: dict[str, Any], scratch: Scratch) -> None:
+    count = n_partials(fields["n_rows"])
+    fields["n_partials"] = count
+    fields["partial"] = scratch.take(8 * count)
+
+
+def _scan(fields: dict[str, Any], problem: Problem, place: Place, scratch: Scratch) -> int:
+    """Check the targets and add up the weights, which stay on the device; returns their address."""
+    fields = fields | {"state": scratch.take(STATE_BYTES)}
+    _partials(fields, scratch)
+    fields["partial_bad"] = scratch.take(8 * fields["n_partials"])
+    launch("scan", fields, *place, blocks=fields["n_partials"])
+    launch("fold", fields, *place, blocks=1)
+    if problem.options.check_targets and not problem.probabilities:
+        state = np.empty(STATE_BYTES // 8, np.int64)
+        current_driver().copy_out(state, fields["state"], place.stream)
+        current_driver().synchronize(place.stream)
+        if state[1] != 0:
+            raise bad_target_error(problem, int(state[1]) - 1, int(fields["all_classes"]))
+    return int(fields["state"])
+
+
+def _check(fields: dict[str, Any], problem: Problem, place: Place, scratch: Scratch) -> None:
+    if problem.options.check_targets and problem.targets is not None:
+        if not problem.probabilities:
+            _scan(fields, problem, place, scratch)
+
+
+def _point_results(fields: dict[str, Any], results: dict[str, Any]) -> None:
+    for name, view in results.items():
+        fields[name] = view.address
+        if view.dtype.kind == "f":
+            fields["loss_bytes"] = view.itemsize
+
+
+def loss_rows(
+    problem: Problem, results: dict[str, Any], grad: Any, grad_scale: float, place: Place
+) -> None:
+    """Row losses and gradient of rows whose targets have been checked; nothing is added up."""
+    fields = _fields(problem, grad=grad)
+    _point_results(fields, results)
+    fields["grad_scale"] = grad_scale
+    kernel = loss_kernel(fields, problem, grad, current_driver().capability(place.device))
+    launch(kernel, fields, *place)
+
+
+def loss(problem: Problem, result: Any, grad: Any, place: Place) -> None:
+    """The loss, reduced as the problem says, into `result`; and the gradient."""
+    fields = _fields(problem, grad=grad)
+    mean = problem.reduction == "mean"
+    with Scratch(place) as scratch:
+        checked = problem.options.check_targets and not problem.probabilities
+        if mean or checked:
+            state = _scan(fields, problem, place, scratch)
+            fields["state"] = state if mean else 0
+        if problem.reduction == "none":
+            _point_results(fields, {"loss": result})
+        else:
+            fields["row_loss"] = scratch.take(8 * fields["n_rows"])
+        kernel = loss_kernel(fields, problem, grad, current_driver().capability(place.device))
+        launch(kernel, fields, *place)
+        if problem.reduction != "none":
+            _partials(fields, scratch)
+            _point_results(fields, {"loss": result})
+            launch("add_losses", fields, *place, blocks=fields["n_partials"])
+            launch("fold", fields, *place, blocks=1)
+
+
+def grad_hess(problem: Problem, grad: Any, hess: Any, kind: str, place: Place) -> None:
+    """Gradient and diagonal Hessian of the row losses."""
+    fields = _fields(problem, grad=grad, hess=hess)
+    n_classes = problem.logits.shape[-1]
+    lightgbm = n_classes / (n_classes - 1) if n_classes > 1 else 0.0
+    fields["hess_factor"] = {"diagonal": 1.0, "xgboost": 2.0, "lightgbm": lightgbm}[kind]
+    fields["hess_floor"] = 1e-16 if kind == "xgboost" else 0.0
+    kinds = {"grad_kind": grad.dtype.name, "hess_kind": hess.dtype.name}
+    with Scratch(place) as scratch:
+        _check(fields, problem, place, scratch)
+        launch(general_for("hess", fields, problem, **kinds), fields, *place)
+
+
+def row_stats(problem: Problem, outputs: dict[str, Any], place: Place) -> None:
+    """The fields of `RowStats`, each into its array."""
+    fields = _fields(problem)
+    with Scratch(place) as scratch:
+        _check(fields, problem, place, scratch)
+        _point_results(fields, outputs)
+        launch(general_for("stats", fields, problem), fields, *place)
+
+
+def normalize(logits: Any, what: str, out: Any, place: Place) -> None:
+    """softmax, log_softmax or logsumexp."""
+    kind = logits.dtype.name
+    if what == "logsumexp":
+        fields = described(logits)
+        _point_results(fields, {"lse": out})
+        kernel = Kernel(what, access_of(fields, kind, False))
+    else:
+        fields = described(logits, grad=out)
+        kernel = Kernel(what, access_of(fields, kind, False), grad_kind=out.dtype.name)
+    launch(kernel, fields, *place)
+
+
+def row_record(
+    problem: Problem, class_offset: int, n_classes: int, record: Any, place: Place
+) -> None:
+    """The record of each row, or of the part of it in this shard."""
+    fields = _fields(problem)
+    fields["class_offset"], fields["all_classes"] = class_offset, n_classes
+    fields["record"] = record.address
+    with Scratch(place) as scratch:
+        _check(fields, problem, place, scratch)
+        launch(general_for("record", fields, problem), fields, *place)
+
+
+def grad_from_record(
+    problem: Problem, record: Any, n_classes: int, class_offset: int, grad: Any, place: Place
+) -> None:
+    """Gradient of the classes of this shard, from the merged records."""
+    fields = _fields(problem, grad=grad)
+    fields["class_offset"], fields["all_classes"] = class_offset, n_classes
+    fields["record"] = record.address
+    kernel = general_for("from_record", fields, problem, grad_kind=grad.dtype.name)
+    with Scratch(place) as scratch:
+        _check(fields, problem, place, scratch)
+        launch(kernel, fields, *place)

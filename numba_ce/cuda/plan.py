@@ -1,0 +1,132 @@
+"""What a kernel is told: numbers of 8 bytes each, the same ones in the same order for all kernels.
+
+A kernel takes one named tuple, which the compiler hands over as that many scalar parameters; a
+launch packs them in one go. Addresses and strides are int64 bytes: nothing here is limited to
+2**31 elements.
+"""
+
+import struct
+from collections import namedtuple
+
+import numpy as np
+from numba.core import types
+
+from numba_ce.cuda.intrinsics import inner
+
+# The operands that have one entry, or one row of entries, per row of the logits
+OPERANDS = ("logits", "targets", "sample_weight", "grad", "hess")
+# Row axes that a kernel walks, neighbours merged where their strides allow
+MAX_AXES = 4
+_AXES = tuple(f"{what}_{axis}" for axis in range(MAX_AXES) for what in ("length", *OPERANDS))
+_FLOATS = (
+    "smoothing",
+    "z_loss",
+    "softcap",
+    "temperature",
+    "grad_scale",  # 1 / denominator of the mean, or 1
+    "hess_factor",  # hess = s max(factor Q p (1 - p), floor)
+    "hess_floor",
+)
+FIELDS = (
+    # the problem
+    "n_rows",
+    "n_classes",
+    *_AXES,  # of each row axis: its length and the strides of the operands; the last moves fastest
+    # inputs: address, and bytes from class to class
+    "logits",
+    "logits_step",
+    "targets",  # 0: none
+    "targets_step",  # probabilities only
+    "targets_bytes",  # 1, 2, 4, 8; 0: probabilities
+    "targets_signed",
+    "sample_weight",  # 0: none
+    "sample_weight_kind",  # index into KINDS
+    "class_weight",  # 0: none
+    "class_weight_step",
+    "class_weight_kind",
+    # options
+    "has_ignore_index",
+    "ignore_index",
+    "class_offset",  # the first class of this shard
+    "all_classes",  # of the whole row; n_classes of it are here
+    *_FLOATS,
+    # outputs: address or 0; those without a stride are C-contiguous over the rows
+    "grad",
+    "grad_step",
+    "hess",
+    "hess_step",
+    "loss",
+    "loss_bytes",  # 4 or 8: of every per-row result
+    "row_loss",  # float64 (n_rows,), for the sum
+    "row_max",
+    "lse",
+    "entropy",
+    "target_logit",
+    "argmax",  # int64
+    "rank",  # int64
+    "record",  # float64 (n_rows, 9)
+    # sums over the rows (see totals.py)
+    "state",  # STATE, or 0: grad_scale is all there is
+    "partial",  # float64 (n_partials,)
+    "partial_bad",  # int64 (n_partials,)
+    "n_partials",
+)
+Plan = namedtuple("Plan", FIELDS)
+PLAN_TYPE = types.NamedTuple(
+    [types.float64 if name in _FLOATS else types.int64 for name in FIELDS], Plan
+)
+PACKER = struct.Struct("=" + "".join("d" if name in _FLOATS else "q" for name in FIELDS))
+DEFAULTS = dict.fromkeys(FIELDS, 0) | {"temperature": 1.0, "grad_scale": 1.0}
+
+# What a check of the targets leaves on the device: the weights' sum (float64), and
+# 1 + the first row with a bad target (int64), or 0
+STATE_BYTES = 16
+
+
+@inner
+def locate(plan, row):
+    """Byte offsets of one row in the five OPERANDS."""
+    i, j, k, first = row, np.int64(0), np.int64(0), np.int64(0)
+    if plan.length_2 > 1:  # more than one axis
+        rest = row // plan.length_3
+        i = row - rest * plan.length_3
+        outer = rest // plan.length_2
+        j = rest - outer * plan.length_2
+        first = outer // plan.length_1
+        k = outer - first * plan.length_1
+    logits = i * plan.logits_3 + j * plan.logits_2 + k * plan.logits_1 + first * plan.logits_0
+    targets = i * plan.targets_3 + j * plan.targets_2 + k * plan.targets_1 + first * plan.targets_0
+    weight = i * plan.sample_weight_3 + j * plan.sample_weight_2
+    weight += k * plan.sample_weight_1 + first * plan.sample_weight_0
+    grad = i * plan.grad_3 + j * plan.grad_2 + k * plan.grad_1 + first * plan.grad_0
+    hess = i * plan.hess_3 + j * plan.hess_2 + k * plan.hess_1 + first * plan.hess_0
+    return logits, targets, weight, grad, hess
+
+
+def merged_axes(shape, strides):
+    """Row axes as few as possible: a list of (length, stride of each operand), outermost first.
+
+    shape : of the rows; strides : for each operand the strides (bytes) over those axes
+    """
+    axes = []
+    for axis, length in enumerate(shape):
+        if length == 1:
+            continue
+        entry = (length, *(s[axis] for s in strides))
+        if axes and all(
+            outer == inner_ * length for outer, inner_ in zip(axes[-1][1:], entry[1:], strict=True)
+        ):
+            entry = (length * axes.pop()[0], *entry[1:])
+        axes.append(entry)
+    return axes
+
+
+def axis_fields(axes):
+    """The fields for merged axes."""
+    if len(axes) > MAX_AXES:
+        raise ValueError(
+            f"the rows lie along {len(axes)} axes that cannot be merged: expected at most "
+            f"{MAX_AXES} on the device, or a contiguous array"
+        )
+    padded = [(1,) + (0,) * len(OPERANDS)] * (MAX_AXES - len(axes)) + list(axes)
+    return dict(zip(_AXES, (number for entry in padded for number in entry), strict=True))

@@ -1,0 +1,194 @@
+"""How a thread of the general kernel walks along its row: which classes it sees, and as what.
+
+A step takes CHUNK classes: neighbours read by 128-bit loads where the row is contiguous, otherwise
+every n-th class, so that the threads side by side read side by side. A row that does not start on
+16 bytes is seen as if it did: its first and last chunk reach over its ends, and what is there of
+them is read one by one.
+"""
+
+import math
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+from numba.core import types
+
+from numba_ce.cuda.group import rows_of_block
+from numba_ce.cuda.intrinsics import (
+    KINDS,
+    element_loader,
+    element_storer,
+    inner,
+    maximum_f32,
+    packer,
+    quad_loader,
+    quad_storer,
+    unpacker,
+)
+
+
+class Access(NamedTuple):
+    """How the logits are read; what a general kernel is compiled for."""
+
+    kind: str  # dtype of the logits
+    vector: bool = False  # contiguous rows, by 128 bits
+    along_rows: bool = False
+    softcap: bool = False
+
+
+class Walk(NamedTuple):
+    """A thread's way along a row: chunks start at start, start + advance, ..."""
+
+    start: int
+    advance: int
+
+
+def chunk_size(access):
+    """Classes that a thread sees at a time: 16 bytes, or four loads (two of float64: registers)."""
+    if access.kind == "float64":
+        return 2
+    return KINDS[access.kind][1] if access.vector else 4
+
+
+def minus_infinity(kind):
+    """-inf in the type that the kind is computed in."""
+    return np.float64(-np.inf) if kind == "float64" else np.float32(-np.inf)
+
+
+@cache
+def walker(access):
+    """The functions (begin, inside): a thread's `Walk`, and the class of element i of a chunk."""
+    size = KINDS[access.kind][0]
+    sharing = rows_of_block(access.along_rows)[1]
+    chunk = chunk_size(access)
+
+    @inner
+    def begin(source, place):
+        """source : address of the row; place : of the thread among those of the row"""
+        if access.vector:
+            return Walk(place * chunk - (source % 16) // size, types.int64(sharing * chunk))
+        return Walk(place, types.int64(sharing * chunk))
+
+    @inner
+    def inside(start, i):
+        if access.vector:
+            return start + i
+        return start + i * sharing
+
+    return begin, inside
+
+
+@cache
+def maximum(kind):
+    """The larger of two numbers; NaN is ignored."""
+    if kind != "float64":
+        return maximum_f32
+
+    @inner
+    def maximum_f64(a, b):
+        return b if b > a else a
+
+    return maximum_f64
+
+
+@cache
+def capper(kind):
+    """The functions (cap, slope): softcap tanh(z / softcap), and its derivative."""
+    real = np.float64 if kind == "float64" else np.float32
+
+    @inner
+    def cap(z, softcap):
+        if math.isinf(z):
+            return z
+        return real(softcap * np.float64(math.tanh(real(np.float64(z) / softcap))))
+
+    @inner
+    def slope(z, softcap):
+        if math.isinf(z):
+            return 1.0
+        a = math.exp(-2.0 * abs(np.float64(z)) / softcap)
+        return 4.0 * a / ((1.0 + a) * (1.0 + a))
+
+    return cap, slope
+
+
+@cache
+def chunk_loader(access):
+    """The function that fills a local array with a chunk; -inf where the row has no class."""
+    kind, chunk = access.kind, chunk_size(access)
+    narrow = KINDS[kind][0] == 2
+    load = element_loader(kind)
+    load_quad = quad_loader(kind)
+    unpack = unpacker(kind) if narrow else None
+    minus_inf = minus_infinity(kind)
+    _, inside = walker(access)
+    vector = access.vector and kind != "float64"
+
+    @inner
+    def load_chunk(source, step, start, n_classes, values):
+        """values : (CHUNK,)"""
+        if vector:
+            if start >= 0 and start + chunk <= n_classes:
+                quad = load_quad(source + start * step)
+                if narrow:
+                    for i in range(4):
+                        pair = unpack(quad[i], np.uint32(0))
+                        values[2 * i] = pair[0]
+                        values[2 * i + 1] = pair[1]
+                else:
+                    for i in range(4):
+                        values[i] = quad[i]
+                return
+        for i in range(chunk):
+            j = inside(start, i)
+            values[i] = load(source + j * step) if 0 <= j < n_classes else minus_inf
+
+    return load_chunk
+
+
+@cache
+def chunk_storer(access, out_kind):
+    """The function that writes a chunk of float64 values, rounded to the kind of the output.
+
+    A 16-bit result is the float32 result rounded once more.
+    """
+    chunk = chunk_size(access)
+    size, lanes, real = KINDS[out_kind]
+    real = np.float64 if out_kind == "float64" else np.float32
+    narrow = size == 2
+    store_element = element_storer(out_kind)
+    store_quad = quad_storer(out_kind)
+    pack = packer[out_kind] if narrow else None
+    _, inside = walker(access)
+    vector = access.vector and out_kind != "float64" and chunk % lanes == 0
+    packable = vector and not narrow
+
+    @inner
+    def store_chunk(target, step, start, n_classes, values):
+        if vector:
+            address = target + start * size
+            if step == size and address % 16 == 0 and start >= 0 and start + chunk <= n_classes:
+                for i in range(0, chunk, lanes):
+                    if packable:
+                        store_quad(
+                            address + i * size,
+                            real(values[i]),
+                            real(values[i + 1]),
+                            real(values[i + 2]),
+                            real(values[i + 3]),
+                        )
+                    else:
+                        store_quad(
+                            address + i * size,
+                            pack(real(values[i]), real(values[i + 1])),
+                            pack(real(values[i + 2]), real(values[i + 3])),
+                            pack(real(values[i + 4]), real(values[i + 5])),
+                            pack(real(values[i + 6]), real(values[i + 7])),
+                        )
+                return
+        for i in range(chunk):
+            j = inside(start, i)
+            if 0 <= j < n_classes:
+                store_element(target + j * step, real(values[i]))
+
+    return store_chunk

@@ -1,0 +1,143 @@
+"""A CUDA driver that is not there: memory and kernels by the PTX interpreter.
+
+It has the interface of `numba_ce.cuda.driver.Driver`, so that everything above it (plans, launch
+table, pieces of NumPy arrays, public functions) runs as it is. Streams are synchronous.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from importlib import import_module
+
+import numpy as np
+from ptx import Device
+from ptx.memory import USABLE
+
+import numba_ce as nc
+from numba_ce.cuda.plan import PACKER
+
+driver_module = import_module("numba_ce.cuda.driver")
+
+
+class EmulatedDriver:
+    """One device; `launches` lists what was started.
+
+    order_seed : as for `ptx.Device`; mutate : function from PTX to PTX, applied to every kernel
+    """
+
+    def __init__(self, capability=(9, 0), order_seed=None, mutate=None):
+        self.gpu = Device(order_seed=order_seed)
+        self.compute_capability = capability
+        self.mutate = mutate
+        self.functions = {}
+        self.launches = []
+        self.log = []  # (what, stream) of copies, launches and waits
+        self.allocated = {}
+        self.streams = 6
+
+    def device(self):
+        return 0
+
+    def device_of(self, address):
+        return 0
+
+    def capability(self, device):
+        return self.compute_capability
+
+    def load(self, code):
+        return code
+
+    def launch(self, function, grid, threads, plan, stream):
+        text = function.ptx if self.mutate is None else self.mutate(function.ptx)
+        assert len(plan) == PACKER.size
+        counts = self.gpu.launch(text, grid, threads, PACKER.unpack(plan), entry=function.entry)
+        self.launches.append((grid, threads, counts))
+        self.log.append(("launch", stream))
+
+    def allocate(self, nbytes, stream):
+        address = self.gpu.empty(max(nbytes, 16))
+        self.allocated[address] = nbytes
+        return address
+
+    def free(self, address, stream):
+        del self.allocated[address]
+
+    def pinned(self, nbytes):
+        return np.empty(nbytes, np.uint8)
+
+    def free_pinned(self, array):
+        pass
+
+    def copy_in(self, to, array, stream):
+        assert array.flags.c_contiguous
+        data, flags = self.gpu.memory.bytes_of(to, array.nbytes)
+        data[:] = array.reshape(-1).view(np.uint8)
+        flags[:] = USABLE
+        self.log.append(("in", stream))
+
+    def copy_out(self, array, source, stream):
+        array[...] = self.gpu.get(source, np.empty(array.shape, array.dtype))
+        self.log.append(("out", stream))
+
+    def new_stream(self):
+        self.streams += 1
+        return self.streams
+
+    def synchronize(self, stream):
+        self.log.append(("wait", stream))
+
+
+@contextmanager
+def emulated(**arguments):
+    """The backend "cuda" on an `EmulatedDriver`."""
+    host = import_module("numba_ce.cuda.host")
+    before, slots = driver_module._driver, dict(host._idle)
+    driver_module._driver = EmulatedDriver(**arguments)
+    host._idle.clear()
+    try:
+        with nc.use_backend("cuda"):
+            yield driver_module._driver
+    finally:
+        driver_module._driver = before
+        host._idle.clear()
+        host._idle.update(slots)
+
+
+class FakeArray:
+    """An array in emulated memory, as a library would hand it out.
+
+    place : how it lies in memory: strides in elements, from `offset` bytes after 256-byte alignment
+    """
+
+    def __init__(self, gpu, array, strides=None, offset=0, stream=None, readonly=False):
+        self.gpu, self.dtype, self.shape = gpu, array.dtype, array.shape
+        if strides is None:
+            strides = [s // array.itemsize for s in np.empty(array.shape, array.dtype).strides]
+        self.strides = tuple(s * array.itemsize for s in strides)
+        self.stream, self.readonly = stream, readonly
+        self.extent = 1 + sum((n - 1) * s for n, s in zip(array.shape, strides, strict=True))
+        flat = np.full(max(self.extent, 0), 77.0).astype(array.dtype)
+        np.lib.stride_tricks.as_strided(flat, array.shape, self.strides)[...] = array
+        self.before = flat.copy()
+        self.address = gpu.put(flat, misalign=offset)
+
+    @property
+    def __cuda_array_interface__(self):
+        typestr = "<V2" if self.dtype.name == "bfloat16" else self.dtype.str
+        return {
+            "shape": self.shape,
+            "strides": self.strides,
+            "typestr": typestr,
+            "data": (self.address, self.readonly),
+            "version": 3,
+            "stream": self.stream,
+        }
+
+    def get(self):
+        """The values now; everything between them must be as it was."""
+        flat = self.gpu.get(self.address, self.before)
+        values = np.lib.stride_tricks.as_strided(flat, self.shape, self.strides).copy()
+        untouched = self.before.copy()
+        np.lib.stride_tricks.as_strided(untouched, self.shape, self.strides)[...] = values
+        np.testing.assert_array_equal(flat.view(np.uint8), untouched.view(np.uint8))
+        return values

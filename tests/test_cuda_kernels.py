@@ -1,0 +1,334 @@
+"""The CUDA kernels: their PTX, executed on the CPU, against mpmath and the reference.
+
+Everything goes through the public functions. The interpreter turns accesses out of bounds or
+misaligned, reads of what nobody has written, races and deadlocks into errors.
+"""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+from cases import (
+    DTYPE_IDS,
+    DTYPES,
+    FEW_OPTION_SETS,
+    TARGET_KINDS,
+    make_logits,
+    make_options,
+    make_targets,
+    option_id,
+)
+from exact import assert_same, check_grad, check_loss, exact_rows
+
+pytest.importorskip("numba_cuda")
+
+from emulated import FakeArray, emulated
+from ptx import Fault
+
+import numba_ce as nc
+from numba_ce.cuda.table import layouts
+
+INF, NAN = np.inf, np.nan
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+
+def check(logits, targets, **options):
+    """Loss and gradient against mpmath, per element."""
+    loss, grad = nc.cross_entropy_and_grad(logits, targets, reduction="none", **options)
+    alone = nc.cross_entropy(logits, targets, reduction="none", **options)
+    options.pop("check_targets", None)
+    rows = exact_rows(logits, targets, **options)
+    check_loss(loss, rows, logits.dtype)
+    check_loss(alone, rows, logits.dtype)
+    check_grad(grad, rows, logits.dtype)
+    return loss, grad
+
+
+@pytest.mark.parametrize("names", FEW_OPTION_SETS, ids=option_id)
+@pytest.mark.parametrize("kind", TARGET_KINDS)
+def test_options(rng, kind, names):
+    logits = make_logits(rng, (5, 21), np.float32)
+    targets = make_targets(rng, (5,), 21, kind)
+    with emulated():
+        check(logits, targets, **make_options(names, rng, (5,), 21, kind))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
+@pytest.mark.parametrize("kind", TARGET_KINDS)
+def test_dtypes(rng, kind, dtype):
+    logits = make_logits(rng, (4, 37), dtype)
+    targets = make_targets(rng, (4,), 37, kind, dtype if kind == "probabilities" else "i2")
+    everything = make_options(FEW_OPTION_SETS[-1], rng, (4,), 37, kind)
+    with emulated():
+        check(logits, targets)
+        check(logits, targets, **everything)
+
+
+# ---------------------------------------------------------------- the layouts and their borders
+
+
+def _borders(kind):
+    """Every layout of the launch table with the smallest and largest rows that it takes."""
+    smallest = 1
+    for i, kernel in enumerate(layouts(kind, True, (9, 0))):
+        # 16-bit rows differ in their words only: not every one of their large layouts
+        if kind != "float32" and (kernel.capacity > 40000 or (kind == "float16" and i % 4)):
+            smallest = kernel.capacity + 1
+            continue
+        sizes = [smallest, kernel.capacity - 1, kernel.capacity]
+        yield pytest.param(
+            kind, sizes, id=f"{kind}-{kernel.sharing}x{kernel.slots}x{kernel.cluster}"
+        )
+        smallest = kernel.capacity + 1
+
+
+LAYOUTS = [p for kind in ("float32", "bfloat16", "float16") for p in _borders(kind)]
+
+
+@pytest.mark.parametrize(("kind", "sizes"), LAYOUTS)
+def test_borders_of_every_layout(rng, kind, sizes):
+    """Against the reference; the large rows are too many for mpmath."""
+    dtype = np.dtype(kind) if kind != "bfloat16" else BFLOAT16
+    for n_classes in sizes if sizes[-1] < 20000 else sizes[1:2]:
+        n_rows = 1 if n_classes > 20000 else 3
+        logits = make_logits(rng, (n_rows, n_classes), dtype, 3.0)
+        targets = make_targets(rng, (n_rows,), n_classes)
+        targets[0] = n_classes - 1
+        with emulated(order_seed=1 if n_classes < 2000 else None) as gpu:
+            loss, grad = nc.cross_entropy_and_grad(logits, targets, reduction="none")
+            read, written = gpu.launches[-1][2].loads, gpu.launches[-1][2].stores
+        check_close(loss, grad, logits, targets)
+        if n_classes > 1000:  # one read and one write of each element, all but the ends by 128 bits
+            size = logits.size * logits.itemsize
+            assert 16 * read[16] <= size and 16 * read[16] >= size - n_rows * 32
+            assert 16 * written[16] == 16 * read[16]
+
+
+def check_close(loss, grad, logits, targets, ulps=8, **options):
+    """Against the reference in float64: loss and gradient at the target, then all the others."""
+    with nc.use_backend("numpy"):
+        loss_0, grad_0 = nc.cross_entropy_and_grad(
+            np.array(logits, np.float64), targets, reduction="none", **options
+        )
+    unit = ulps * 2.0**-23
+    np.testing.assert_allclose(np.asarray(loss, float), loss_0, rtol=unit)
+    of_grad = {"float16": 2.0**-11, "bfloat16": 2.0**-8}.get(logits.dtype.name, 0.0) * 1.01
+    floor = {"float16": 2.0**-25, "bfloat16": 2.0**-133}.get(logits.dtype.name, 2.0**-149)
+    # 16-bit rows: their exponentials lose up to |z - m| units before the rounding
+    np.testing.assert_allclose(
+        np.asarray(grad, float), grad_0, rtol=unit + of_grad, atol=1.01 * floor
+    )
+
+
+# ---------------------------------------------------------------- families of rows
+
+
+def _families(rng):
+    n = 130
+    z = rng.standard_normal(n)
+    yield "offset", z + 1e4, 3
+    yield "trained", np.where(np.arange(n) == 5, z + 12, z), 5
+    yield "saturated", np.where(np.arange(n) == 5, z + 40, z), 5
+    yield "far behind", np.where(np.arange(n) == 5, z - 60, z), 5
+    yield "wide", rng.uniform(-80, 80, n), 7
+    yield "plateau", np.where(np.arange(n) < 3, 14.0, np.zeros(n)), 1
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_families(rng, dtype, temperature):
+    _, rows, targets = zip(*_families(rng), strict=True)
+    with emulated():
+        check(np.array(rows).astype(dtype), np.array(targets), temperature=temperature)
+
+
+EDGE_ROWS = [
+    ([0.0, 1.0, 2.0, NAN], 1),
+    ([0.0, INF, 2.0, 1.0], 0),
+    ([INF, 0.0, 2.0, 1.0], 0),
+    ([NAN, 0.0, 2.0, 1.0], 0),
+    ([-INF] * 4, 1),
+    ([-INF, -INF, 3.0, -INF], 2),
+    ([-INF, -INF, 3.0, -INF], 0),
+    ([-INF, 1.0, 3.0, -INF], 1),
+    ([1.0, 1.0, 1.0, 1.0], 3),
+]
+
+
+@pytest.mark.parametrize("n_classes", [4, 300, 2100])
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}], ids=["plain", "smoothed"])
+def test_edge_rows(n_classes, options):
+    """Infinities and NaN; the rest of a longer row is masked, whole lanes and warps of it."""
+    logits = np.full((len(EDGE_ROWS), n_classes), -INF, np.float32)
+    for row, (values, _) in zip(logits, EDGE_ROWS, strict=True):
+        row[:4] = values
+    targets = np.array([y for _, y in EDGE_ROWS])
+    if n_classes > 1000:
+        logits, targets = logits[::3], targets[::3]
+    with emulated():
+        check(logits, targets, **options)
+
+
+@pytest.mark.parametrize("n_classes", [5, 1030])
+def test_ignored_and_bad_rows(n_classes):
+    logits = np.zeros((6, n_classes), np.float32)
+    logits[1] = NAN
+    logits[3, 2] = INF
+    targets = np.array([1, -100, 2, -100, n_classes, -1])
+    with emulated():
+        loss, grad = nc.cross_entropy_and_grad(
+            logits, targets, reduction="none", check_targets=False
+        )
+        with pytest.raises(ValueError, match=rf"targets\[4\] = {n_classes} is not a class index"):
+            nc.cross_entropy(logits, targets)
+    assert_same(loss[[1, 3]], np.zeros(2, np.float32))
+    assert_same(grad[[1, 3]], np.zeros((2, n_classes), np.float32))
+    assert np.isnan(loss[4:]).all() and np.isnan(grad[4:]).all()
+    assert np.isfinite(loss[:4]).all() and np.isfinite(grad[:4]).all()
+
+
+# ---------------------------------------------------------------- memory: any place, any strides
+
+
+def device_problem(gpu, logits, targets, strides=None, offset=0):
+    return (
+        FakeArray(gpu, logits, strides, offset),
+        FakeArray(gpu, targets),
+        FakeArray(gpu, np.zeros_like(logits), strides, offset),
+    )
+
+
+@pytest.fixture
+def fakes(monkeypatch):
+    """Results on the device are `FakeArray`s."""
+    arrays = __import__("numba_ce.cuda.arrays", fromlist=["empty"])
+    monkeypatch.setattr(
+        arrays,
+        "empty",
+        lambda like, shape, dtype: arrays.device_array(
+            FakeArray(like.owner.gpu, np.zeros(shape, dtype)), "result"
+        ),
+    )
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+@pytest.mark.parametrize("n_classes", [3, 61, 300, 2061])
+def test_misaligned_rows(rng, fakes, kind, n_classes):
+    """Rows at every distance from 16 bytes; nothing beside them is read or written."""
+    dtype = np.dtype(np.float32) if kind == "float32" else BFLOAT16
+    logits = make_logits(rng, (4, n_classes), dtype)
+    targets = make_targets(rng, (4,), n_classes)
+    for padding, offset in ((1, 0), (3, dtype.itemsize), (0, 3 * dtype.itemsize)):
+        with emulated() as gpu:
+            x, y, out = device_problem(gpu.gpu, logits, targets, (n_classes + padding, 1), offset)
+            loss, grad = nc.cross_entropy_and_grad(x, y, reduction="none", out=out)
+            assert grad is out
+            check_close(loss.get(), out.get(), logits, targets)
+            nc.cross_entropy_and_grad(x, y, reduction="none", out=x)
+            assert_same(x.get(), out.get())
+
+
+@pytest.mark.parametrize("strides", [(1, 5), (160, 4), (-34, 1)], ids=["first", "both", "reversed"])
+def test_strides(rng, fakes, strides):
+    logits, targets = make_logits(rng, (5, 33), np.float32), make_targets(rng, (5,), 33)
+    options = {"label_smoothing": 0.1}
+    if strides[0] < 0:  # a fake array starts at its lowest address
+        strides, logits = (34, 1), logits[::-1]
+    with emulated() as gpu:
+        x, y, out = device_problem(gpu.gpu, logits, targets, strides)
+        loss, _ = nc.cross_entropy_and_grad(x, y, reduction="none", out=out, **options)
+        rows = exact_rows(logits, targets, **options)
+        check_loss(loss.get(), rows, logits.dtype)
+        check_grad(out.get(), rows, logits.dtype)
+        nc.cross_entropy_and_grad(x, y, reduction="none", out=x, **options)
+        assert_same(x.get(), out.get())
+
+
+def test_class_axis_in_the_middle(rng, fakes):
+    """Lanes go along the rows, which lie side by side; more rows than lanes, and not all in use."""
+    logits = make_logits(rng, (2, 7, 37), np.float32)
+    targets = make_targets(rng, (2, 37), 7)
+    with emulated() as gpu:
+        x, y = FakeArray(gpu.gpu, logits), FakeArray(gpu.gpu, targets)
+        loss, grad = nc.cross_entropy_and_grad(x, y, axis=1, reduction="none")
+        loss, grad = loss.get(), grad.get()
+    with nc.use_backend("numpy"):
+        loss_0, grad_0 = nc.cross_entropy_and_grad(logits, targets, axis=1, reduction="none")
+    np.testing.assert_allclose(loss, loss_0, rtol=5e-7)
+    np.testing.assert_allclose(grad, grad_0, rtol=5e-7)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_reductions_stay_on_the_device(rng, fakes, reduction):
+    logits, targets = make_logits(rng, (1500, 6), np.float32), make_targets(rng, (1500,), 6)
+    targets[::7] = -100
+    weight = rng.uniform(0.5, 2.0, 6)
+    with emulated() as gpu:
+        x, y, w = (FakeArray(gpu.gpu, a) for a in (logits, targets, weight))
+        loss, grad = nc.cross_entropy_and_grad(x, y, class_weight=w, reduction=reduction)
+        assert loss.shape == ()
+        loss, grad = loss.get(), grad.get()
+    with nc.use_backend("numpy"):
+        loss_0, grad_0 = nc.cross_entropy_and_grad(
+            logits, targets, class_weight=weight, reduction=reduction
+        )
+    np.testing.assert_allclose(loss, loss_0, rtol=5e-7)
+    np.testing.assert_allclose(grad, grad_0, rtol=1e-6)
+
+
+def test_a_bad_target_on_the_device_is_named_and_nothing_written(rng, fakes):
+    logits, targets = make_logits(rng, (40, 6), np.float32), make_targets(rng, (40,), 6, dtype="u8")
+    targets[17] = 2**64 - 100
+    with emulated() as gpu:
+        x, y, out = device_problem(gpu.gpu, logits, targets)
+        with pytest.raises(ValueError, match=r"targets\[17\] = 18446744073709551516 is not a"):
+            nc.cross_entropy_and_grad(x, y, out=out)
+        assert_same(out.get(), np.zeros_like(logits))
+        waits = gpu.log.count(("wait", 1))
+        nc.cross_entropy_and_grad(x, y, out=out, check_targets=False)
+        assert gpu.log.count(("wait", 1)) == waits  # no synchronisation
+
+
+# ---------------------------------------------------------------- broken on purpose
+
+
+def _without(text, pattern):
+    """PTX with every line that has the pattern made a comment."""
+    assert pattern in text
+    return "\n".join("//" + line if pattern in line else line for line in text.splitlines())
+
+
+MUTATIONS = {
+    "no barrier": (2100, lambda t: _without(t, "bar.sync")),
+    "no wait for the cluster": (
+        16385,
+        lambda t: t.replace("mbarrier.try_wait.parity", "mbarrier.test_wait.parity").replace(
+            "@p bra D_", "bra D_"
+        ),
+    ),
+    "wrong lanes": (500, lambda t: t.replace("shfl.sync.bfly", "shfl.sync.down")),
+    "no tail": (1003, lambda t: _without(t, "st.global.f32")),
+    "narrower access": (1000, lambda t: _without(t, "st.global.v4.f32")),
+}
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_broken_kernel_is_noticed(rng, name):
+    """What the tests above rely on: each of these is a Fault or a wrong result, on some order."""
+    n_classes, mutate = MUTATIONS[name]
+    logits, targets = make_logits(rng, (1, n_classes), np.float32), np.array([1])
+
+    def run(seed, mutate=None):
+        with emulated(order_seed=seed, mutate=mutate):
+            loss, grad = nc.cross_entropy_and_grad(logits, targets, reduction="none")
+            check_close(loss, grad, logits, targets)
+
+    run(1)
+    found = []
+    for seed in range(4):
+        try:
+            run(seed, mutate)
+        except (AssertionError, Fault) as error:
+            found.append(error)
+    assert found
