@@ -120,20 +120,17 @@ def scan(plan, first, last, work):
     """
     unweighted = plan.sample_weight == 0 and plan.class_weight == 0
     one, zero = splat(np.float32(1)), splat(np.float32(0))
-    kept, bad, total, lost = zero, zero, 0.0, 0.0
+    kept, total, lost = zero, 0.0, 0.0
     for row in range(first, last, 16):
         offsets, steps, even = locate_sixteen(plan, row)
         if unweighted and last - row >= 16 and neighbours(plan, steps, even):
             y = sixteen_targets(plan, offsets[1])
-            bad = bad + select(y == np.float32(-2), one, zero)
-            kept = kept + select(y < np.float32(0), zero, one)
-        else:
-            for i in range(row, smaller(row + 16, last)):
-                total, rounding = two_sum(total, note_weight(plan, i))
-                lost += rounding
-    if sum_of_lanes(bad) > 0.0:
-        for row in range(first, last):
-            note_weight(plan, row)
+            if sum_of_lanes(select(y == np.float32(-2), one, zero)) == 0.0:
+                kept = kept + select(y < np.float32(0), zero, one)
+                continue
+        for i in range(row, smaller(row + 16, last)):
+            total, rounding = two_sum(total, note_weight(plan, i))
+            lost += rounding
     if not math.isinf(total):
         total += lost
     return total + np.float64(sum_of_lanes(kept))
