@@ -131,10 +131,10 @@ gives the exact results in 106 bits and is itself checked against mpmath. 2e7 (f
 
 Promised, and tested on every run: loss and gradient at the target within 4 ULP, lse within 2 ULP
 of the larger of |lse| and |row maximum| on these families; the other entries of the gradient within
-max(4, |z - m|) ULP in float32, m the largest of the other logits, and max(8, |z - m|) in float64.
-The row "others" is scaled so that 4 is the first of these bounds. 16-bit gradients are the float32
-result, rounded once. Where terms of opposite sign meet (smoothing, z-loss, probabilities), they
-hold relative to the sum of the magnitudes of the terms; float64 gradients then within 20 ULP.
+max(4, |z - m|) ULP, m the largest of the other logits. The row "others" is scaled so that 4 is this
+bound. 16-bit gradients are the float32 result, rounded once. Where terms of opposite sign meet
+(smoothing, z-loss, probabilities), the same holds relative to the sum of the magnitudes of the
+terms. The backend "numpy" is promised 16 ULP in float64, for NumPy's exp may be off by 4.
 
 """
 
