@@ -13,6 +13,7 @@ import numba
 import numpy as np
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -140,9 +141,9 @@ def info() -> None:
         name = f"none: {error}"
     source = os.environ.get("NUMBA_CE_BACKEND")
     why = f"NUMBA_CE_BACKEND={source}" if source else "default: where the data lives"
-    table.add_row("backend", f"{name} ({why})")
+    table.add_row("backend", escape(f"{name} ({why})"))
     for backend, reason in numba_ce.available_backends().items():
-        table.add_row(f"  {backend}", reason or "available")
+        table.add_row(f"  {backend}", escape(reason or "available"))  # names extras in brackets
     if numba_ce.available_backends()["cpu"] is None:
         from numba_ce.cpu.launch import parallel_loop
 

@@ -179,6 +179,13 @@ def test_info():
         assert word in result.stdout
 
 
+def test_info_shows_all_of_a_reason(monkeypatch):
+    """Brackets are markup to the library that prints."""
+    reason = "pip install 'numba-ce[cu13]'"
+    monkeypatch.setattr(nc, "available_backends", lambda: {"cpu": "no", "cuda": reason})
+    assert reason in run("info").stdout
+
+
 def test_demo():
     result = run("demo", "--steps", 150)
     assert result.exit_code == 0, result.output
