@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import subprocess
+import sys
+
 import numba
 import numpy as np
 import pytest
 from exact import assert_same, mp, mpf, ulp
 
+import numba_ce
 from numba_ce.cpu.element import KINDS
 from numba_ce.cpu.exp import (
     EXPONENT_BIAS,
@@ -153,3 +159,35 @@ def test_far_powers_of_two(n):
     run = compiled(lambda value, n: times_two_to(value, n))
     assert run(1.5, n) == (0.0 if n < -1075 else np.inf)
     assert run(2.0**-600, n) == (0.0 if n < 0 else np.ldexp(1.0, n - 600) if n < 1624 else np.inf)
+
+
+def test_every_float16_as_a_weight():
+    """All 65536 of them, for which no conversion of the processor is used."""
+    weights = np.arange(65536, dtype=np.uint16).view(np.float16)
+    logits, targets = np.zeros((65536, 2)), np.zeros(65536, np.int64)
+    for order in ("<", ">"):
+        weight = weights.astype(weights.dtype.newbyteorder(order))
+        with np.errstate(invalid="ignore"):
+            expected = np.where(weights == 0, 0.0, weights.astype(float) * np.log(2))
+        loss = numba_ce.cross_entropy(logits, targets, sample_weight=weight, reduction="none")
+        np.testing.assert_allclose(loss, expected, rtol=1e-15)
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="a matter of x86")
+def test_a_processor_without_float16():
+    """Everything else works there, and float16 is an error that can be caught."""
+    code = """
+import numpy as np, numba_ce
+logits, targets = np.zeros((20, 300), np.float32), np.zeros(20, np.int64)
+weight = np.full(20, 0.5, np.float16)
+assert abs(numba_ce.cross_entropy(logits, targets, sample_weight=weight) - np.log(300)) < 1e-6
+try:
+    numba_ce.cross_entropy(logits.astype(np.float16), targets)
+except NotImplementedError as error:
+    assert "F16C" in str(error)
+else:
+    raise SystemExit("no error")
+"""
+    environment = os.environ | {"NUMBA_CPU_NAME": "generic"}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert run.returncode == 0, run.stderr.decode()

@@ -18,6 +18,7 @@ import numba
 import numpy as np
 from llvmlite import binding, ir
 from numba import carray, njit, prange, types
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 from numba_ce._backend import is_serial
@@ -78,12 +79,20 @@ def compiled(kernel):
 
 
 def require_float16():
-    """float16 needs the processor's conversions; without them LLVM calls a missing function."""
-    features = binding.get_host_cpu_features()
-    if "f16c" in features and not features["f16c"]:
+    """float16 needs the processor's conversions; without them LLVM ends the process."""
+    if not converts_float16():
         raise NotImplementedError(
-            "float16 needs a processor with the F16C instructions: convert the array to float32"
+            "float16 needs a processor with the F16C instructions (NUMBA_CPU_NAME may name one "
+            "without): convert the array to float32"
         )
+
+
+@cache
+def converts_float16():
+    """Whether Numba's target converts float16 by itself, or by calling a function."""
+    text = "define float @f(half %x) {\n %y = fpext half %x to float\n ret float %y\n}"
+    machine = cpu_target.target_context.codegen()._tm
+    return "hfsf2" not in machine.emit_assembly(binding.parse_assembly(text))
 
 
 @intrinsic

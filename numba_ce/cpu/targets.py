@@ -8,7 +8,7 @@ import numpy as np
 
 from numba_ce import _row
 from numba_ce.cpu.element import get, load_element, load_indices, load_integer, put
-from numba_ce.cpu.exp import two_sum
+from numba_ce.cpu.exp import power_of_two, two_sum
 from numba_ce.cpu.jit import inner, smaller
 from numba_ce.cpu.measure import peak_finder
 from numba_ce.cpu.plan import locate, locate_sixteen
@@ -32,13 +32,26 @@ class Target(NamedTuple):
 
 
 @inner
+def float16_of(bits):
+    """The number that the bits of a float16 stand for; not every processor has a conversion."""
+    exponent, fraction = (bits >> 10) & 31, np.float64(bits & 1023)
+    if exponent == 31:
+        size = math.inf if fraction == 0.0 else math.nan
+    elif exponent == 0:
+        size = fraction * 2.0**-24
+    else:
+        size = (fraction + 1024.0) * power_of_two(exponent - 25)
+    return -size if bits & 0x8000 else size
+
+
+@inner
 def load_weight(plan, offset):
     """s_i as float64; 1 without sample weights."""
     if plan.sample_weight == 0:
         return 1.0
     address, swapped = plan.sample_weight + offset, plan.sample_weight_swapped
     if plan.sample_weight_kind == 0:
-        return np.float64(load_element("float16", address, swapped))
+        return float16_of(load_integer(address, 2, False, swapped))
     if plan.sample_weight_kind == 1:
         return np.float64(load_element("bfloat16", address, swapped))
     if plan.sample_weight_kind == 2:
