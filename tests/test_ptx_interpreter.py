@@ -127,10 +127,14 @@ def test_counts(rng):
 # ---------------------------------------------------------------- what numba-cuda compiles
 
 
-def compiled(function, *types):
-    cuda = pytest.importorskip(
-        "numba_cuda", reason="needs NVIDIA's numba-cuda (pip install 'numba-ce[cu13]')"
-    ) and pytest.importorskip("numba.cuda")
+@pytest.fixture
+def cuda():
+    """NVIDIA's numba-cuda; the older copy inside numba is not meant."""
+    pytest.importorskip("numba_cuda", reason="needs NVIDIA's numba-cuda")
+    return pytest.importorskip("numba.cuda")
+
+
+def compiled(cuda, function, *types):
     return cuda.compile_ptx(function, types, cc=(9, 0))[0]
 
 
@@ -140,8 +144,8 @@ def flat(address, array):
 
 
 @pytest.mark.parametrize("seed", [None, 4])
-def test_numba_reduction(seed, rng):
-    from numba import cuda, float32
+def test_numba_reduction(seed, rng, cuda):
+    float32 = cuda.types.float32
 
     def reduce(x, y):
         shared = cuda.shared.array(32, float32)
@@ -159,7 +163,7 @@ def test_numba_reduction(seed, rng):
             if t == 0:
                 cuda.atomic.add(y, 0, value)
 
-    text = compiled(reduce, float32[::1], float32[::1])
+    text = compiled(cuda, reduce, float32[::1], float32[::1])
     x = rng.integers(-9, 9, 1000).astype(np.float32)
     y = np.zeros(1, np.float32)
     device = Device(seed)
@@ -168,15 +172,15 @@ def test_numba_reduction(seed, rng):
     assert device.get(b, y)[0] == x.sum()
 
 
-def test_numba_float64_functions(rng):
-    from numba import cuda, float64
+def test_numba_float64_functions(rng, cuda):
+    float64 = cuda.types.float64
 
     def softplus(x, y):
         i = cuda.grid(1)
         if i < x.size:
             y[i] = math.log1p(math.exp(x[i])) + math.expm1(x[i]) / 3.0 + abs(x[i]) ** 2.5
 
-    text = compiled(softplus, float64[::1], float64[::1])
+    text = compiled(cuda, softplus, float64[::1], float64[::1])
     x = np.concatenate([rng.normal(size=300) * 20, [0.0, -800.0, 1e-320]])
     device = Device()
     a, b = device.put(x), device.empty(x.nbytes)
@@ -185,17 +189,14 @@ def test_numba_float64_functions(rng):
     np.testing.assert_allclose(device.get(b, x), expected, rtol=1e-15)
 
 
-def test_numba_float16(rng):
-    cuda = pytest.importorskip("numba.cuda")
-
+def test_numba_float16(rng, cuda):
     def scale(x, y):
         i = cuda.grid(1)
         if i < x.size:
             y[i] = np.float16(np.float32(x[i]) * np.float32(2.5))
 
-    pytest.importorskip("numba_cuda", reason="needs NVIDIA's numba-cuda")
     half = cuda.types.float16[::1]
-    text = compiled(scale, half, half)
+    text = compiled(cuda, scale, half, half)
     x = rng.normal(size=100).astype(np.float16)
     device = Device()
     a, b = device.put(x), device.empty(x.nbytes)
