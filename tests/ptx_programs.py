@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ptx import Device
+
 REGISTERS = {
     "u8": "u16", "s8": "s16", "b8": "b16", "f16": "b16", "bf16": "b16", "f16x2": "b32",
     "bf16x2": "b32",
@@ -73,6 +75,20 @@ def elementwise(code, inputs, output):
     ]
     return kernel("\n".join(lines), [f"x{i}" for i in range(out + 1)])
 
+
+def execute(body, output, *arrays, block=32, grid=1, seed=None, **options):
+    """Runs a body with the addresses %x0 (result, of the shape and type of output), %x1 ..."""
+    program = {k: options.pop(k) for k in ("before", "cluster") if k in options}
+    names = [f"x{i}" for i in range(len(arrays) + 1)]
+    device = Device(seed)
+    address = device.empty(output.nbytes)
+    args = [address, *(device.put(a) for a in arrays)]
+    device.launch(kernel(body, names, **program), grid, block, args, **options)
+    return device.get(address, output)
+
+
+# The end of a body: %r1 of each thread to x0[thread]
+STORE = "mad.wide.u32 %rd1, %r0, 4, %x0; st.global.u32 [%rd1], %r1;"
 
 # Sum of n numbers at x0 by the threads of one block, to x1[block]; the tail guard, the barrier
 # and the part of every step are there to be deleted.

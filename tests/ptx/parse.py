@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import struct
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -108,8 +109,7 @@ class Function:
     max_threads: int | None = None
 
 
-@dataclass
-class Module:
+class Module(NamedTuple):
     functions: dict[str, Function]
     variables: list[Variable]
 
@@ -128,6 +128,7 @@ _VARIABLE = re.compile(
     re.S,
 )
 _ADDRESS = re.compile(r"^\[\s*([^+\]\s]+)\s*(?:\+\s*(-?\w+))?\s*\]$")
+_CALL = re.compile(r"(?:\(([^)]*)\)\s*,\s*)?([\w$%]+)\s*(?:,\s*\(([^)]*)\))?\s*(.*)$")
 _BRACKET = re.compile(r"[{\[(]")
 _NUMBER = re.compile(r"^[-+]?(0[xX][0-9a-fA-F]+|0[bB][01]+|\d+)U?$")
 
@@ -216,10 +217,9 @@ def variable(text):
 class _Body:
     """Reads the statements of one function and resolves names by scope."""
 
-    def __init__(self, function):
-        self.function = function
+    def __init__(self, function, place):
+        self.function, self.place = function, place  # place: its number in the module
         self.scopes = []  # [(number of the scope, {name as written: unique name})]
-        self.ranges = {}  # "%r" -> dtype, from `.reg .b32 %r<43>`
         self.count = 0
 
     def open(self):
@@ -236,11 +236,11 @@ class _Body:
         return None
 
     def declare(self, name):
-        """A unique name for something declared here: labels and registers of inner scopes."""
+        """A name for something declared here that is unique in the module."""
         number, names = self.scopes[-1]
         if name in names:
             raise Fault(f"{name} is declared twice")
-        unique = f"{self.function.name}/{name}" if number == 1 else f"{name}@{number}"
+        unique = f"{self.place}/{name}" if number == 1 else f"{self.place}/{name}@{number}"
         names[name] = unique
         return unique
 
@@ -326,15 +326,12 @@ class _Body:
 
     def call_operands(self, rest):
         """[results, function name, arguments]"""
-        match = re.match(r"(?:\(([^)]*)\)\s*,\s*)?([\w$%]+)\s*(?:,\s*\(([^)]*)\))?\s*(.*)$", rest)
-        results, name, arguments, more = match.groups()
+        results, name, arguments, more = _CALL.match(rest).groups()
         if name.startswith("%") or more:
             raise Unsupported(f"indirect call {rest!r}")
 
-        def names(text):
-            return [self.operand(item) for item in split(text or "")]
-
-        return [names(results), name, names(arguments)]
+        names = [[self.operand(item) for item in split(t or "")] for t in (results, arguments)]
+        return [names[0], name, names[1]]
 
 
 def split(text):
@@ -358,16 +355,13 @@ def _function(header):
     match = _FUNCTION.search(header)
     rest = match["rest"]
 
-    def variables(text):
-        return [variable(item) for item in split(text or "")]
-
     cluster = re.search(r"\.reqnctapercluster\s+(\d+)(?:\s*,\s*(\d+))?(?:\s*,\s*(\d+))?", rest)
     threads = re.search(r"\.(?:maxntid|reqntid)\s+(\d+)(?:\s*,\s*(\d+))?(?:\s*,\s*(\d+))?", rest)
     return Function(
         match["name"],
         match[1] == "entry",
-        variables(match["params"]),
-        variables(match["results"]),
+        [variable(item) for item in split(match["params"] or "")],
+        [variable(item) for item in split(match["results"] or "")],
         cluster=tuple(int(n or 1) for n in cluster.groups()) if cluster else None,
         max_threads=int(np.prod([int(n) for n in threads.groups() if n])) if threads else None,
     )
@@ -381,7 +375,7 @@ def parse(text):
         try:
             if body is None:
                 if kind == "open":
-                    body = _Body(_function(part))
+                    body = _Body(_function(part), len(module.functions))
                     body.open()
                 elif kind == "end" and (declared := variable(part)) and "(" not in part:
                     module.variables.append(declared)

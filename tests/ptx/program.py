@@ -339,7 +339,7 @@ HANDLERS = {
 }
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=64)
 def compiled(text, entry, fine, exact):
     """The program of a PTX text, decoded once per process."""
     collects = gc.isenabled()
