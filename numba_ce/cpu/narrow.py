@@ -3,7 +3,7 @@
 A row of ten classes fills ten lanes of one vector, and what is done once per row, in float64 and
 one number at a time, costs more than its exponentials: 100 ns a row in the kernels of `operations`.
 Here the classes of sixteen rows are turned into a tile ``tile[class][row]`` and everything is done
-for sixteen rows at once: 8 ns a row of two classes, 14 ns of sixteen, on one core.
+for sixteen rows at once: 7 ns a row of two classes, 13 ns of sixteen, on one core.
 
 Only logits computed in float32 come here, and how many classes a row has decides it, so a row's
 bits never depend on its neighbours.

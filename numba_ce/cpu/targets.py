@@ -129,7 +129,7 @@ def sixteen_targets(plan, offset):
 def scan(plan, first, last, work):
     """The weights of the rows of a block in the mean; notes its first bad target.
 
-    Sixteen at a time where rows have no weights of their own: 0.3 ns a row, not 6.
+    Sixteen at a time where rows have no weights: 0.4 ns a row on two cores.
     """
     unweighted = plan.sample_weight == 0 and plan.class_weight == 0
     one, zero = splat(np.float32(1)), splat(np.float32(0))
