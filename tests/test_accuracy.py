@@ -128,6 +128,13 @@ def test_families_with_a_temperature(backend, rng, family, dtype, temperature):
     check_index_rows(logits[:n_rows], targets[:n_rows], temperature)
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_roundings_of_float64_at_a_temperature(cpu, seed):
+    """Where the roundings of the factor would make 4.4 ulps of 3.6, were they not kept."""
+    logits, targets = FAMILIES["N(0, 1), C = 1000"](np.random.default_rng(seed), np.float64)
+    check_index_rows(logits[:30], targets[:30], 3.0)
+
+
 @every_family
 @both_floats
 def test_families_with_the_class_axis_first(backend, rng, family, dtype):

@@ -343,3 +343,49 @@ def test_ignored_target_is_read_as_probabilities_neither(backend):
     assert loss[0] == 0
     assert (grad[0] == 0).all()
     assert np.isfinite(loss[1])
+
+
+# ---------------------------------------------------------------- targets read sixteen at a time
+
+
+@pytest.mark.parametrize("n_classes", [3, 40, 300])
+@pytest.mark.parametrize("dtype", ["i1", "u1", "<i2", ">i2", "i4", "i8", ">u8"])
+def test_ignored_rows_among_many(rng, n_classes, dtype):
+    """Rows enough for vectors of targets, and a rest."""
+    n_rows, ignored = 50, 1
+    logits = rng.standard_normal((n_rows, n_classes)).astype(np.float32)
+    targets = rng.integers(0, min(n_classes, 100), n_rows).astype(dtype)
+    targets[[0, 15, 16, 31, 49]] = ignored
+    options = {"ignore_index": ignored, "reduction": "none"}
+    loss, grad = nc.cross_entropy_and_grad(logits, targets, **options)
+    skipped = targets == ignored
+    assert (loss[skipped] == 0).all()
+    assert (grad[skipped] == 0).all()
+    kept_loss, kept_grad = nc.cross_entropy_and_grad(
+        logits[~skipped], targets[~skipped], reduction="none"
+    )
+    np.testing.assert_array_equal(loss[~skipped], kept_loss)
+    np.testing.assert_array_equal(grad[~skipped], kept_grad)
+    mean = nc.cross_entropy(logits, targets, ignore_index=ignored)
+    np.testing.assert_allclose(mean, kept_loss.mean(dtype=float), rtol=1e-6)
+
+
+@pytest.mark.parametrize("n_classes", [3, 40, 300])
+@pytest.mark.parametrize("row", [0, 7, 15, 16, 31, 40, 49])
+@pytest.mark.parametrize(
+    ("dtype", "bad"), [("i1", -1), ("i8", -5), ("i8", 2**62), ("u8", 2**64 - 1), (">i4", 300)]
+)
+def test_a_bad_target_among_many(rng, n_classes, row, dtype, bad):
+    logits = rng.standard_normal((50, n_classes)).astype(np.float32)
+    targets = rng.integers(0, 3, 50).astype(dtype)
+    targets[row] = bad
+    targets[49] = bad
+    grad = np.full_like(logits, 7)
+    with pytest.raises(ValueError, match=rf"targets\[{row}\] = {bad} is not a class index"):
+        nc.cross_entropy_and_grad(logits, targets, out=grad)
+    assert (grad == 7).all()
+    loss, grad = nc.cross_entropy_and_grad(logits, targets, check_targets=False, reduction="none")
+    spoilt = np.isin(np.arange(50), [row, 49])
+    np.testing.assert_array_equal(np.isnan(loss), spoilt)
+    np.testing.assert_array_equal(np.isnan(grad).all(axis=1), spoilt)
+    assert not np.isnan(grad[~spoilt]).any()
