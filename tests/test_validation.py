@@ -284,3 +284,20 @@ def test_lists_and_scalars_are_arrays(backend):
     assert loss.dtype == grad.dtype == np.float64
     assert nc.cross_entropy([1.0, 2.0], 1) == nc.cross_entropy(np.array([1.0, 2.0]), np.int8(1))
     assert nc.cross_entropy(np.zeros((0, 3)), [], reduction="sum") == 0
+
+
+@pytest.mark.parametrize("name", ["temperature", "softcap"])
+@pytest.mark.parametrize("n_classes", [3, 300])
+def test_scales_that_the_kernels_can_hold(name, n_classes):
+    """An error where float32 constants would overflow, and the reference's result up to there."""
+    logits, targets = np.linspace(-2, 2, n_classes, dtype=np.float32)[None], [1]
+    for value in (1e-39, 1e39):
+        message = re.escape(f"{name} = {value}: expected 8e-37 <= {name} <= 1e+36")
+        with pytest.raises(ValueError, match=message):
+            nc.cross_entropy(logits, targets, **{name: value})
+    for value in (1e-36, 1e36):
+        loss, grad = nc.cross_entropy_and_grad(logits, targets, **{name: value})
+        with nc.use_backend("numpy"):
+            expected, expected_grad = nc.cross_entropy_and_grad(logits, targets, **{name: value})
+        np.testing.assert_allclose(loss, expected, rtol=1e-6)
+        np.testing.assert_allclose(grad, expected_grad, rtol=1e-5)

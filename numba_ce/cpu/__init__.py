@@ -11,7 +11,8 @@ targets    what a row is told to be: target, weights, whether it counts
 finish     a row finished in float64, by the formulas of `numba_ce._row`
 operations what is done with a row, one function for each operation
 shard      the same for a part of a row: records
-narrow     rows of few classes, sixteen at a time
+narrow     rows of few classes, sixteen at a time: the operations
+sixteen    their rows in and out, their targets, how they are finished
 turn       from rows of neighbouring classes to one vector for each class, and back
 plan       what a kernel is told: addresses, strides, options
 jit        how the inner functions are compiled
@@ -50,6 +51,16 @@ def _name(dtype):
 
 def _kind(array):
     return _name(array.dtype)
+
+
+def _check_scale(name, value, kind):
+    """Beyond these the constants of the range reduction leave the type of the tiles."""
+    limit = 2.0 ** (1000 if kind == "float64" else 120)
+    if not 1.0 / limit <= value <= limit:
+        raise ValueError(
+            f"{name} = {value}: expected {1.0 / limit:.1g} <= {name} <= {limit:.1g} for {kind} "
+            "logits on the CPU"
+        )
 
 
 class _Plan:
@@ -123,6 +134,10 @@ class _Plan:
         fields = self.fields
         fields["smoothing"], fields["z_loss"] = options.label_smoothing, options.z_loss
         real = KINDS[self.kind][1]
+        for name in ("temperature", "softcap"):
+            value = getattr(options, name)
+            if value is not None:
+                _check_scale(name, value, self.kind)
         if options.temperature != 1.0:
             fields["temperature"] = options.temperature
             fields["tempered"] = pack("4d", *reduction(real, options.temperature))

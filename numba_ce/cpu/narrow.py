@@ -162,7 +162,7 @@ def narrow_loss_operation(kernel):
         q_low = q_high = a_low = a_high = splat(0.0)
         if smoothing:
             q_low, q_high, a_low, a_high = sum_smoothed(plan, lanes, y, row_max)
-        low, high = sum_exps(plan, lanes.tile, end, row_max, scale)
+        low, high = sum_exps(plan, lanes.tile, end, scale)
         rows_low, rows_high = finish_sixteen(low, high, row_max, t, scale, over_temperature)
         s, w = lanes.weights, lanes.class_weights
         loss_low, g_low, f_low = weigh(

@@ -313,7 +313,7 @@ def exp_summer(tempered, keep):
     """The function that turns a tile into exponentials, and adds them up."""
 
     @inner
-    def sum_exps(plan, tile, end, row_max, scale):
+    def sum_exps(plan, tile, end, scale):
         """Sums of the lower and the upper eight rows; the exponentials stay if they are kept."""
         reference, _, exponent, lowest = scale
         if tempered:

@@ -10,7 +10,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from numba_ce.cpu.element import KINDS, decode, encode, literal
-from numba_ce.cpu.vector import F32, I32, I64, VECTOR_BYTES, spread
+from numba_ce.cpu.vector import F32, I32, I64, VECTOR_BYTES, lanes_below
 
 ROWS = 16  # lanes of a float32 vector
 # Classes of a block, for each of which there is code: fewer need fewer shuffles
@@ -37,12 +37,6 @@ def _turned(builder, rows):
                 rows[i] = builder.shuffle_vector(a, b, upper)
                 rows[i + s] = builder.shuffle_vector(a, b, lower)
     return rows
-
-
-def _mask(builder, count):
-    """The lanes below `count`, an i64."""
-    lanes = ir.Constant(ir.VectorType(I64, ROWS), list(range(ROWS)))
-    return builder.icmp_signed("<", lanes, spread(builder, count, ROWS))
 
 
 def _masked_call(builder, name, stored, returns, arguments):
@@ -74,7 +68,7 @@ def load_turned(typingctx, kind, block, source, stride, count, tile):
 
     def codegen(context, builder, sig, args):
         _, _, source, stride, count, tile = args
-        mask, zeros = _mask(builder, count), ir.Constant(stored, None)
+        mask, zeros = lanes_below(builder, count, ROWS), ir.Constant(stored, None)
         rows = []
         for i in range(ROWS):
             pointer = _row_pointer(builder, source, stride, i, stored)
@@ -98,7 +92,7 @@ def store_turned(typingctx, kind, block, target, stride, count, tile):
 
     def codegen(context, builder, sig, args):
         _, _, target, stride, count, tile = args
-        mask = _mask(builder, count)
+        mask = lanes_below(builder, count, ROWS)
         undefined = ir.Constant(ir.VectorType(F32, ROWS), ir.Undefined)
         loaded = [builder.load(_class_pointer(builder, tile, c)) for c in range(classes)]
         for vector in loaded:

@@ -291,14 +291,19 @@ def as_float32(typingctx, low, high):
     return Vector(types.float32)(low, high), codegen
 
 
+def lanes_below(builder, count, lanes):
+    """The LLVM mask of the lanes below an i64."""
+    numbers = ir.Constant(ir.VectorType(I64, lanes), list(range(lanes)))
+    return builder.icmp_signed("<", numbers, spread(builder, count, lanes))
+
+
 @intrinsic
 def first_lanes(typingctx, count, like):
     """The mask of the lanes below `count` of a vector of the type of the scalar `like`."""
     lanes = LANES[like]
 
     def codegen(context, builder, sig, args):
-        numbers = ir.Constant(ir.VectorType(I64, lanes), list(range(lanes)))
-        return builder.icmp_signed("<", numbers, spread(builder, args[0], lanes))
+        return lanes_below(builder, args[0], lanes)
 
     return Mask(lanes)(types.intp, like), codegen
 
