@@ -12,7 +12,8 @@ finish     a row finished in float64, by the formulas of `numba_ce._row`
 operations what is done with a row, one function for each operation
 shard      the same for a part of a row: records
 narrow     rows of few classes, sixteen at a time: the operations
-sixteen    their rows in and out, their targets, how they are finished
+sixteen    their rows in and out, and their targets
+sixteen_finish  how they are finished, for float32 and for float64
 turn       from rows of neighbouring classes to one vector for each class, and back
 plan       what a kernel is told: addresses, strides, options
 jit        how the inner functions are compiled
@@ -194,7 +195,7 @@ def _block_of(n_classes):
 @lru_cache
 def _fitting(operation, kind, targets_kind, grad_kind, block, *options):
     """The kernel for these dtypes: the one of `narrow` where it exists."""
-    if block and kind != "float64" and targets_kind is None:
+    if block and (targets_kind is None or real_type(targets_kind) is real_type(kind)):
         operation = "narrow_" + operation
     else:
         block = 0

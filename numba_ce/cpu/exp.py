@@ -29,7 +29,7 @@ from numba_ce.cpu.vector import (
     fma,
     maximum,
     select,
-    splat,
+    splat_like,
     times_power_of_two,
     with_sign_of,
 )
@@ -177,11 +177,11 @@ def _soft_cap(x, cap, constants):
     zero, one, two, infinity = real(0), real(1), real(2), real(np.inf)
 
     def capped(x, cap, constants):
-        y = maximum(splat(cap * saturated), zero - absolute(x))
+        y = maximum(splat_like(cap * saturated, x), zero - absolute(x))
         shifted = fma(y, constants[0], magic)
         n = shifted - magic
         r = fma(n, -constants[2], fma(n, -constants[1], y)) * constants[3]
-        scale = times_power_of_two(splat(one), shifted, bias)
+        scale = times_power_of_two(splat_like(one, x), shifted, bias)
         # exp(y) - 1 without its cancellation for small y
         expm1 = fma(scale, fma(r * r, polynomial(r), r), scale - one)
         tanh = (zero - expm1) / (expm1 + two)
@@ -206,7 +206,7 @@ def _soft_cap_derivative(x, constants):
     def derivative(x, constants):
         large = exp_scaled(zero - absolute(x), zero, bias, lowest / constants[0], constants)
         b = fma(large, tiny, one)
-        return select(absolute(x) == infinity, splat(one), large * four / (b * b) * tiny)
+        return select(absolute(x) == infinity, one, large * four / (b * b) * tiny)
 
     return derivative
 

@@ -181,7 +181,11 @@ def run(kernel, fields, *, after_scan=False):
     n_workers = 1
     if n_blocks > 1 and n_rows * n_classes >= SERIAL_ELEMENTS and not is_serial():
         n_workers = min(numba.get_num_threads(), n_blocks)
-    size = narrow_bytes(n_classes) if kernel.block else workspace_bytes(n_classes, kernel.kind)
+    size = (
+        narrow_bytes(n_classes, kernel.kind)
+        if kernel.block
+        else workspace_bytes(n_classes, kernel.kind)
+    )
     # the counter of the tickets, the weight, then for each block its sum and its first bad row
     results = np.zeros(2 + 2 * n_blocks)
     workspace = np.empty(n_workers * size, np.uint8)

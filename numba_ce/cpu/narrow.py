@@ -5,8 +5,8 @@ one number at a time, costs more than its exponentials: 100 ns a row in the kern
 Here the classes of sixteen rows are turned into a tile ``tile[class][row]`` and everything is done
 for sixteen rows at once: 7 ns a row of two classes, 13 ns of sixteen, on one core.
 
-Only logits computed in float32 come here, and how many classes a row has decides it, so a row's
-bits never depend on its neighbours.
+How many classes a row has decides whether it comes here, so its bits never depend on its
+neighbours.
 """
 
 from functools import lru_cache
@@ -18,33 +18,29 @@ from numba_ce.cpu.exp import exp_scaled, soft_cap, soft_cap_derivative
 from numba_ce.cpu.jit import inner, smaller
 from numba_ce.cpu.sixteen import (
     F32_0,
-    F32_1,
-    F32_INF,
-    F32_NAN,
-    MINUS_INF,
-    as_two_factors,
-    cut_up,
-    exp_summer,
-    finish_sixteen,
+    cutter,
     place_of,
     read_targets,
-    scale_finder,
-    tile_functions,
-    times0,
+    tile_reader,
+    tile_writer,
 )
-from numba_ce.cpu.tile import reduction_of
+from numba_ce.cpu.sixteen_finish import exp_summer, finishing, scale_finder, times0
+from numba_ce.cpu.tile import real_type, reduction_of
 from numba_ce.cpu.turn import ROWS
 from numba_ce.cpu.vector import (
     VECTOR_BYTES,
     absolute,
-    as_float32,
     first_lanes,
+    fma,
     high_as_float64,
+    joined,
     load,
+    load_sixteen,
     low_as_float64,
     maximum,
     select,
     splat,
+    splat_sixteen,
     store,
     store_lanes,
     sum_of_lanes,
@@ -53,135 +49,195 @@ from numba_ce.cpu.vector import (
 # Beyond, one row after the other is as fast: at 256 classes the gradient took 0.76 of its time
 # here, the loss 1.1; at 512 it is 1.09 and 1.4
 NARROW_CLASSES = 256
+F32_1 = np.float32(1)
+
+
+@lru_cache
+def peak_of_sixteen(real):
+    """The function that finds the maxima of sixteen rows."""
+    pitch, zero, nan = ROWS * real().itemsize, real(0), real(np.nan)
+    minus_inf = real(-np.inf)
+
+    @inner
+    def find_peaks(tile, end):
+        """The maximum, its first class, and NaN where the row has one, else 0."""
+        peak, poison = splat_sixteen(minus_inf), splat_sixteen(zero)
+        k, c = splat(F32_0), F32_0
+        for at in range(tile, end, pitch):
+            x = load_sixteen(at, zero)
+            higher = x > peak
+            peak, k = select(higher, x, peak), select(higher, c, k)
+            poison = select(x == x, poison, nan)
+            c += F32_1
+        return peak, k, poison
+
+    return find_peaks
 
 
 @lru_cache
 def narrow_loss_operation(kernel):
     """Loss of the rows of a block, and their gradient if `grad_kind` is given."""
-    kind, grad_kind = kernel.kind, kernel.grad_kind
-    tempered, softcap, smoothing = kernel.tempered, kernel.softcap, kernel.smoothing
-    wants_grad = grad_kind is not None
-    read_tile, write_tile = tile_functions(kind, grad_kind or "float32", kernel.block)
-    find_scale = scale_finder(tempered)
-    sum_exps = exp_summer(tempered, wants_grad)
+    kind, targets_kind, grad_kind = kernel.kind, kernel.targets_kind, kernel.grad_kind
+    tempered, softcap, wants_grad = kernel.tempered, kernel.softcap, grad_kind is not None
+    probabilities = targets_kind is not None
+    dense = kernel.smoothing or probabilities
+    real = real_type(kind)
+    pitch, zero, minus_inf = ROWS * real().itemsize, real(0), real(-np.inf)
+    read_logits = tile_reader(kind, kernel.block)
+    read_probabilities = tile_reader(targets_kind or kind, kernel.block)
+    write_tile, cut_up = tile_writer(grad_kind or kind, kernel.block), cutter(kind)
+    find_scale, find_peaks = scale_finder(real, tempered), peak_of_sixteen(real)
+    sum_exps, no_sums, add = exp_summer(real, tempered, wants_grad)
+    finish = finishing(real)
+    finish_sixteen, times_amount = finish.sixteen, finish.amount
+    join_factors, times_factor, halves = finish.joined, finish.times, finish.halves
+    size = real().itemsize
 
     @inner
-    def part_targets(plan, lanes, end, y):
-        """Puts -inf for the target, and the soft cap on; returns the others' maximum and t."""
-        row_max, t, c = splat(MINUS_INF), splat(MINUS_INF), F32_0
-        for at in range(lanes.tile, end, VECTOR_BYTES):
-            x = select(y < F32_0, F32_0, load(at, F32_0))
-            if softcap:
-                store(at + (lanes.logits - lanes.tile), x)
-                capping = reduction_of(plan.capping, np.float32)
-                x = soft_cap(x, np.float32(plan.softcap), capping)
+    def cap_logits(plan, lanes, end):
+        """Puts the soft cap on, and keeps what was there."""
+        for at in range(lanes.tile, end, pitch):
+            x = load_sixteen(at, zero)
+            store(at + (lanes.logits - lanes.tile), x)
+            capping = reduction_of(plan.capping, real)
+            store(at, soft_cap(x, real(plan.softcap), capping))
+
+    @inner
+    def leave_out(lanes, end, y):
+        """Puts -inf for the class y; returns the others' maximum, and the logit of y."""
+        row_max, t, c = splat_sixteen(minus_inf), splat_sixteen(minus_inf), F32_0
+        for at in range(lanes.tile, end, pitch):
+            x = select(y < F32_0, zero, load_sixteen(at, zero))
             is_target = y == c
             t = select(is_target, x, t)
-            x = select(is_target, MINUS_INF, x)
+            x = select(is_target, minus_inf, x)
             row_max = maximum(x, row_max)
             store(at, x)
             c += F32_1
         return row_max, t
 
     @inner
-    def shared_weight(plan, c):
-        """q_c of a class that is not the target."""
-        q = plan.smoothing / plan.all_classes
-        if plan.class_weight != 0:
-            q *= get(plan.class_weight + c * 8, 0.0)
-        return np.float32(q)
-
-    @inner
-    def sum_smoothed(plan, lanes, y, row_max):
-        """Sums of q_c and of q_c (m - z_c) over the other classes, each for eight rows twice."""
-        pivot = select(row_max == MINUS_INF, F32_0, row_max)
-        q_low, q_high, a_low, a_high = splat(0.0), splat(0.0), splat(0.0), splat(0.0)
+    def effective_targets(plan, lanes, y):
+        """q_c of every class into a tile, 0 for the class y; returns those of y."""
+        common, share = plan.smoothing / plan.all_classes, 1.0 - plan.smoothing
+        q_y = splat_sixteen(zero)
         for c in range(plan.n_classes):
-            at = lanes.tile + c * VECTOR_BYTES
-            q = select(y == np.float32(c), F32_0, splat(shared_weight(plan, c)))
-            a = select(q == F32_0, F32_0, q * (pivot - load(at, F32_0)))
-            q_low, q_high = q_low + low_as_float64(q), q_high + high_as_float64(q)
-            a_low, a_high = a_low + low_as_float64(a), a_high + high_as_float64(a)
-        return q_low, q_high, a_low, a_high
+            at = lanes.q + c * pitch
+            q = splat_sixteen(real(common))
+            if probabilities:
+                q = fma(load_sixteen(at, zero), real(share), q)
+            if plan.class_weight != 0:
+                q = q * real(get(plan.class_weight + c * 8, 0.0))
+            is_target = y == np.float32(c)
+            q_y = select(is_target, q, q_y)
+            store(at, select(is_target, zero, q))
+        return q_y
 
     @inner
-    def weigh(plan, row, s, w, q_rest, a_rest, over_temperature):
+    def sum_dense(plan, lanes, row_max):
+        """Sums of q_c and of q_c (m - z_c) over the other classes."""
+        pivot = select(row_max == minus_inf, zero, row_max)
+        q_sums, a_sums = no_sums(), no_sums()
+        for at in range(0, plan.n_classes * pitch, pitch):
+            q = load_sixteen(lanes.q + at, zero)
+            below = pivot - load_sixteen(lanes.tile + at, zero)
+            q_sums = add(q_sums, q)
+            a_sums = add(a_sums, select(q == zero, zero, q * below))
+        return q_sums, a_sums
+
+    @inner
+    def weigh(plan, row, s, w, q, q_rest, a_rest, temperature):
         """Eight losses, g_k and the factor of the exponentials; see `_row.row_loss` and so on."""
-        q = w
-        if smoothing:
-            q = w * (1.0 - plan.smoothing + plan.smoothing / plan.all_classes)
         loss, alpha, g = times0(q, row.surprise), q, splat(0.0) - q * row.rest
-        if smoothing:
-            loss = loss + a_rest * over_temperature + times0(q_rest, row.above)
+        if dense:
+            loss = loss + a_rest / temperature + times0(q_rest, row.above)
             alpha, g = alpha + q_rest, g + times0(q_rest, row.p_k)
         if plan.z_loss != 0.0:
             z_weight = w * plan.z_loss
             loss = loss + times0(z_weight, row.lse * row.lse)
             extra = times0(z_weight, row.lse * 2.0)
             alpha, g = alpha + extra, g + extra * row.p_k
-        scale = s * (plan.grad_scale * over_temperature)
-        return s * loss, scale * g, scale * alpha * row.factor
+        scale = s * (plan.grad_scale / temperature)
+        return s * loss, scale * g, times_amount(row.factor, scale * alpha)
 
     @inner
-    def write_gradient(plan, place, lanes, y, g_k, f, power):
+    def write_gradient(plan, place, lanes, y, g_k, factor):
         """The tile of exponentials as gradients."""
-        scale = splat(F32_0)
-        if smoothing:
+        scale = splat_sixteen(zero)
+        if dense:
             over = plan.grad_scale / plan.temperature
             low, high = load(lanes.weights, 0.0), load(lanes.weights + VECTOR_BYTES, 0.0)
-            scale = as_float32(low * over, high * over)
+            scale = joined(low * over, high * over, zero)
         for c in range(plan.n_classes):
-            at = lanes.tile + c * VECTOR_BYTES
-            g = load(at, F32_0) * f * power
-            if smoothing:
-                g = g - scale * shared_weight(plan, c)
+            at = lanes.tile + c * pitch
+            g = times_factor(load_sixteen(at, zero), factor)
+            if dense:
+                g = g - scale * load_sixteen(lanes.q + c * pitch, zero)
             g = select(y == np.float32(c), g_k, g)
             if softcap:
-                capping = reduction_of(plan.capping, np.float32)
-                g = g * soft_cap_derivative(load(at + (lanes.logits - lanes.tile), F32_0), capping)
+                capping = reduction_of(plan.capping, real)
+                x = load_sixteen(at + (lanes.logits - lanes.tile), zero)
+                g = g * soft_cap_derivative(x, capping)
             store(at, g)
         write_tile(plan, place, lanes.tile)
 
     @inner
     def clear_gradient(plan, place, lanes, end):
-        for at in range(lanes.tile, end, VECTOR_BYTES):
-            store(at, splat(F32_0))
+        for at in range(lanes.tile, end, pitch):
+            store(at, splat_sixteen(zero))
         write_tile(plan, place, lanes.tile)
 
     @inner
     def do_rows(plan, first, count, lanes):
         """Returns the losses of the lower and the upper eight rows, 0 where there is no row."""
-        end = lanes.tile + plan.n_classes * VECTOR_BYTES
+        end = lanes.tile + plan.n_classes * pitch
         place = place_of(plan, first, count)
-        read_tile(plan, place, lanes.tile)
+        read_logits(plan, place, 0, plan.logits, plan.logits_step, plan.logits_swapped, lanes.tile)
         read_targets(plan, place, lanes)
         y = load(lanes.targets, F32_0)
-        over_temperature = 1.0 / plan.temperature if tempered else 1.0
-        row_max, t = part_targets(plan, lanes, end, y)
-        scale = find_scale(plan, row_max)
-        q_low = q_high = a_low = a_high = splat(0.0)
-        if smoothing:
-            q_low, q_high, a_low, a_high = sum_smoothed(plan, lanes, y, row_max)
-        low, high = sum_exps(plan, lanes.tile, end, scale)
-        rows_low, rows_high = finish_sixteen(low, high, row_max, t, scale, over_temperature)
+        temperature = plan.temperature if tempered else 1.0
+        if softcap:
+            cap_logits(plan, lanes, end)
+        if probabilities:
+            step, swapped = plan.targets_step, plan.targets_swapped
+            read_probabilities(plan, place, 1, plan.targets, step, swapped, lanes.q)
+            k = find_peaks(lanes.tile, end)[1]
+            y = select(y < F32_0, y, k)
+        row_max, t = leave_out(lanes, end, y)
         s, w = lanes.weights, lanes.class_weights
+        w_low, w_high = load(w, 0.0), load(w + VECTOR_BYTES, 0.0)
+        q_low, q_high = w_low, w_high
+        q_rest_low = q_rest_high = a_rest_low = a_rest_high = splat(0.0)
+        if dense:
+            q_y = effective_targets(plan, lanes, y)
+            q_sums, a_sums = sum_dense(plan, lanes, row_max)
+            q_rest_low, q_rest_high = halves(q_sums)
+            a_rest_low, a_rest_high = halves(a_sums)
+            if probabilities:
+                q_low, q_high = low_as_float64(q_y), high_as_float64(q_y)
+            else:
+                own = 1.0 - plan.smoothing + plan.smoothing / plan.all_classes
+                q_low, q_high = w_low * own, w_high * own
+        scale = find_scale(plan, row_max)
+        sums = sum_exps(plan, lanes.tile, end, scale)
+        low, high = finish_sixteen(sums, row_max, t, scale, temperature, 1.0 / temperature)
         loss_low, g_low, f_low = weigh(
-            plan, rows_low, load(s, 0.0), load(w, 0.0), q_low, a_low, over_temperature
+            plan, low, load(s, 0.0), w_low, q_low, q_rest_low, a_rest_low, temperature
         )
-        s, w = s + VECTOR_BYTES, w + VECTOR_BYTES
+        s += VECTOR_BYTES
         loss_high, g_high, f_high = weigh(
-            plan, rows_high, load(s, 0.0), load(w, 0.0), q_high, a_high, over_temperature
+            plan, high, load(s, 0.0), w_high, q_high, q_rest_high, a_rest_high, temperature
         )
         if plan.loss != 0:
             here = first_lanes(count, F32_0)
-            store_lanes(plan.loss + first * 4, here, as_float32(loss_low, loss_high))
+            losses = joined(loss_low, loss_high, zero)
+            store_lanes(plan.loss + first * size, here, losses)
         if wants_grad:
             if plan.grad_scale == 0.0:
                 clear_gradient(plan, place, lanes, end)
             else:
-                f, power = as_two_factors(f_low, f_high)
-                g_k = as_float32(g_low, g_high)
-                write_gradient(plan, place, lanes, y, g_k, f, power)
+                factor = join_factors(f_low, f_high)
+                write_gradient(plan, place, lanes, y, joined(g_low, g_high, zero), factor)
         return loss_low, loss_high
 
     @inner
@@ -199,57 +255,53 @@ def narrow_loss_operation(kernel):
 @lru_cache
 def narrow_normalize_operation(kernel):
     """softmax, log_softmax or logsumexp of the rows of a block."""
-    kind, out_kind = kernel.kind, kernel.grad_kind or "float32"
+    kind = kernel.kind
     is_softmax = kernel.operation == "narrow_softmax"
     is_log = kernel.operation == "narrow_log_softmax"
-    read_tile, write_tile = tile_functions(kind, out_kind, kernel.block)
-    find_scale = scale_finder(False)
-
-    @inner
-    def find_peaks(tile, end):
-        """The maximum, its first class, and NaN where the row has one, else 0."""
-        peak, k, poison, c = splat(MINUS_INF), splat(F32_0), splat(F32_0), F32_0
-        for at in range(tile, end, VECTOR_BYTES):
-            x = load(at, F32_0)
-            higher = x > peak
-            peak, k = select(higher, x, peak), select(higher, c, k)
-            poison = select(x == x, poison, F32_NAN)
-            c += F32_1
-        return peak, k, poison
+    real = real_type(kind)
+    pitch, zero, infinity = ROWS * real().itemsize, real(0), real(np.inf)
+    read_logits, cut_up = tile_reader(kind, kernel.block), cutter(kind)
+    write_tile = tile_writer(kernel.grad_kind or kind, kernel.block)
+    find_scale, find_peaks = scale_finder(real, False), peak_of_sixteen(real)
+    _, no_sums, add = exp_summer(real, False, False)
+    finish = finishing(real)
+    finish_sixteen, times_amount = finish.sixteen, finish.amount
+    join_factors, times_factor = finish.joined, finish.times
+    size = real().itemsize
 
     @inner
     def do_rows(plan, first, count, lanes):
-        end = lanes.tile + plan.n_classes * VECTOR_BYTES
+        end = lanes.tile + plan.n_classes * pitch
         place = place_of(plan, first, count)
-        read_tile(plan, place, lanes.tile)
+        read_logits(plan, place, 0, plan.logits, plan.logits_step, plan.logits_swapped, lanes.tile)
         peak, k, poison = find_peaks(lanes.tile, end)
         scale = find_scale(plan, peak)
         reference, exponent, lowest = scale[0], scale[2], scale[3]
-        low, high, c = splat(0.0), splat(0.0), F32_0
-        for at in range(lanes.tile, end, VECTOR_BYTES):
-            e = exp_scaled(load(at, F32_0), reference, exponent, lowest, None)
+        sums, c = no_sums(), F32_0
+        for at in range(lanes.tile, end, pitch):
+            e = exp_scaled(load_sixteen(at, zero), reference, exponent, lowest, None)
             if is_softmax:
                 store(at, e)
-            e = select(k == c, F32_0, e)
-            low, high = low + low_as_float64(e), high + high_as_float64(e)
+            sums = add(sums, select(k == c, zero, e))
             c += F32_1
         # Nothing but the largest class is left out: the others are relative to it
-        rows_low, rows_high = finish_sixteen(low, high, peak, peak, scale, 1.0)
+        low, high = finish_sixteen(sums, peak, peak, scale, 1.0, 1.0)
         if is_softmax:
-            f, down = as_two_factors(rows_low.factor, rows_high.factor)
-            for at in range(lanes.tile, end, VECTOR_BYTES):
-                store(at, load(at, F32_0) * f * down)
+            one = splat(1.0)
+            factor = join_factors(times_amount(low.factor, one), times_amount(high.factor, one))
+            for at in range(lanes.tile, end, pitch):
+                store(at, times_factor(load_sixteen(at, zero), factor))
         elif is_log:
-            surprise, c = as_float32(rows_low.surprise, rows_high.surprise), F32_0
-            for at in range(lanes.tile, end, VECTOR_BYTES):
+            surprise, c = joined(low.surprise, high.surprise, zero), F32_0
+            for at in range(lanes.tile, end, pitch):
                 # The largest class is 0 below itself, also where it is infinite
-                below = select(k == c, F32_0, load(at, F32_0) - peak)
+                below = select(k == c, zero, load_sixteen(at, zero) - peak)
                 store(at, below - surprise)
                 c += F32_1
         else:
-            lse = as_float32(rows_low.lse, rows_high.lse)
-            lse = select(absolute(peak) == F32_INF, peak + poison, lse)
-            store_lanes(plan.lse + first * 4, first_lanes(count, F32_0), lse)
+            lse = joined(low.lse, high.lse, zero)
+            lse = select(absolute(peak) == infinity, peak + poison, lse)
+            store_lanes(plan.lse + first * size, first_lanes(count, F32_0), lse)
         if is_softmax or is_log:
             write_tile(plan, place, lanes.tile)
 

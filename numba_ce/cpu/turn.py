@@ -10,9 +10,9 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from numba_ce.cpu.element import KINDS, decode, encode, literal
-from numba_ce.cpu.vector import F32, I32, I64, VECTOR_BYTES, lanes_below
+from numba_ce.cpu.vector import F32, F64, I32, I64, SIXTEEN, VECTOR_BYTES, lanes_below
 
-ROWS = 16  # lanes of a float32 vector
+ROWS = SIXTEEN
 # Classes of a block, for each of which there is code: fewer need fewer shuffles
 BLOCK_CLASSES = (4, 8, 16)
 
@@ -50,9 +50,14 @@ def _row_pointer(builder, address, stride, i, stored):
     return builder.inttoptr(at, stored.as_pointer())
 
 
-def _class_pointer(builder, tile, c):
-    vector = ir.VectorType(F32, ROWS)
-    return builder.inttoptr(builder.add(tile, I64(c * VECTOR_BYTES)), vector.as_pointer())
+def _computed(name):
+    """The LLVM vector of sixteen rows in the type that a dtype is computed in."""
+    return ir.VectorType(F32 if KINDS[name][1] == types.float32 else F64, ROWS)
+
+
+def _class_pointer(builder, tile, c, vector):
+    bytes_ = ROWS * (4 if vector.element == F32 else 8)
+    return builder.inttoptr(builder.add(tile, I64(c * bytes_)), vector.as_pointer())
 
 
 @intrinsic(prefer_literal=True)
@@ -75,7 +80,9 @@ def load_turned(typingctx, kind, block, source, stride, count, tile):
             raw = _masked_call(builder, "load", stored, stored, [pointer, I32(1), mask, zeros])
             rows.append(decode(builder, raw, name))
         for c, vector in enumerate(_turned(builder, rows)[:classes]):
-            builder.store(vector, _class_pointer(builder, tile, c)).align = VECTOR_BYTES
+            builder.store(
+                vector, _class_pointer(builder, tile, c, vector.type)
+            ).align = VECTOR_BYTES
         return context.get_dummy_value()
 
     address = types.intp
@@ -93,8 +100,9 @@ def store_turned(typingctx, kind, block, target, stride, count, tile):
     def codegen(context, builder, sig, args):
         _, _, target, stride, count, tile = args
         mask = lanes_below(builder, count, ROWS)
-        undefined = ir.Constant(ir.VectorType(F32, ROWS), ir.Undefined)
-        loaded = [builder.load(_class_pointer(builder, tile, c)) for c in range(classes)]
+        computed = _computed(name)
+        undefined = ir.Constant(computed, ir.Undefined)
+        loaded = [builder.load(_class_pointer(builder, tile, c, computed)) for c in range(classes)]
         for vector in loaded:
             vector.align = VECTOR_BYTES
         for i, row in enumerate(_turned(builder, loaded + [undefined] * (ROWS - classes))):

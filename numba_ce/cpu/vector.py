@@ -21,14 +21,15 @@ F32, F64 = ir.FloatType(), ir.DoubleType()
 I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 VECTOR_BYTES = 64
 LANES = {types.float32: 16, types.float64: 8}
+SIXTEEN = 16  # lanes, of either type, where sixteen rows are done at a time
 
 
 class Vector(types.Type):
-    """`lanes` elements of `dtype` (float32 or float64)."""
+    """`lanes` elements of `dtype` (float32 or float64); by default as many as fill a register."""
 
-    def __init__(self, dtype):
+    def __init__(self, dtype, lanes=None):
         self.dtype = dtype
-        self.lanes = LANES[dtype]
+        self.lanes = lanes or LANES[dtype]
         super().__init__(name=f"Vector({dtype} x {self.lanes})")
 
 
@@ -125,6 +126,27 @@ def splat(typingctx, scalar):
 
     def codegen(context, builder, sig, args):
         return spread(builder, args[0], vector.lanes)
+
+    return vector(scalar), codegen
+
+
+@intrinsic
+def splat_like(typingctx, scalar, vector):
+    """A vector of the type of another, whose lanes all hold `scalar`."""
+
+    def codegen(context, builder, sig, args):
+        return spread(builder, args[0], vector.lanes)
+
+    return vector(vector.dtype, vector), codegen
+
+
+@intrinsic
+def splat_sixteen(typingctx, scalar):
+    """Sixteen lanes that all hold `scalar`: of float64, two registers."""
+    vector = Vector(scalar, SIXTEEN)
+
+    def codegen(context, builder, sig, args):
+        return spread(builder, args[0], SIXTEEN)
 
     return vector(scalar), codegen
 
@@ -258,37 +280,43 @@ def sum_of_lanes(typingctx, vector):
     return vector.dtype(vector), codegen
 
 
+def _widened_half(builder, vector, upper):
+    half = _halves(builder, vector)[upper]
+    return half if vector.type.element == F64 else builder.fpext(half, ir.VectorType(F64, 8))
+
+
 @intrinsic
 def low_as_float64(typingctx, vector):
-    """The lower half of a float32 vector as a float64 vector."""
+    """The lower eight of sixteen lanes as a float64 vector."""
 
     def codegen(context, builder, sig, args):
-        return builder.fpext(_halves(builder, args[0])[0], ir.VectorType(F64, 8))
+        return _widened_half(builder, args[0], 0)
 
     return Vector(types.float64)(vector), codegen
 
 
 @intrinsic
 def high_as_float64(typingctx, vector):
-    """The upper half of a float32 vector as a float64 vector."""
+    """The upper eight of sixteen lanes as a float64 vector."""
 
     def codegen(context, builder, sig, args):
-        return builder.fpext(_halves(builder, args[0])[1], ir.VectorType(F64, 8))
+        return _widened_half(builder, args[0], 1)
 
     return Vector(types.float64)(vector), codegen
 
 
 @intrinsic
-def as_float32(typingctx, low, high):
-    """Two float64 vectors as one float32 vector, rounded."""
+def joined(typingctx, low, high, like):
+    """Two float64 vectors as sixteen lanes of the type of the scalar `like`, rounded to it."""
 
     def codegen(context, builder, sig, args):
-        half = ir.VectorType(F32, 8)
-        both = [builder.fptrunc(arg, half) for arg in args]
-        lanes = ir.Constant(ir.VectorType(I32, 16), list(range(16)))
+        both = args[:2]
+        if like == types.float32:
+            both = [builder.fptrunc(arg, ir.VectorType(F32, 8)) for arg in both]
+        lanes = ir.Constant(ir.VectorType(I32, SIXTEEN), list(range(SIXTEEN)))
         return builder.shuffle_vector(*both, lanes)
 
-    return Vector(types.float32)(low, high), codegen
+    return Vector(like, SIXTEEN)(low, high, like), codegen
 
 
 def lanes_below(builder, count, lanes):
@@ -328,17 +356,25 @@ def _pointer(builder, address, to):
     return builder.inttoptr(address, to.as_pointer())
 
 
-@intrinsic
-def load(typingctx, address, like):
-    """The vector at `address`, of the element type of the scalar `like`."""
-    vector = Vector(like)
-
+def _load(vector, like):
     def codegen(context, builder, sig, args):
         loaded = builder.load(_pointer(builder, args[0], _llvm(vector)))
         loaded.align = 1
         return loaded
 
     return vector(types.intp, like), codegen
+
+
+@intrinsic
+def load(typingctx, address, like):
+    """The vector at `address`, of the element type of the scalar `like`."""
+    return _load(Vector(like), like)
+
+
+@intrinsic
+def load_sixteen(typingctx, address, like):
+    """Sixteen lanes at `address`, of the element type of the scalar `like`."""
+    return _load(Vector(like, SIXTEEN), like)
 
 
 @intrinsic
@@ -379,6 +415,28 @@ def load_lanes(typingctx, address, mask, other):
         return builder.call(function, [_pointer(builder, address, vector), I32(1), mask, other])
 
     return other(types.intp, mask, other), codegen
+
+
+@intrinsic
+def gather_float64(typingctx, address, index):
+    """Of each lane of a vector of whole numbers the float64 with that index, 0 below index 0."""
+    lanes = index.lanes
+
+    def codegen(context, builder, sig, args):
+        found, pointers = ir.VectorType(F64, lanes), ir.VectorType(F64.as_pointer(), lanes)
+        integers, zero = ir.VectorType(I64, lanes), ir.Constant(args[1].type, [0.0] * lanes)
+        here = builder.fcmp_ordered(">=", args[1], zero)
+        offsets = builder.mul(builder.fptosi(args[1], integers), ir.Constant(integers, [8] * lanes))
+        addresses = builder.add(offsets, spread(builder, args[0], lanes))
+        kind = ir.FunctionType(found, [pointers, I32, here.type, found])
+        name = f"llvm.masked.gather.v{lanes}f64.v{lanes}p0"
+        function = cgutils.get_or_insert_function(builder.module, kind, name)
+        nothing = ir.Constant(found, [0.0] * lanes)
+        return builder.call(
+            function, [builder.inttoptr(addresses, pointers), I32(8), here, nothing]
+        )
+
+    return Vector(types.float64, lanes)(types.intp, index), codegen
 
 
 @intrinsic

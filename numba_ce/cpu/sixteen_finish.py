@@ -1,0 +1,380 @@
+"""Sixteen rows finished: the formulas of `_row` once more, for vectors, eight rows at a time.
+
+Rows of float32 need float64 numbers good to float32: `_single`. Rows of float64 need all digits:
+`_double`, where every difference and every factor is kept in two parts.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from numba_ce.cpu.element import KINDS
+from numba_ce.cpu.exp import (
+    BIAS,
+    EXPONENT_BIAS,
+    LOG2E,
+    MAGIC,
+    PLAIN,
+    exp_scaled,
+    polynomial,
+    two_sum,
+)
+from numba_ce.cpu.jit import inlined, inner
+from numba_ce.cpu.log import LN2_HI, LN2_LO, log1p, log1p64
+from numba_ce.cpu.measure import ZERO_REFERENCE
+from numba_ce.cpu.tile import reduction_of
+from numba_ce.cpu.vector import (
+    absolute,
+    fma,
+    high_as_float64,
+    joined,
+    load_sixteen,
+    low_as_float64,
+    maximum,
+    select,
+    splat,
+    splat_sixteen,
+    store,
+    times_power_of_two,
+)
+
+F64_0, F64_1 = np.float64(0), np.float64(1)
+F64_EXPONENT = 1023
+F64_LOWEST = -1022 * 0.6931471805599453
+_, EXACT_LN2_HI, EXACT_LN2_LO, _ = PLAIN[KINDS["float64"][1]]
+F64_MAGIC = MAGIC[KINDS["float64"][1]]
+UNBIAS = 2.0**-BIAS
+# A factor below 2**-100 is a float32 times 2**-100; one above 2**100 times 2**100
+LARGE, SMALL = 2.0**100, 2.0**-100
+# exp of less is 0 whatever it meets; 2**-1000 twice reaches every number above
+FAR_BELOW, HALF_WAY = -1300.0, -1000.0
+
+
+class FinishedRows(NamedTuple):
+    """Eight rows in float64 vectors; see `_row.finish`."""
+
+    surprise: float
+    above: float
+    rest: float
+    p_k: float
+    factor: tuple  # p_j = stored exponential * factor; see `times_amount`
+    lse: float
+
+
+@inner
+def times0(weight, x):
+    """weight * x, where no weight makes nothing of an infinity, but not of NaN."""
+    return select(weight == 0.0, select(x == x, 0.0, x), weight * x)
+
+
+@inner
+def exp64(x):
+    """exp of a float64 vector of numbers below 1."""
+    return exp_scaled(x, 0.0, F64_EXPONENT, F64_LOWEST, None)
+
+
+@inner
+def exp_near_zero(x):
+    """exp of a float64 vector between -ln(2) / 2 and ln(2) / 2."""
+    return fma(x * x, polynomial(x), x) + 1.0
+
+
+# ---------------------------------------------------------------- good to float32
+
+
+@inner
+def _single(total, lost, row_max, t, reference, power, temperature, over_temperature):
+    """total : sum of the stored exponentials of the other classes, NaN for a spoilt row."""
+    d = (t - row_max) * over_temperature
+    others = d < 0.0
+    away = (reference - row_max) * over_temperature
+    away = fma(power, LN2_LO, fma(power, LN2_HI, away))
+    to_max = exp_near_zero(select(absolute(away) < 1.0, away, 0.0)) * UNBIAS
+    below = exp64(splat(0.0) - absolute(d))
+    one = splat(1.0)
+    to_origin, small = to_max * select(others, one, below), select(others, below, one)
+    # Where no class is alive d is NaN, and with it to_origin
+    sum_exp = total * to_origin
+    inverse = splat(1.0) / (sum_exp + small)
+    log = log1p(select(others, (sum_exp - splat(1.0)) + small, sum_exp))
+    zero = splat(0.0)
+    return FinishedRows(
+        log - select(others, d, zero),
+        log + select(others, zero, d),
+        sum_exp * inverse,
+        small * inverse,
+        (to_origin * inverse,),
+        fma(select(others, row_max, t), over_temperature, log),
+    )
+
+
+@inner
+def _single_amount(factor, amount):
+    return (factor[0] * amount,)
+
+
+@inner
+def _single_joined(low, high):
+    """float64 factors of sixteen rows as two float32 vectors whose product they are."""
+    up_low, down_low = _raised(low[0])
+    up_high, down_high = _raised(high[0])
+    like = np.float32(0)
+    return joined(low[0] * up_low, high[0] * up_high, like), joined(down_low, down_high, like)
+
+
+@inner
+def _raised(factor):
+    """The power of two that makes a float32 of a factor, and its inverse."""
+    size, one = absolute(factor), splat(1.0)
+    tiny, huge = size < SMALL, size > LARGE
+    up = select(tiny, LARGE, select(huge, SMALL, one))
+    return up, select(tiny, SMALL, select(huge, LARGE, one))
+
+
+@inner
+def _single_times(e, factor):
+    return e * factor[0] * factor[1]
+
+
+# ---------------------------------------------------------------- good to float64
+
+
+@inner
+def _difference(a, b, temperature):
+    """`_row.difference` for vectors."""
+    zero = splat(0.0)
+    total = a - b
+    minus_b = total - a
+    finite = absolute(total) < 1e300
+    lost = (a - (total - minus_b)) - (b + minus_b)
+    lost = select(finite, lost, zero)
+    if temperature == 1.0:
+        return total, lost
+    quotient = total / temperature
+    size = absolute(quotient)
+    many = quotient * 134217729.0
+    q_hi = many - (many - quotient)
+    q_lo = quotient - q_hi
+    one = 134217729.0 * temperature
+    t_hi = one - (one - temperature)
+    t_lo = temperature - t_hi
+    product = quotient * temperature
+    product_lost = ((q_hi * t_hi - product) + q_hi * t_lo + q_lo * t_hi) + q_lo * t_lo
+    rest = (total - product) - product_lost
+    rest = select(size < 1e140, select(size > 1e-140, rest, zero), zero)
+    if not 1e-140 < temperature < 1e140:
+        rest = zero
+    return quotient, select(finite, (rest + lost) / temperature, zero)
+
+
+@inner
+def _exp_parts(x, lost):
+    """(y, n) with exp(x + lost) = y * 2**n, x below 600."""
+    lost = select(absolute(x) < -FAR_BELOW, lost, 0.0)  # what a distance beyond lost may be large
+    x = maximum(splat(FAR_BELOW), splat(0.0) - maximum(splat(-600.0), splat(0.0) - x))
+    n = fma(x, LOG2E, F64_MAGIC) - F64_MAGIC
+    r = fma(n, -EXACT_LN2_LO, fma(n, -EXACT_LN2_HI, x)) + lost
+    return exp_near_zero(r), n
+
+
+@inner
+def _scaled(value, n):
+    """value * 2**n, n whole numbers in a vector, above -2000: rounded once."""
+    first = maximum(n, splat(HALF_WAY))
+    value = times_power_of_two(value, first + F64_MAGIC, F64_EXPONENT)
+    return times_power_of_two(value, (n - first) + F64_MAGIC, F64_EXPONENT)
+
+
+@inner
+def _double(total, lost, row_max, t, reference, power, temperature, over_temperature):
+    """total, lost : sum of the stored exponentials of the other classes, in two parts."""
+    zero, one = splat(0.0), splat(1.0)
+    d, d_lost = _difference(t, row_max, temperature)
+    others = d < 0.0
+    away, away_lost = _difference(reference, select(others, row_max, t), temperature)
+    # Both parts of power * ln(2) go in before the exponential is rounded; power * HI is exact
+    unscaled = power == 0.0
+    near, near_lost = two_sum(power * EXACT_LN2_HI, away)
+    near_lost = near_lost + fma(power, EXACT_LN2_LO, away_lost)
+    y, n = _exp_parts(select(unscaled, away, near), select(unscaled, away_lost, near_lost))
+    y = select(d == d, y, d)  # no class is alive
+    sum_exp = _scaled((total + lost) * UNBIAS * y, n)
+    small_y, small_n = _exp_parts(select(others, d, zero), d_lost)
+    small = select(others, _scaled(small_y, small_n), one)
+    bottom = sum_exp + small
+    inverse = one / bottom
+    inverse_lost = fma(zero - bottom, inverse, one) * inverse
+    log = log1p64(select(others, (sum_exp - one) + small, sum_exp))
+    value = y * inverse
+    value_lost = fma(y, inverse, zero - value) + y * inverse_lost
+    return FinishedRows(
+        select(others, log - d - d_lost, log),
+        log + select(others, zero, d),
+        fma(sum_exp, inverse, sum_exp * inverse_lost),
+        fma(small, inverse, small * inverse_lost),
+        (value, value_lost, n - float(BIAS)),
+        select(others, row_max, t) / temperature + log,
+    )
+
+
+@inner
+def _double_amount(factor, amount):
+    value = factor[0] * amount
+    lost = fma(factor[0], amount, splat(0.0) - value) + factor[1] * amount
+    finite = absolute(value) < 1e300
+    return value, select(finite, lost, 0.0), factor[2]
+
+
+@inner
+def _double_joined(low, high):
+    """Of sixteen rows: a factor in two parts, and the two halves of the power of two."""
+    like = F64_0
+    n = joined(low[2], high[2], like)
+    first = maximum(n, splat_sixteen(HALF_WAY))
+    one = splat_sixteen(F64_1)
+    return (
+        joined(low[0], high[0], like),
+        joined(low[1], high[1], like),
+        times_power_of_two(one, first + F64_MAGIC, F64_EXPONENT),
+        times_power_of_two(one, (n - first) + F64_MAGIC, F64_EXPONENT),
+    )
+
+
+@inner
+def _double_times(e, factor):
+    return fma(e, factor[0], e * factor[1]) * factor[2] * factor[3]
+
+
+# ---------------------------------------------------------------- for one type or the other
+
+
+class Finishing(NamedTuple):
+    """What depends on the type."""
+
+    sixteen: object  # sixteen rows from their sums: two `FinishedRows`
+    amount: object  # a factor times a float64 vector
+    joined: object  # the factors of eight and eight rows as what `times` takes
+    times: object  # sixteen exponentials times a factor
+    halves: object  # the sums of the lower and the upper eight rows
+
+
+@lru_cache
+def finishing(real):
+    """`Finishing` for rows computed in float32 or float64."""
+    double = real is np.float64
+    rows = _double if double else _single
+    infinity, nan, zero = real(np.inf), real(np.nan), real(0)
+
+    @inlined
+    def finish_sixteen(sums, row_max, t, scale, temperature, over_temperature):
+        """sums : of `exp_summer`"""
+        reference, power, _, _ = scale
+        broken = select(t < infinity, splat_sixteen(zero), nan)
+        if double:
+            low, high = low_as_float64(sums[0]), high_as_float64(sums[0])
+            lost_low, lost_high = low_as_float64(sums[1]), high_as_float64(sums[1])
+        else:
+            low, high = sums
+            lost_low = lost_high = splat(0.0)
+        return (
+            rows(
+                low + low_as_float64(broken),
+                lost_low,
+                low_as_float64(row_max),
+                low_as_float64(t),
+                low_as_float64(reference),
+                low_as_float64(power),
+                temperature,
+                over_temperature,
+            ),
+            rows(
+                high + high_as_float64(broken),
+                lost_high,
+                high_as_float64(row_max),
+                high_as_float64(t),
+                high_as_float64(reference),
+                high_as_float64(power),
+                temperature,
+                over_temperature,
+            ),
+        )
+
+    @inner
+    def halves(sums):
+        if double:
+            # An infinite sum has lost infinity - infinity
+            total = sums[0] + select(absolute(sums[0]) == infinity, zero, sums[1])
+            return low_as_float64(total), high_as_float64(total)
+        else:
+            return sums
+
+    if double:
+        return Finishing(finish_sixteen, _double_amount, _double_joined, _double_times, halves)
+    return Finishing(finish_sixteen, _single_amount, _single_joined, _single_times, halves)
+
+
+@lru_cache
+def scale_finder(real, tempered):
+    """`measure.choose` for sixteen rows."""
+    dtype = KINDS[real.__name__][1]
+    magic, log2e, near_limit = MAGIC[dtype], real(LOG2E), real(ZERO_REFERENCE[dtype])
+    minus_inf, zero, ln2 = real(-np.inf), real(0), real(0.6931471805599453)
+    lowest_plain = real(-(EXPONENT_BIAS[dtype] + BIAS - 1) * 0.6931471805599453)
+
+    @inner
+    def scales(plan, row_max):
+        """Reference, power, and the bounds of `exp_scaled`; 0 and 0 for a row of -inf."""
+        scaled = row_max
+        if tempered:
+            scaled = row_max * real(1.0 / plan.temperature)
+        power = fma(scaled, log2e, magic) - magic
+        near, masked = absolute(scaled) < near_limit, row_max == minus_inf
+        power = select(near, power, zero)
+        reference = select(near, splat_sixteen(zero), select(masked, zero, row_max))
+        lowest = fma(power, ln2, lowest_plain)
+        if tempered:
+            lowest = lowest * real(plan.temperature)
+        return reference, power, splat_sixteen(real(BIAS)) - power, lowest
+
+    return scales
+
+
+@lru_cache
+def exp_summer(real, tempered, keep):
+    """The function that turns a tile into exponentials, and adds them up."""
+    double, pitch, zero = real is np.float64, 16 * real().itemsize, real(0)
+
+    @inner
+    def no_sums():
+        if double:
+            return splat_sixteen(0.0), splat_sixteen(0.0)
+        else:
+            return splat(0.0), splat(0.0)
+
+    @inner
+    def add(sums, x):
+        """Sixteen terms: float32 in two float64 vectors, float64 with what their roundings lose."""
+        if double:
+            total, lost = two_sum(sums[0], x)
+            return total, sums[1] + lost
+        else:
+            return sums[0] + low_as_float64(x), sums[1] + high_as_float64(x)
+
+    @inner
+    def sum_exps(plan, tile, end, scale):
+        """The sums of the sixteen rows; the exponentials stay if they are kept."""
+        reference, _, exponent, lowest = scale
+        if tempered:
+            constants = reduction_of(plan.tempered, real)
+        else:
+            constants = None
+        sums = no_sums()
+        for at in range(tile, end, pitch):
+            e = exp_scaled(load_sixteen(at, zero), reference, exponent, lowest, constants)
+            sums = add(sums, e)
+            if keep:
+                store(at, e)
+        return sums
+
+    return sum_exps, no_sums, add
