@@ -16,6 +16,7 @@ sixteen    their rows in and out, their targets, how they are finished
 turn       from rows of neighbouring classes to one vector for each class, and back
 plan       what a kernel is told: addresses, strides, options
 jit        how the inner functions are compiled
+cache      kernels from disk
 launch     compile, share the rows out, add up
 ========== =========================================================================
 
@@ -29,6 +30,7 @@ from struct import pack
 
 import numpy as np
 
+import numba_ce.cpu.cache  # noqa: F401  first: it notes from which sources the others are made
 from numba_ce._validate import bad_target_error
 from numba_ce.cpu.element import KINDS
 from numba_ce.cpu.exp import reduction

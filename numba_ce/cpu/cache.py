@@ -1,0 +1,142 @@
+"""Kernels from disk: machine code that another process compiled, loaded without a compiler.
+
+The name of a kernel's file is a hash of the package's sources, the versions of all that compiles,
+the processor as Numba sees it, Numba's settings and the kernel. The content is the object file that
+LLVM made, the name of the function in it and the symbols it wants; nothing is unpickled.
+
+Numba's private parts are used in `_fingerprint` and `_stored`; where a version of Numba has others,
+kernels are compiled in every process, as without a cache.
+"""
+
+import ctypes
+import hashlib
+import json
+import sys
+from functools import cache
+from typing import Any, NamedTuple
+
+import llvmlite
+import numba
+import numpy as np
+from llvmlite import binding
+from numba.core import config
+from numba.core.compiler_lock import global_compiler_lock
+from numba.core.registry import cpu_target
+from numba.core.runtime import rtsys
+
+from numba_ce import _cache
+
+# Taken before the modules of the kernels are imported. If the files say anything else when the
+# first kernel is needed, nobody knows which of them this process runs, and nothing is read; if they
+# do when a kernel has been compiled, it is not written.
+SOURCES = _cache.sources()
+# Settings of Numba that change no code, or not that of the CPU
+OTHER_SETTINGS = {
+    "CACHE_DIR",
+    "COLOR_SCHEME",
+    "NUMBA_DEFAULT_NUM_THREADS",
+    "NUMBA_NUM_THREADS",
+    "THREADING_LAYER",
+    "THREADING_LAYER_PRIORITY",
+}
+
+
+# What owns the code that was loaded. It stays for the life of the process, as Numba's does: its
+# addresses are everywhere.
+_engines = []
+
+
+class Loaded(NamedTuple):
+    """A function in machine code, with what is used of Numba's `CFunc`."""
+
+    address: int
+    ctypes: Any  # the same, to be called
+
+
+def cached(name, arguments, compile_now):
+    """The function called `name` from disk, or what `compile_now` returns: a `CFunc`.
+
+    name : says all that tells it from the other functions of the package
+    arguments : their ctypes; it returns nothing
+    """
+    where = _cache.folder("cpu")
+    file = None if where is None else _file_name(name)
+    if file is None:
+        return compile_now()
+    content = _cache.read(where, file)
+    function = content and _load(content, arguments)
+    if not function:
+        function = compile_now()
+        _write(where, file, function)
+    return function
+
+
+@cache
+def _sources_are_known():
+    return SOURCES is not None and _cache.sources() == SOURCES
+
+
+def _file_name(name):
+    """A hash of all that the machine code follows from; None if that cannot be told."""
+    if not _sources_are_known():
+        return None
+    try:
+        facts = _fingerprint()
+    except Exception:  # another Numba
+        return None
+    return hashlib.sha256(SOURCES + repr((*facts, name)).encode()).hexdigest()
+
+
+def _fingerprint():
+    settings = {
+        key: value
+        for key, value in vars(config).items()
+        if key.isupper() and not key.startswith("CUDA_") and key not in OTHER_SETTINGS
+    }
+    return (
+        (numba.__version__, llvmlite.__version__, binding.llvm_version_info, np.__version__),
+        (sys.version, sys.implementation.cache_tag),
+        cpu_target.target_context.codegen().magic_tuple(),  # triple, processor, its features
+        sorted(settings.items()),
+    )
+
+
+@global_compiler_lock  # also held while a process forks, so that no child inherits LLVM's own lock
+def _load(content, arguments):
+    head, _, code = content.partition(b"\n")
+    entry, wanted = json.loads(head)
+    if not all(map(binding.address_of_symbol, wanted)):
+        rtsys.initialize(cpu_target.target_context)  # the parallel loop wants some of these
+        if not all(map(binding.address_of_symbol, wanted)):
+            return None  # LLVM would end the process
+    target = binding.Target.from_default_triple()
+    machine = target.create_target_machine(codemodel="jitdefault", jit=True)
+    # An engine for each: kernels that were compiled in several processes may share their names
+    engine = binding.create_mcjit_compiler(binding.parse_assembly(""), machine)
+    engine.add_object_file(binding.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    _engines.append(engine)
+    address = engine.get_function_address(entry)
+    return Loaded(address, ctypes.CFUNCTYPE(None, *arguments)(address))
+
+
+def _stored(function):
+    """The content of the file of a `CFunc`."""
+    library, module = function._library, function._library._final_module
+    wanted = [
+        symbol.name
+        for symbol in (*module.functions, *module.global_variables)
+        if symbol.is_declaration and not symbol.name.startswith("llvm.")
+    ]
+    head = json.dumps([function.native_name, wanted]).encode()
+    return head + b"\n" + library._get_compiled_object()
+
+
+def _write(where, file, function):
+    if _cache.sources() != SOURCES:  # what was compiled is not what the files say now
+        return
+    try:
+        content = _stored(function)
+    except Exception:  # another Numba
+        return
+    _cache.write(where, file, content)
