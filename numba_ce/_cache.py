@@ -32,16 +32,14 @@ def folder(backend: str) -> Path | None:
     chosen = os.environ.get(VARIABLE)
     if chosen == "0":
         return None
-    try:
-        if chosen:
-            return Path(chosen).expanduser().absolute() / backend
-        if sys.platform == "win32":
-            base = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
-        else:
-            base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        return Path(base).expanduser().absolute() / "numba_ce" / backend
-    except (OSError, RuntimeError):  # no home, or no current folder
-        return None
+    if chosen:
+        return Path(os.path.abspath(os.path.expanduser(chosen)), backend)
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    place = Path(os.path.expanduser(base), "numba_ce", backend)
+    return place if place.is_absolute() else None  # relative, or still with a ~: there is no home
 
 
 def distrust(status: os.stat_result) -> str | None:
@@ -138,7 +136,8 @@ def describe(backend: str) -> str:
     """The folder and what is in it, or why it is not used, for people."""
     where = folder(backend)
     if where is None:
-        return f"none ({VARIABLE}={os.environ.get(VARIABLE, '')})"
+        chosen = os.environ.get(VARIABLE)
+        return f"nowhere: {f'{VARIABLE}={chosen}' if chosen else 'there is no home folder'}"
     try:
         reason = distrust(os.stat(where))
         if reason:

@@ -4,8 +4,8 @@ The name of a kernel's file is a hash of the package's sources, the versions of 
 the processor as Numba sees it, Numba's settings and the kernel. The content is the object file that
 LLVM made, the name of the function in it and the symbols it wants; nothing is unpickled.
 
-Numba's private parts are used in `_fingerprint` and `_stored`; where a version of Numba has others,
-kernels are compiled in every process, as without a cache.
+Where a version of Numba has other private parts than the functions below use, kernels are compiled
+in every process, as without a cache.
 """
 
 import ctypes
@@ -22,7 +22,6 @@ from llvmlite import binding
 from numba.core import config
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
-from numba.core.runtime import rtsys
 
 from numba_ce import _cache
 
@@ -60,15 +59,25 @@ def cached(name, arguments, compile_now):
     arguments : their ctypes; it returns nothing
     """
     where = _cache.folder("cpu")
-    file = None if where is None else _file_name(name)
-    if file is None:
+    file = where and _soft(_file_name, name)
+    if not file:
         return compile_now()
     content = _cache.read(where, file)
-    function = content and _load(content, arguments)
+    function = content and _soft(_load, content, arguments)
     if not function:
         function = compile_now()
-        _write(where, file, function)
+        content = _soft(_content, function)
+        if content and _cache.sources() == SOURCES:
+            _cache.write(where, file, content)
     return function
+
+
+def _soft(function, *arguments):
+    """What one of the functions below returns; None where Numba's private parts are others."""
+    try:
+        return function(*arguments)
+    except Exception:
+        return None
 
 
 @cache
@@ -80,11 +89,8 @@ def _file_name(name):
     """A hash of all that the machine code follows from; None if that cannot be told."""
     if not _sources_are_known():
         return None
-    try:
-        facts = _fingerprint()
-    except Exception:  # another Numba
-        return None
-    return hashlib.sha256(SOURCES + repr((*facts, name)).encode()).hexdigest()
+    facts = (*_fingerprint(), name)
+    return hashlib.sha256(SOURCES + repr(facts).encode()).hexdigest()
 
 
 def _fingerprint():
@@ -106,7 +112,9 @@ def _load(content, arguments):
     head, _, code = content.partition(b"\n")
     entry, wanted = json.loads(head)
     if not all(map(binding.address_of_symbol, wanted)):
-        rtsys.initialize(cpu_target.target_context)  # the parallel loop wants some of these
+        from numba.core.runtime import rtsys
+
+        rtsys.initialize(cpu_target.target_context)  # names its functions to LLVM, in 20 ms
         if not all(map(binding.address_of_symbol, wanted)):
             return None  # LLVM would end the process
     target = binding.Target.from_default_triple()
@@ -120,7 +128,7 @@ def _load(content, arguments):
     return Loaded(address, ctypes.CFUNCTYPE(None, *arguments)(address))
 
 
-def _stored(function):
+def _content(function):
     """The content of the file of a `CFunc`."""
     library, module = function._library, function._library._final_module
     wanted = [
@@ -130,13 +138,3 @@ def _stored(function):
     ]
     head = json.dumps([function.native_name, wanted]).encode()
     return head + b"\n" + library._get_compiled_object()
-
-
-def _write(where, file, function):
-    if _cache.sources() != SOURCES:  # what was compiled is not what the files say now
-        return
-    try:
-        content = _stored(function)
-    except Exception:  # another Numba
-        return
-    _cache.write(where, file, content)
