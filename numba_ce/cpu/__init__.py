@@ -37,7 +37,7 @@ from numba_ce.cpu.exp import reduction
 from numba_ce.cpu.launch import run
 from numba_ce.cpu.narrow import NARROW_CLASSES
 from numba_ce.cpu.operations import Kernel
-from numba_ce.cpu.plan import DEFAULTS, address_of, collapse
+from numba_ce.cpu.plan import DEFAULTS, OPERANDS, address_of, collapse
 from numba_ce.cpu.tile import real_type
 from numba_ce.cpu.turn import BLOCK_CLASSES, ROWS
 
@@ -65,38 +65,60 @@ def _check_scale(name, value, kind):
         )
 
 
+def _form(array):
+    return None if array is None else (array.shape, array.strides, array.dtype)
+
+
+@lru_cache(maxsize=256)
+def _layout(*forms):
+    """The fields of a `PLAN` that shapes, strides and dtypes decide, and its axes.
+
+    forms : of the operands, see `_form`; remembered, because a small call would spend 3 us here
+    """
+    fields = DEFAULTS.copy()
+    fields["temperature"] = fields["grad_scale"] = 1.0
+    shape = forms[0][0]
+    n_axes = len(shape) - 1
+    fields["n_rows"] = math.prod(shape[:-1])
+    fields["n_classes"] = fields["all_classes"] = shape[-1]
+    strides = []
+    for name, form in zip(OPERANDS, forms, strict=True):
+        if form is None:
+            strides.append((0,) * n_axes)
+            continue
+        _, own, dtype = form
+        strides.append(own[:n_axes])
+        fields[name + "_swapped"] = not dtype.isnative
+        if name in ("logits", "grad", "hess"):
+            fields[name + "_step"] = own[-1]
+        elif name == "sample_weight":
+            fields["sample_weight_kind"] = KIND_NAMES.index(_name(dtype))
+        elif len(own) > n_axes:
+            fields["targets_step"] = own[-1]
+        else:
+            fields["targets_bytes"] = dtype.itemsize
+            fields["targets_signed"] = dtype.kind == "i"
+        if name == "grad":
+            fields["streaming"] = math.prod(shape) * dtype.itemsize >= STREAMING_BYTES
+    axes = collapse(shape[:-1], strides)
+    fields["axes"], fields["n_axes"] = axes.buffer_info()[0], len(axes) // (1 + len(strides))
+    return fields, axes
+
+
 class _Plan:
     """A `PLAN` in the making, and the arrays whose addresses it holds."""
 
-    def __init__(self, logits, **operands):
-        self.fields = fields = DEFAULTS.copy()
-        self.alive = [logits]
+    def __init__(self, logits, targets=None, sample_weight=None, grad=None, hess=None):
+        operands = (logits, targets, sample_weight, grad, hess)
+        fields, axes = _layout(*map(_form, operands))
+        self.fields = fields = fields.copy()
         self.kind = _kind(logits)
-        rows = logits.shape[:-1]
-        fields["n_rows"] = math.prod(rows)
-        fields["n_classes"] = fields["all_classes"] = logits.shape[-1]
-        fields["logits"], fields["logits_step"] = address_of(logits), logits.strides[-1]
-        fields["logits_swapped"] = not logits.dtype.isnative
-        fields["temperature"] = fields["grad_scale"] = 1.0
-        n_axes = len(rows)
-        none = (0,) * n_axes
-        strides = [logits.strides[:-1]]
-        for name in ("targets", "sample_weight", "grad", "hess"):
-            array = operands.get(name)
-            strides.append(none if array is None else array.strides[:n_axes])
-            if array is None:
-                continue
-            self.alive.append(array)
-            fields[name] = address_of(array)
-            fields[name + "_swapped"] = not array.dtype.isnative
-            if name in ("grad", "hess"):
-                fields[name + "_step"] = array.strides[-1]
-        axes = collapse(rows, strides)
-        self.alive.append(axes)
-        fields["axes"], fields["n_axes"] = axes.buffer_info()[0], len(axes) // (1 + len(strides))
-        grad = operands.get("grad")
-        if grad is not None and grad.nbytes >= STREAMING_BYTES:
-            fields["streaming"] = fields["grad"] != fields["logits"]
+        self.alive = [axes, *operands]
+        for name, array in zip(OPERANDS, operands, strict=True):
+            if array is not None:
+                fields[name] = address_of(array)
+        if fields["grad"] == fields["logits"]:
+            fields["streaming"] = False
 
     def point(self, name, array):
         """Put the address of an array into a field."""
@@ -111,17 +133,9 @@ class _Plan:
                 self.fields["loss_bytes"] = array.itemsize
 
     def describe_targets(self, problem):
-        """Targets, weights and ignore_index."""
-        fields, options = self.fields, problem.options
-        if problem.targets is not None and problem.probabilities:
-            fields["targets_step"] = problem.targets.strides[-1]
-        elif problem.targets is not None:
-            fields["targets_bytes"] = problem.targets.itemsize
-            fields["targets_signed"] = problem.targets.dtype.kind == "i"
-        if problem.sample_weight is not None:
-            fields["sample_weight_kind"] = KIND_NAMES.index(_kind(problem.sample_weight))
-        ignored, signed = options.ignore_index, fields["targets_signed"]
-        lowest = -(2**63) if signed else 0
+        """ignore_index and class weights."""
+        fields, ignored = self.fields, problem.options.ignore_index
+        lowest = -(2**63) if fields["targets_signed"] else 0
         if ignored is not None and lowest <= ignored < lowest + 2**64:
             fields["has_ignore_index"] = True
             fields["ignore_index"] = ignored if ignored < 2**63 else ignored - 2**64
@@ -136,14 +150,12 @@ class _Plan:
         fields = self.fields
         fields["smoothing"], fields["z_loss"] = options.label_smoothing, options.z_loss
         real = KINDS[self.kind][1]
-        for name in ("temperature", "softcap"):
-            value = getattr(options, name)
-            if value is not None:
-                _check_scale(name, value, self.kind)
         if options.temperature != 1.0:
+            _check_scale("temperature", options.temperature, self.kind)
             fields["temperature"] = options.temperature
             fields["tempered"] = pack("4d", *reduction(real, options.temperature))
         if options.softcap is not None:
+            _check_scale("softcap", options.softcap, self.kind)
             fields["softcap"] = options.softcap
             fields["capping"] = pack("4d", *reduction(real, options.softcap / 2))
 
@@ -166,10 +178,8 @@ class _Plan:
         return total, weight
 
 
-def _plan(problem, **outputs):
-    plan = _Plan(
-        problem.logits, targets=problem.targets, sample_weight=problem.sample_weight, **outputs
-    )
+def _plan(problem, grad=None, hess=None):
+    plan = _Plan(problem.logits, problem.targets, problem.sample_weight, grad, hess)
     plan.describe_targets(problem)
     plan.describe_options(problem.options)
     return plan
