@@ -493,7 +493,8 @@ def a_function(cache):
         return nothing
 
     def get():
-        function = cache.cached("nothing", (ctypes.c_void_p, ctypes.c_ssize_t), compile_now)
+        signature = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_ssize_t)
+        function = cache.cached("nothing", signature, compile_now)
         function.ctypes(None, 0)
         return len(made)
 

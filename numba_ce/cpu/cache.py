@@ -8,7 +8,6 @@ Where a version of Numba has other private parts than the functions below use, k
 in every process, as without a cache.
 """
 
-import ctypes
 import hashlib
 import json
 import sys
@@ -52,18 +51,18 @@ class Loaded(NamedTuple):
     ctypes: Any  # the same, to be called
 
 
-def cached(name, arguments, compile_now):
+def cached(name, signature, compile_now):
     """The function called `name` from disk, or what `compile_now` returns: a `CFunc`.
 
     name : says all that tells it from the other functions of the package
-    arguments : their ctypes; it returns nothing
+    signature : its type for ctypes
     """
     where = _cache.folder("cpu")
     file = where and _soft(_file_name, name)
     if not file:
         return compile_now()
     content = _cache.read(where, file)
-    function = content and _soft(_load, content, arguments)
+    function = content and _soft(_load, content, signature)
     if not function:
         function = compile_now()
         content = _soft(_content, function)
@@ -108,7 +107,7 @@ def _fingerprint():
 
 
 @global_compiler_lock  # also held while a process forks, so that no child inherits LLVM's own lock
-def _load(content, arguments):
+def _load(content, signature):
     head, _, code = content.partition(b"\n")
     entry, wanted = json.loads(head)
     if not all(map(binding.address_of_symbol, wanted)):
@@ -125,7 +124,7 @@ def _load(content, arguments):
     engine.finalize_object()
     _engines.append(engine)
     address = engine.get_function_address(entry)
-    return Loaded(address, ctypes.CFUNCTYPE(None, *arguments)(address))
+    return Loaded(address, signature(address))
 
 
 def _content(function):

@@ -37,8 +37,8 @@ BLOCK_ELEMENTS = 65536
 # Below this many logits waking the threads (5 to 50 us) costs more than they save
 SERIAL_ELEMENTS = 32768
 SCAN = Kernel("scan")
-KERNEL_ARGUMENTS = ctypes.c_void_p, ctypes.c_ssize_t
-LOOP_ARGUMENTS = (ctypes.c_ssize_t,) * 4
+KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_ssize_t)
+LOOP = ctypes.CFUNCTYPE(None, *(ctypes.c_ssize_t,) * 4)
 
 
 def rows_per_block(n_classes):
@@ -62,7 +62,7 @@ def collector_paused():
 @collector_paused()
 def compiled(kernel):
     """The serial function that works on the blocks of a plan, and its address."""
-    function = cached(repr(kernel), KERNEL_ARGUMENTS, lambda: compile_kernel(kernel))
+    function = cached(repr(kernel), KERNEL, lambda: compile_kernel(kernel))
     return function, function.ctypes
 
 
@@ -128,7 +128,7 @@ def scan_first():
 
     For small problems: the second call from Python would cost 4 us.
     """
-    function = cached("scan_first", KERNEL_ARGUMENTS, compile_scan_first)
+    function = cached("scan_first", KERNEL, compile_scan_first)
     return function, function.ctypes
 
 
@@ -155,7 +155,7 @@ def parallel_loop():
     """The one parallel loop, compiled when it is first needed."""
     _preload_tbb()
     numba.get_num_threads()  # starts them, and names to LLVM what the loop calls
-    return cached("parallel_loop", LOOP_ARGUMENTS, compile_parallel_loop).ctypes
+    return cached("parallel_loop", LOOP, compile_parallel_loop).ctypes
 
 
 def compile_parallel_loop():
