@@ -166,21 +166,32 @@ def test_an_edited_module_runs_at_once(filled, plain):
     assert run(ONE_KERNEL, filled, **environment) == ([], result)
 
 
-@pytest.mark.parametrize("when", ["before the first call", "while it compiles"])
-def test_sources_edited_under_a_running_process(tmp_path, plain, when):
-    """It runs the code that it has imported, which is not what the files say now."""
-    package = copy_of_package(tmp_path / "code")
-    edit = f"""
+EDIT_ROW = """
     def edit(kernel=None, compile_kernel=launch.compile_kernel):
-        with open({str(package / "_row.py")!r}, "a") as file:
+        with open({path!r}, "a") as file:
             file.write("# edited")
         return compile_kernel(kernel) if kernel else None
-    """
-    use = "edit()" if when == "before the first call" else "launch.compile_kernel = edit"
-    program = ONE_KERNEL.replace("    result", f"{edit}\n    {use}\n    result", 1)
-    result = run(program, tmp_path, PYTHONPATH=str(package.parent))[1]
+    {use}
+    result"""
+
+
+@pytest.mark.parametrize("when", ["before the first call", "while it compiles"])
+def test_sources_edited_under_a_running_process(filled, plain, when):
+    """It runs the code that it has imported, which is not what the files say now."""
+    package = copy_of_package(filled / "code")
+    (path,) = (filled / "cpu").iterdir()
+    use = "edit()"
+    if when == "while it compiles":
+        use = "launch.compile_kernel = edit"
+        path.unlink()
+    edit = EDIT_ROW.format(path=str(package / "_row.py"), use=use)
+    made, result = run(
+        ONE_KERNEL.replace("    result", edit, 1), filled, PYTHONPATH=str(package.parent)
+    )
     assert result == plain
-    assert not (tmp_path / "cpu").exists()
+    assert len(made) == 1
+    assert [p for p in (filled / "cpu").iterdir() if p != path] == []
+    assert path.exists() == (use == "edit()")
 
 
 # ---------------------------------------------------------------- what may be wrong with a cache
@@ -429,14 +440,29 @@ def test_every_module_counts(tmp_path, monkeypatch):
         path.write_bytes(source)
     assert len(seen) == 1 + len(paths)
     assert _cache.sources() == before
+    one, other = paths[0].read_bytes(), paths[-1].read_bytes()
+    paths[0].write_bytes(other)
+    paths[-1].write_bytes(one)
+    seen.add(_cache.sources())
     (package / "cpu" / "new.py").write_bytes(b"")
-    assert _cache.sources() not in seen
+    seen.add(_cache.sources())
+    assert len(seen) == 3 + len(paths)
 
 
-def test_without_sources_nothing_is_kept(tmp_path, monkeypatch):
+def test_without_sources_nothing_is_kept(cache, tmp_path, monkeypatch):
     """Of a package in a zip file nobody could tell whether it changed."""
     monkeypatch.setattr(_cache, "__file__", str(tmp_path / "absent.zip" / "_cache.py"))
     assert _cache.sources() is None
+    monkeypatch.setattr(_cache, "SOURCES", None)
+    get = a_function(cache)
+    assert [get(), get()] == [1, 2]
+    assert not (tmp_path / "cpu").exists()
+
+
+def test_the_sources_are_noted_first():
+    program = "import sys, numba_ce; print(*[n for n in sys.modules if n.startswith('numba_ce.')])"
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert shown.stdout.split()[0] == "numba_ce._cache"
 
 
 @pytest.fixture
@@ -462,10 +488,9 @@ def test_everything_that_changes_code_counts(cache, monkeypatch):
         (config, "OPT", 0),
         (config, "DEBUGINFO_DEFAULT", 1),
         (config, "ENABLE_AVX", 0),
-        (cache, "SOURCES", b"others"),
+        (_cache, "SOURCES", b"others"),
         (type(cache.cpu_target.target_context.codegen()), "magic_tuple", lambda self: ("i386",)),
     ]
-    monkeypatch.setattr(cache, "_sources_are_known", lambda: True)
     for owner, name, value in changes:
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, value)
@@ -515,6 +540,24 @@ def test_without_numbas_private_parts_all_is_compiled(cache, monkeypatch, part):
     monkeypatch.setattr(cache, part, missing)
     get = a_function(cache)
     assert [get(), get()] == [1, 2]
+
+
+def test_nothing_is_loaded_while_a_process_forks(cache, monkeypatch):
+    """The lock that is held then, held here: the child could not load or compile any more."""
+    from numba.core.compiler_lock import global_compiler_lock
+
+    get = a_function(cache)
+    get()
+    locked = []
+    create = binding.create_mcjit_compiler
+
+    def noted(*arguments):
+        locked.append(global_compiler_lock.is_locked())
+        return create(*arguments)
+
+    monkeypatch.setattr(binding, "create_mcjit_compiler", noted)
+    assert get() == 1
+    assert locked == [True]
 
 
 def test_a_symbol_that_is_not_there(cache, monkeypatch):

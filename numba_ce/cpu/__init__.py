@@ -30,7 +30,6 @@ from struct import pack
 
 import numpy as np
 
-import numba_ce.cpu.cache  # noqa: F401  first: it notes from which sources the others are made
 from numba_ce._validate import bad_target_error
 from numba_ce.cpu.element import KINDS
 from numba_ce.cpu.exp import reduction

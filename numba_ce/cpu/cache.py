@@ -11,7 +11,6 @@ in every process, as without a cache.
 import hashlib
 import json
 import sys
-from functools import cache
 from typing import Any, NamedTuple
 
 import llvmlite
@@ -24,10 +23,6 @@ from numba.core.registry import cpu_target
 
 from numba_ce import _cache
 
-# Taken before the modules of the kernels are imported. If the files say anything else when the
-# first kernel is needed, nobody knows which of them this process runs, and nothing is read; if they
-# do when a kernel has been compiled, it is not written.
-SOURCES = _cache.sources()
 # Settings of Numba that change no code, or not that of the CPU
 OTHER_SETTINGS = {
     "CACHE_DIR",
@@ -66,7 +61,7 @@ def cached(name, signature, compile_now):
     if not function:
         function = compile_now()
         content = _soft(_content, function)
-        if content and _cache.sources() == SOURCES:
+        if content:
             _cache.write(where, file, content)
     return function
 
@@ -79,17 +74,10 @@ def _soft(function, *arguments):
         return None
 
 
-@cache
-def _sources_are_known():
-    return SOURCES is not None and _cache.sources() == SOURCES
-
-
 def _file_name(name):
-    """A hash of all that the machine code follows from; None if that cannot be told."""
-    if not _sources_are_known():
-        return None
-    facts = (*_fingerprint(), name)
-    return hashlib.sha256(SOURCES + repr(facts).encode()).hexdigest()
+    """A hash of all that the machine code follows from."""
+    facts = (_cache.SOURCES, *_fingerprint(), name)
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
 def _fingerprint():

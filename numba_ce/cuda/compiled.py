@@ -13,7 +13,6 @@ import json
 import sys
 import threading
 from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from numba_ce import _cache
@@ -58,10 +57,7 @@ def ptx_of(kernel: Any, capability: tuple[int, int]) -> tuple[str, str]:
 @cache
 def _sources() -> bytes:
     """A hash of what every kernel is compiled from."""
-    digest = hashlib.sha256()
-    here = Path(__file__).parent
-    for path in [here.parent / "_row.py", *sorted(here.glob("*.py"))]:
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    digest = hashlib.sha256(_cache.SOURCES or b"")
     for name in COMPILERS:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             digest.update(f"{name} {importlib.metadata.version(name)}\n".encode())
