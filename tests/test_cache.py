@@ -446,7 +446,9 @@ def test_every_module_counts(tmp_path, monkeypatch):
     seen.add(_cache.sources())
     (package / "cpu" / "new.py").write_bytes(b"")
     seen.add(_cache.sources())
-    assert len(seen) == 3 + len(paths)
+    (package / "cpu" / "new.py").rename(package / "cpu" / "newer.py")
+    seen.add(_cache.sources())
+    assert len(seen) == 4 + len(paths)
 
 
 def test_without_sources_nothing_is_kept(cache, tmp_path, monkeypatch):
