@@ -507,17 +507,13 @@ def test_everything_that_changes_code_counts(cache, monkeypatch):
 # ---------------------------------------------------------------- another Numba
 
 
-def a_function(cache):
+def a_function(cache, body=lambda plan, worker: None):
     """A function like the kernels, and what `cached` makes of it."""
     made = []
 
-    @numba.cfunc("void(voidptr, intp)")
-    def nothing(plan, worker):
-        pass
-
     def compile_now():
         made.append(1)
-        return nothing
+        return numba.cfunc("void(voidptr, intp)")(body)
 
     def get():
         signature = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_ssize_t)
@@ -532,6 +528,14 @@ def test_it_is_compiled_once(cache, tmp_path):
     get = a_function(cache)
     assert [get(), get()] == [1, 1]
     assert len(list((tmp_path / "cpu").iterdir())) == 1
+
+
+@posix
+def test_addresses_of_this_process_are_not_kept(cache):
+    """Numba writes the address of a ctypes function into the code."""
+    getpid = ctypes.CFUNCTYPE(ctypes.c_int)(("getpid", ctypes.CDLL(None)))
+    get = a_function(cache, lambda plan, worker: getpid())
+    assert [get(), get()] == [1, 2]
 
 
 @pytest.mark.parametrize("part", ["_fingerprint", "_content", "_load"])

@@ -116,8 +116,10 @@ def _load(content, signature):
 
 
 def _content(function):
-    """The content of the file of a `CFunc`."""
+    """The content of the file of a `CFunc`; None if its code holds addresses of this process."""
     library, module = function._library, function._library._final_module
+    if library.has_dynamic_globals:
+        return None
     wanted = [
         symbol.name
         for symbol in (*module.functions, *module.global_variables)
