@@ -534,7 +534,11 @@ def test_it_is_compiled_once(cache, tmp_path):
 def test_addresses_of_this_process_are_not_kept(cache):
     """Numba writes the address of a ctypes function into the code."""
     getpid = ctypes.CFUNCTYPE(ctypes.c_int)(("getpid", ctypes.CDLL(None)))
-    get = a_function(cache, lambda plan, worker: getpid())
+
+    def body(plan, worker):
+        getpid()
+
+    get = a_function(cache, body)
     assert [get(), get()] == [1, 2]
 
 
