@@ -42,11 +42,6 @@ hypothesis.settings.register_profile("explore", max_examples=2000, **_COMMON)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
-def pytest_unconfigure():
-    if _own_cache:
-        shutil.rmtree(os.environ["NUMBA_CE_CACHE_DIR"], ignore_errors=True)
-
-
 @pytest.fixture(params=BACKENDS)
 def backend(request):
     """Runs the test once per backend, with that backend in use."""
@@ -65,3 +60,8 @@ def cpu():
 def rng(request):
     """Random numbers that depend on nothing but the name of the test."""
     return np.random.default_rng(zlib.crc32(request.node.nodeid.encode()))
+
+
+def pytest_unconfigure():
+    if _own_cache:
+        shutil.rmtree(os.environ["NUMBA_CE_CACHE_DIR"], ignore_errors=True)
