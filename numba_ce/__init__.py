@@ -1,5 +1,6 @@
 """Softmax cross-entropy for people who work in NumPy: loss and gradient in one pass."""
 
+from numba_ce import _cache as _cache  # first: it notes from which sources the others are made
 from numba_ce._backend import available_backends, get_backend, serial, set_backend, use_backend
 from numba_ce.api import (
     RowStats,

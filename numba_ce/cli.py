@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import numba_ce
+from numba_ce import _cache
 from numba_ce.blocks import Source
 from numba_ce.demo import compare
 from numba_ce.evaluate import Evaluation, evaluate
@@ -129,7 +130,7 @@ def _print_evaluation(result: Evaluation, reduction: str) -> None:
 
 @app.command()
 def info() -> None:
-    """Versions, backend, threads and processor."""
+    """Versions, backend, threads, processor and compiled kernels on disk."""
     table = Table(show_header=False)
     table.add_row("numba_ce", numba_ce.__version__)
     for name, module in (("numba", numba), ("numpy", np)):
@@ -152,6 +153,7 @@ def info() -> None:
         numba_ce.cross_entropy(np.zeros((4096, 64), np.float32), np.zeros(4096, np.int64))
         table.add_row("threading layer", numba.threading_layer())  # type: ignore[attr-defined]
         table.add_row("processor", _processor())
+        table.add_row("compiled kernels", escape(_cache.describe("cpu")))
     table.add_row("GPU", _gpu())
     Console().print(table)
 

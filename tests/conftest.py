@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import tempfile
 import zlib
 from pathlib import Path
 
@@ -19,6 +21,11 @@ import numba_ce
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # benchmarks.families
+
+# Each run compiles every kernel once, for its worker processes as well
+_own_cache = "NUMBA_CE_CACHE_DIR" not in os.environ
+if _own_cache:
+    os.environ["NUMBA_CE_CACHE_DIR"] = tempfile.mkdtemp(prefix="numba_ce_tests_")
 
 # The same examples in every run; HYPOTHESIS_PROFILE=explore looks for new ones.
 _COMMON = {
@@ -53,3 +60,8 @@ def cpu():
 def rng(request):
     """Random numbers that depend on nothing but the name of the test."""
     return np.random.default_rng(zlib.crc32(request.node.nodeid.encode()))
+
+
+def pytest_unconfigure():
+    if _own_cache:
+        shutil.rmtree(os.environ["NUMBA_CE_CACHE_DIR"], ignore_errors=True)

@@ -70,8 +70,8 @@ def cache(tmp_path, monkeypatch):
     """(folder, load): load() is a kernel as a new process would get it, and whether it compiled."""
     pytest.importorskip("numba_cuda")
     compiled = import_module("numba_ce.cuda.compiled")
-    folder = tmp_path / "kernels"
-    monkeypatch.setenv(compiled.VARIABLE, str(folder))
+    monkeypatch.setenv("NUMBA_CE_CACHE_DIR", str(tmp_path))
+    folder = tmp_path / "cuda"
     made = []
 
     def ptx_of(kernel, capability):
@@ -144,6 +144,6 @@ def test_a_folder_that_cannot_be_written_costs_only_time(cache):
 
 def test_no_cache(cache, monkeypatch):
     folder, load = cache
-    monkeypatch.setenv("NUMBA_CE_CUDA_CACHE", "")
+    monkeypatch.setenv("NUMBA_CE_CACHE_DIR", "0")
     assert load()[1]
     assert not folder.exists()

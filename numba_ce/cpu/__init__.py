@@ -17,6 +17,7 @@ sixteen_finish  how they are finished, for float32 and for float64
 turn       from rows of neighbouring classes to one vector for each class, and back
 plan       what a kernel is told: addresses, strides, options
 jit        how the inner functions are compiled
+cache      kernels from disk
 launch     compile, share the rows out, add up
 ========== =========================================================================
 

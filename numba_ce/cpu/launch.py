@@ -18,11 +18,12 @@ from functools import cache
 import numba
 import numpy as np
 from llvmlite import binding, ir
-from numba import carray, njit, prange, types
+from numba import carray, cfunc, prange, types
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 from numba_ce._backend import is_serial
+from numba_ce.cpu.cache import cached
 from numba_ce.cpu.element import get, put, take_ticket
 from numba_ce.cpu.jit import smaller, whole_kernel
 from numba_ce.cpu.measure import workspace_bytes, workspace_finder
@@ -36,6 +37,8 @@ BLOCK_ELEMENTS = 65536
 # Below this many logits waking the threads (5 to 50 us) costs more than they save
 SERIAL_ELEMENTS = 32768
 SCAN = Kernel("scan")
+KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_ssize_t)
+LOOP = ctypes.CFUNCTYPE(None, *(ctypes.c_ssize_t,) * 4)
 
 
 def rows_per_block(n_classes):
@@ -59,6 +62,11 @@ def collector_paused():
 @collector_paused()
 def compiled(kernel):
     """The serial function that works on the blocks of a plan, and its address."""
+    function = cached(repr(kernel), KERNEL, lambda: compile_kernel(kernel))
+    return function, function.ctypes
+
+
+def compile_kernel(kernel):
     if kernel.kind == "float16" or "float16" in (kernel.targets_kind, kernel.grad_kind):
         require_float16()
     do_rows = OPERATIONS[kernel.operation](kernel)
@@ -77,7 +85,7 @@ def compiled(kernel):
             put(plan.block_sum + block * 8, do_rows(plan, first, last, work))
         fence()
 
-    return work_on_blocks, work_on_blocks.ctypes
+    return work_on_blocks
 
 
 def require_float16():
@@ -120,7 +128,11 @@ def scan_first():
 
     For small problems: the second call from Python would cost 4 us.
     """
+    function = cached("scan_first", KERNEL, compile_scan_first)
+    return function, function.ctypes
 
+
+def compile_scan_first():
     @whole_kernel(types.void(types.CPointer(PLAN_TYPE), types.intp))
     def scan_and_run(pointer, worker):
         plan = carray(pointer, 1)[0]
@@ -134,7 +146,7 @@ def scan_first():
         put(plan.tickets, np.int64(0))
         _call(plan.kernel, pointer, worker)
 
-    return scan_and_run, scan_and_run.ctypes
+    return scan_and_run
 
 
 @cache
@@ -142,11 +154,15 @@ def scan_first():
 def parallel_loop():
     """The one parallel loop, compiled when it is first needed."""
     _preload_tbb()
+    numba.get_num_threads()  # starts them, and names to LLVM what the loop calls
+    return cached("parallel_loop", LOOP, compile_parallel_loop).ctypes
 
-    @njit("void(intp, intp, int64[::1])", parallel=True, nogil=True)
-    def run_workers(function, plan, done):
-        for worker in prange(done.size):
-            done[worker] = _call(function, plan, worker)
+
+def compile_parallel_loop():
+    @cfunc("void(intp, intp, intp, intp)", parallel=True)
+    def run_workers(function, plan, done, n_workers):
+        for worker in prange(n_workers):
+            put(done + 8 * worker, _call(function, plan, worker))
 
     return run_workers
 
@@ -217,7 +233,8 @@ def _launch(function, call, fields, n_workers, results):
     if n_workers == 1:
         call(address_of(record), 0)
     else:
-        parallel_loop()(function.address, address_of(record), np.zeros(n_workers, np.int64))
+        done = np.zeros(n_workers, np.int64)
+        parallel_loop()(function.address, address_of(record), address_of(done), n_workers)
     n_blocks = fields["n_blocks"]
     block_sum, block_bad = results[2 : 2 + n_blocks], results[2 + n_blocks :].view(np.int64)
     if n_blocks == 1:
