@@ -7,27 +7,21 @@ of threads. The parallel loop knows nothing of any operation: it is compiled onc
 functions by their address.
 """
 
-import ctypes
-import gc
-import importlib.metadata
-import os
-from contextlib import contextmanager
 from functools import cache
 
-import numba
 import numpy as np
-from llvmlite import binding, ir
-from numba import carray, njit, prange, types
+from llvmlite import binding
+from numba import carray, types
 from numba.core.registry import cpu_target
-from numba.extending import intrinsic
 
 from numba_ce._backend import is_serial
 from numba_ce.cpu.element import put, take_ticket
-from numba_ce.cpu.jit import smaller, whole_kernel
+from numba_ce.cpu.jit import collector_paused, smaller, whole_kernel
 from numba_ce.cpu.measure import workspace_bytes, workspace_finder
 from numba_ce.cpu.operations import OPERATIONS
-from numba_ce.cpu.plan import PLAN_TYPE, address_of, packed
+from numba_ce.cpu.plan import PLAN, PLAN_TYPE, address_of, packed
 from numba_ce.cpu.sixteen import narrow_bytes
+from numba_ce.cpu.threads import n_threads, run_blocks
 from numba_ce.cpu.vector import fence
 
 # A block is long enough (some 20 us) that drawing it costs nothing
@@ -39,18 +33,6 @@ SERIAL_ELEMENTS = 32768
 def rows_per_block(n_classes):
     """Rows of a block; a function of the number of classes only, for reproducible sums."""
     return min(max(BLOCK_ELEMENTS // n_classes, 1), 1024)
-
-
-@contextmanager
-def collector_paused():
-    """No garbage collection while compiling: there is little garbage, and looking costs 10%."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 @cache
@@ -95,61 +77,19 @@ def converts_float16():
     return "hfsf2" not in machine.emit_assembly(binding.parse_assembly(text))
 
 
-@intrinsic
-def _call(typingctx, function, plan, worker):
-    """Call the serial function at an address."""
-
-    def codegen(context, builder, sig, args):
-        i64 = ir.IntType(64)
-        signature = ir.FunctionType(ir.VoidType(), [i64, i64])
-        builder.call(builder.inttoptr(args[0], signature.as_pointer()), args[1:])
-        return i64(1)
-
-    return types.int64(types.intp, types.intp, types.intp), codegen
-
-
-@cache
-@collector_paused()
-def parallel_loop():
-    """The one parallel loop, compiled when it is first needed."""
-    _preload_tbb()
-
-    @njit("void(intp, intp, int64[::1])", parallel=True, nogil=True)
-    def run_workers(function, plan, done):
-        for worker in prange(done.size):
-            done[worker] = _call(function, plan, worker)
-
-    return run_workers
-
-
-def _preload_tbb():
-    """Let Numba find the library of the `tbb` wheel, which is on no loader's path."""
-    try:
-        files = importlib.metadata.files("tbb") or []
-    except importlib.metadata.PackageNotFoundError:
-        return
-    for file in files:
-        if file.name == "libtbb.so.12":
-            try:
-                ctypes.CDLL(os.path.realpath(file.locate()), mode=ctypes.RTLD_GLOBAL)
-            except OSError:  # Numba then chooses among the layers that it finds by itself
-                return
-
-
 def run(kernel, fields, kept_alive):
     """Run a kernel over all rows of a plan, given as the dictionary of its fields.
 
     kept_alive : the arrays behind the addresses in the plan, held until the rows are done
     Returns the sums of the blocks added up in order, and the first bad row or -1.
     """
-    function, call = compiled(kernel)
+    _, call = compiled(kernel)
     n_rows, n_classes = fields["n_rows"], fields["n_classes"]
     per_block = rows_per_block(n_classes)
     n_blocks = -(-n_rows // per_block)
     n_workers = 1
     if n_blocks > 1 and n_rows * n_classes >= SERIAL_ELEMENTS and not is_serial():
-        loop = parallel_loop()
-        n_workers = min(numba.get_num_threads(), n_blocks)
+        n_workers = min(n_threads(), n_blocks)
     size = narrow_bytes(n_classes) if kernel.block else workspace_bytes(n_classes, kernel.kind)
     # one counter for the tickets, then for each block its sum and its first bad row
     results = np.zeros(1 + 2 * n_blocks)
@@ -164,11 +104,13 @@ def run(kernel, fields, kept_alive):
         "workspace": workspace.ctypes.data,
         "workspace_bytes": size,
     }
-    plan, _view = address_of(packed(fields))
-    if n_workers == 1:
+    buffer = packed(fields)
+    if n_blocks == 1:
+        plan, _view = address_of(buffer)
         call(plan, 0)
     else:
-        loop(function.address, plan, np.zeros(n_workers, np.int64))
+        memory = kept_alive, results, workspace
+        run_blocks(call, np.ndarray((), PLAN, buffer), n_workers, memory)
     del kept_alive
     block_sum, block_bad = results[1 : 1 + n_blocks], results[1 + n_blocks :].view(np.int64)
     if n_blocks == 1:
