@@ -16,38 +16,25 @@ signals, such as Ctrl-C, only between two calls of compiled code.
 import ctypes
 import importlib.metadata
 import os
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
+from queue import SimpleQueue
 from time import perf_counter
 
 import numba
 import numpy as np
-from llvmlite import ir
-from numba import njit, prange, types
+from numba import cfunc, prange
 from numba.core.compiler_lock import global_compiler_lock
-from numba.extending import intrinsic
 
-from numba_ce.cpu.jit import collector_paused
+from numba_ce.cpu.element import put
+from numba_ce.cpu.jit import call_address, collector_paused
+from numba_ce.cpu.plan import address_of, packed
 
 # The first slice takes 2 ms with the usual kernels and 0.1 s with the slowest; the time that it
 # took gives the length of the next one
 FIRST_SLICE_ELEMENTS = 1 << 23
 SLICE_SECONDS = 0.05
-NOTHING = np.zeros(0, np.int64)
-
-
-@intrinsic
-def _call(typingctx, function, plan, worker):
-    """Call the serial function at an address."""
-
-    def codegen(context, builder, sig, args):
-        i64 = ir.IntType(64)
-        signature = ir.FunctionType(ir.VoidType(), [i64, i64])
-        builder.call(builder.inttoptr(args[0], signature.as_pointer()), args[1:])
-        return i64(1)
-
-    return types.int64(types.intp, types.intp, types.intp), codegen
 
 
 @cache
@@ -60,15 +47,15 @@ def parallel_loop():
     """
     _preload_tbb()
 
-    @njit("int64(intp, intp, int64[::1])", parallel=True, nogil=True)
-    def run_workers(function, plan, done):
+    @cfunc("int64(intp, intp, intp, intp)", parallel=True)
+    def run_workers(function, plan, done, n_workers):
         if function == 0:
             return numba.get_num_threads()
-        for worker in prange(done.size):
-            done[worker] = _call(function, plan, worker)
+        for worker in prange(n_workers):
+            put(done + 8 * worker, call_address(function, plan, worker))
         return 0
 
-    return run_workers
+    return run_workers.ctypes
 
 
 def _preload_tbb():
@@ -90,7 +77,7 @@ def n_threads():
 
     As many as Numba allows it, and no more than the processors that were left to it since.
     """
-    allowed = parallel_loop()(0, 0, NOTHING)
+    allowed = parallel_loop()(0, 0, 0, 0)
     if hasattr(os, "sched_getaffinity"):
         processors = len(os.sched_getaffinity(0))
         if processors < numba.config.NUMBA_DEFAULT_NUM_THREADS:
@@ -133,72 +120,75 @@ def pool():
     return ThreadPoolExecutor(max(numba.config.NUMBA_NUM_THREADS - 1, 1), "numba_ce")
 
 
-def run_slice(call, plan, n_workers, memory):
-    """Run a serial function over the blocks of a plan that its counter has not given out yet.
-
-    call : the function, for ctypes; plan : 0-d array of PLAN
-    memory : whatever holds the arrays behind its addresses
-    """
-    if n_workers == 1:
-        call(plan.ctypes.data, 0)
-    elif _layer_is_unsafe or numba.threading_layer() == "workqueue":
-        _run_with_pool(call, plan, n_workers, memory)
-    else:
-        address = ctypes.cast(call, ctypes.c_void_p).value
-        parallel_loop()(address, plan.ctypes.data, np.zeros(n_workers, np.int64))
-
-
-def _run_with_pool(call, plan, n_workers, memory):
-    helpers = []
-    try:
-        with suppress(RuntimeError):  # no thread can be started: the work is done with fewer
-            for worker in range(1, n_workers):
-                helpers.append(pool().submit(_help, call, plan, worker, memory))
-        call(plan.ctypes.data, 0)
-    finally:
-        # After an exception of a signal handler, too, nobody writes any more when the call returns
-        ctypes.c_int64.from_address(int(plan["tickets"])).value = int(plan["n_blocks"])
-        _end(helpers)
-
-
-def _help(call, plan, worker, memory):
-    """A helper's share; it holds the memory, so that one that starts late finds no work there."""
-    call(plan.ctypes.data, worker)
-
-
-def _end(helpers):
-    """Return when none of the helpers works, whatever signals arrive."""
-    interruption = None
-    for helper in helpers:
-        while not helper.cancel() and not helper.done():
-            try:
-                wait((helper,))
-            except BaseException as error:
-                interruption = error
-    if interruption is not None:
-        raise interruption
-
-
-def run_blocks(call, plan, n_workers, memory):
+def run_blocks(call, fields, n_workers, counter):
     """Run a serial function over all blocks of a plan, in slices that take some 50 ms.
 
+    call : the function, for ctypes; fields : of the plan; counter : at 0, where `tickets` points
     Between two slices Python handles signals. Block sums are stored for each block, so slices
-    change no bit. A slice has a counter of its own: a helper that comes late finds no block left.
+    change no bit.
     """
-    n_blocks, block = int(plan["n_blocks"]), int(plan["rows_per_block"] * plan["n_classes"])
-    length, first = max(FIRST_SLICE_ELEMENTS // block, n_workers), 0
+    n_blocks, block = fields["n_blocks"], fields["rows_per_block"] * fields["n_classes"]
+    if n_blocks * block <= FIRST_SLICE_ELEMENTS:
+        return _run_slice(call, fields, n_workers, counter)
+    length, last = FIRST_SLICE_ELEMENTS // block, 0
     try:
-        if n_blocks <= length:
-            return run_slice(call, plan, n_workers, memory)
-        while first < n_blocks:
-            last = min(first + length, n_blocks)
-            counter, part = np.array([first]), plan.copy()
-            part["tickets"], part["n_blocks"] = counter.ctypes.data, last
+        while last < n_blocks:
+            counter[0], length = last, max(length, n_workers)
+            last = min(last + length, n_blocks)
             began = perf_counter()
-            run_slice(call, part, n_workers, (memory, counter))
+            _run_slice(call, fields | {"n_blocks": last}, n_workers, counter)
             fits = SLICE_SECONDS / max(perf_counter() - began, 1e-9)
-            length = max(int(length * min(fits, 4.0)), n_workers)
-            first = last
+            length = int(length * min(fits, 4.0))
     except BaseException as error:
         error.add_note("numba_ce was interrupted: arrays given as `out` are partly written")
         raise
+
+
+def _run_slice(call, fields, n_workers, counter):
+    """Run a serial function over the blocks from the counter to `n_blocks`."""
+    record = packed(fields)
+    if n_workers == 1:
+        call(address_of(record), 0)
+    elif _layer_is_unsafe or numba.threading_layer() == "workqueue":
+        _run_with_pool(call, record, n_workers, counter, fields["n_blocks"])
+    else:
+        address, done = ctypes.cast(call, ctypes.c_void_p).value, np.empty(n_workers, np.int64)
+        parallel_loop()(address, address_of(record), address_of(done), n_workers)
+
+
+def _run_with_pool(call, record, n_workers, counter, n_blocks):
+    shares, ended = list(range(1, n_workers)), SimpleQueue()
+
+    def help_out():
+        with suppress(IndexError):  # a helper that comes late finds no share left
+            worker = shares.pop()
+            call(address_of(record), worker)
+            ended.put(worker)
+
+    try:
+        with suppress(RuntimeError):  # no thread can be started: the work is done with fewer
+            for _ in range(1, n_workers):
+                pool().submit(help_out)
+        call(address_of(record), 0)
+    finally:
+        # Also after the exception of a signal handler nobody writes when the call has returned
+        counter[0] = n_blocks
+        _wait_for_helpers(shares, ended, n_workers - 1)
+
+
+def _wait_for_helpers(shares, ended, running):
+    """Take back the shares that nobody has taken, and wait for the others."""
+    interruption = None
+    while running:
+        try:
+            if shares:
+                with suppress(IndexError):
+                    shares.pop()
+                    running -= 1
+            else:
+                ended.get()
+                running -= 1
+        except BaseException as error:  # of a signal handler
+            interruption = error
+    if interruption is not None:
+        raise interruption
