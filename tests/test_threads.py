@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import concurrent.futures
+import queue
 import subprocess
 import sys
 import textwrap
 import threading
+import time
 
 import numba
 import numpy as np
 import pytest
 from cases import make_logits
 from exact import assert_same
-from stress import as_bytes, usual_jobs
+from stress import Checked, as_bytes, usual_jobs
 
 import numba_ce as nc
 
@@ -145,3 +147,107 @@ def test_serial_is_of_one_thread_and_changes_no_bit(cpu, rng, monkeypatch):
     assert_same(got[1], expected[1])
     nc.cross_entropy(z, y)
     assert set(started) == {other.ident, threading.get_ident()}
+
+# ---------------------------------------------------------------- pool and slices
+
+
+@pytest.fixture
+def pooled(cpu, monkeypatch):
+    """As under the workqueue layer: with the pool."""
+    monkeypatch.setattr(nc.cpu.threads, "_layer_is_unsafe", True)
+    nc.cpu.threads.pool.cache_clear()
+    yield nc.cpu.threads
+    nc.cpu.threads.pool().shutdown()
+    nc.cpu.threads.pool.cache_clear()
+
+
+def test_pool(pooled):
+    checked = Checked(usual_jobs(few=True))
+    assert not pooled.pool()._threads
+    checked.check_all()
+    assert pooled.pool()._threads
+    with concurrent.futures.ThreadPoolExecutor(N_CALLERS) as callers:
+        list(callers.map(checked.check, list(range(len(checked.jobs))) * 20))
+
+
+class NoThreads:
+    """A pool that takes a job and cannot start a thread for it."""
+
+    def __init__(self):
+        self.jobs = []
+
+    def submit(self, job):
+        self.jobs.append(job)
+        raise RuntimeError("can't start new thread")
+
+    def shutdown(self):
+        pass
+
+
+def test_no_thread_can_be_started(pooled, monkeypatch):
+    checked = Checked(usual_jobs(few=True))
+    pool = NoThreads()
+    monkeypatch.setattr(pooled, "pool", lambda: pool)
+    checked.check_all()
+    assert pool.jobs
+    for late in pool.jobs:
+        late()  # finds no share left: the memory of its call is gone
+    monkeypatch.undo()
+
+
+def test_helpers_end_before_an_exception_leaves(pooled):
+    """An exception of a signal handler in the caller: then nobody may write any more."""
+    entered, ended = threading.Event(), []
+    counter = np.zeros(1, np.int64)
+
+    def call(address, worker):
+        if worker:
+            entered.set()
+            time.sleep(0.3)
+            ended.append((worker, int(counter[0])))
+            return
+        assert entered.wait(10)
+        raise KeyboardInterrupt
+
+    record = np.zeros(8, np.uint8)
+    with pytest.raises(KeyboardInterrupt):
+        pooled._run_with_pool(call, record, 2, counter, 5)
+    assert ended == [(1, 5)], "no block is drawn any more, and the helper has ended"
+
+
+def test_waiting_for_helpers_goes_on_when_interrupted(pooled):
+    class Interrupted(queue.SimpleQueue):
+        times = 0
+
+        def get(self):
+            self.times += 1
+            if self.times <= 2:
+                raise KeyboardInterrupt
+            return super().get()
+
+    ended = Interrupted()
+    ended.put(1)
+    with pytest.raises(KeyboardInterrupt):
+        pooled._wait_for_helpers([2, 3], ended, 3)
+    assert ended.times == 3 and ended.empty()
+
+
+@pytest.mark.parametrize("layer", ["own", "pool"])
+@pytest.mark.parametrize("seconds", [0.0, 1e-4, 1.0])
+def test_slices_change_no_bit(cpu, monkeypatch, layer, seconds):
+    """Slices as short and as long as they come."""
+    threads = nc.cpu.threads
+    checked = Checked(usual_jobs(few=False))
+    monkeypatch.setattr(threads, "_layer_is_unsafe", layer == "pool")
+    monkeypatch.setattr(threads, "FIRST_SLICE_ELEMENTS", 5000)
+    monkeypatch.setattr(threads, "SLICE_SECONDS", seconds)
+    run_slice, slices = threads._run_slice, []
+
+    def noted(call, fields, n_workers, counter):
+        slices.append((int(counter[0]), fields["n_blocks"]))
+        run_slice(call, fields, n_workers, counter)
+
+    monkeypatch.setattr(threads, "_run_slice", noted)
+    checked.check_all()
+    assert any(first > 0 for first, _ in slices)
+    assert all(first < last for first, last in slices)
