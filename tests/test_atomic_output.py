@@ -56,9 +56,10 @@ def test_bad_target_in_the_last_row(backend, rng, shape, threads):
     for name in ("mean", "none", "options", "hess", "record"):
         count, call = calls[name]
         out = outputs(count, shape, np.float32)
-        with nc.serial() if threads == "serial" else nc.use_backend(backend):
-            with pytest.raises(ValueError, match=rf"targets\[{shape[0] - 1}\] = {shape[1]} "):
-                call(out, y)
+        message = rf"targets\[{shape[0] - 1}\] = {shape[1]} "
+        context = nc.serial() if threads == "serial" else nc.use_backend(backend)
+        with context, pytest.raises(ValueError, match=message):
+            call(out, y)
         assert is_untouched(out), name
 
 

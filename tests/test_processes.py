@@ -36,16 +36,10 @@ def test_programs_under_each_layer(layer):
     )
 
 
-def test_limits_and_memory():
-    run_programs("limits", "memory", few=True)
+def test_limits_memory_and_bits():
+    run_programs("limits", "memory", "bits", few=True, repetitions=10, threads=7)
 
 
-def test_bits_of_one_to_seven_threads():
-    run_programs("bits", few=True, repetitions=10, threads=7)
-
-
-@pytest.mark.parametrize("preload", [True, False])
-def test_workers_of_a_server(preload):
-    """The long run asks for 0.7; in a quarter of a minute OpenMP would come to 0.1."""
-    options = {"preload": True} if preload else {}
-    run_programs("workers", few=True, seconds=1.5, at_least=0.5, **options)
+def test_workers_of_a_server():
+    """The long run asks for 0.7."""
+    run_programs("workers", few=True, seconds=1.5, at_least=0.5)

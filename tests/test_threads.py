@@ -148,6 +148,7 @@ def test_serial_is_of_one_thread_and_changes_no_bit(cpu, rng, monkeypatch):
     nc.cross_entropy(z, y)
     assert set(started) == {other.ident, threading.get_ident()}
 
+
 # ---------------------------------------------------------------- pool and slices
 
 
@@ -233,11 +234,11 @@ def test_waiting_for_helpers_goes_on_when_interrupted(pooled):
 
 
 @pytest.mark.parametrize("layer", ["own", "pool"])
-@pytest.mark.parametrize("seconds", [0.0, 1e-4, 1.0])
+@pytest.mark.parametrize("seconds", [0.0, 1.0])
 def test_slices_change_no_bit(cpu, monkeypatch, layer, seconds):
     """Slices as short and as long as they come."""
     threads = nc.cpu.threads
-    checked = Checked(usual_jobs(few=False))
+    checked = Checked(usual_jobs(few=True))
     monkeypatch.setattr(threads, "_layer_is_unsafe", layer == "pool")
     monkeypatch.setattr(threads, "FIRST_SLICE_ELEMENTS", 5000)
     monkeypatch.setattr(threads, "SLICE_SECONDS", seconds)
