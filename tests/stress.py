@@ -485,7 +485,7 @@ def interrupt(arguments):
                 call(len(targets))
             except KeyboardInterrupt as error:
                 late[name] = max(time.perf_counter() - sent[0], late.get(name, 0.0))
-                notes = error.__notes__
+                notes = getattr(error, "__notes__", [""])
             sender.join()
             assert notes is not None, f"{name} was not interrupted"
             assert "partly written" in notes[0]
@@ -543,11 +543,13 @@ def memory(arguments):
         for _ in range(max(times // 20, 3)):
             call()
         gc.collect()
-        before = resident()
+        before, blocks = resident(), sys.getallocatedblocks()
         for _ in range(times):
             call()
+        blocks = sys.getallocatedblocks() - blocks  # of Python's objects
         grown[name] = round(resident() - before, 2)
         assert grown[name] < 4, f"{times} {name} calls: resident memory grew by {grown[name]} MB"
+        assert blocks < max(times // 2, 50), f"{times} {name} calls: {blocks} more blocks of memory"
     return {"layer": layer_name(), **grown}
 
 

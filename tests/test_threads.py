@@ -18,6 +18,7 @@ from exact import assert_same
 from stress import Checked, as_bytes, usual_jobs
 
 import numba_ce as nc
+from numba_ce.cpu import launch, threads
 
 N_CALLERS = 8
 
@@ -78,10 +79,10 @@ def test_an_error_in_one_caller_stays_there(backend, rng):
 def test_the_number_of_threads_is_left_alone(cpu, rng):
     before = numba.get_num_threads()
     z, y = make_logits(rng, (2000, 500), np.float32), rng.integers(0, 500, 2000)
-    for threads in (1, 2):
-        numba.set_num_threads(threads)
+    for n_threads in (1, 2):
+        numba.set_num_threads(n_threads)
         nc.cross_entropy_and_grad(z, y)
-        assert numba.get_num_threads() == threads
+        assert numba.get_num_threads() == n_threads
     numba.set_num_threads(before)
 
 
@@ -127,13 +128,13 @@ def test_serial_is_of_one_thread_and_changes_no_bit(cpu, rng, monkeypatch):
     z, y = make_logits(rng, (3000, 50)), rng.integers(0, 50, 3000)
     expected = nc.cross_entropy_and_grad(z, y)
     started = []
-    count = nc.cpu.launch.n_threads
+    count = launch.n_threads
 
     def noted():
         started.append(threading.get_ident())
         return count()
 
-    monkeypatch.setattr(nc.cpu.launch, "n_threads", noted)
+    monkeypatch.setattr(launch, "n_threads", noted)
     with nc.serial():
         with nc.serial():
             pass
@@ -155,11 +156,11 @@ def test_serial_is_of_one_thread_and_changes_no_bit(cpu, rng, monkeypatch):
 @pytest.fixture
 def pooled(cpu, monkeypatch):
     """As under the workqueue layer: with the pool."""
-    monkeypatch.setattr(nc.cpu.threads, "_layer_is_unsafe", True)
-    nc.cpu.threads.pool.cache_clear()
-    yield nc.cpu.threads
-    nc.cpu.threads.pool().shutdown()
-    nc.cpu.threads.pool.cache_clear()
+    monkeypatch.setattr(threads, "_layer_is_unsafe", True)
+    threads.pool.cache_clear()
+    yield threads
+    threads.pool().shutdown()
+    threads.pool.cache_clear()
 
 
 def test_pool(pooled):
@@ -181,19 +182,18 @@ class NoThreads:
         self.jobs.append(job)
         raise RuntimeError("can't start new thread")
 
-    def shutdown(self):
-        pass
-
 
 def test_no_thread_can_be_started(pooled, monkeypatch):
     checked = Checked(usual_jobs(few=True))
-    pool = NoThreads()
-    monkeypatch.setattr(pooled, "pool", lambda: pool)
-    checked.check_all()
-    assert pool.jobs
+    pool, workers = NoThreads(), []
+    with monkeypatch.context() as patch:
+        patch.setattr(pooled, "pool", lambda: pool)
+        checked.check_all()
+        counter, record = np.zeros(1, np.int64), np.zeros(8, np.uint8)
+        pooled._run_with_pool(lambda _, worker: workers.append(worker), record, 3, counter, 5)
     for late in pool.jobs:
-        late()  # finds no share left: the memory of its call is gone
-    monkeypatch.undo()
+        late()  # has no share any more: the memory of its call is gone
+    assert workers == [0]
 
 
 def test_helpers_end_before_an_exception_leaves(pooled):
@@ -237,7 +237,6 @@ def test_waiting_for_helpers_goes_on_when_interrupted(pooled):
 @pytest.mark.parametrize("seconds", [0.0, 1.0])
 def test_slices_change_no_bit(cpu, monkeypatch, layer, seconds):
     """Slices as short and as long as they come."""
-    threads = nc.cpu.threads
     checked = Checked(usual_jobs(few=True))
     monkeypatch.setattr(threads, "_layer_is_unsafe", layer == "pool")
     monkeypatch.setattr(threads, "FIRST_SLICE_ELEMENTS", 5000)
