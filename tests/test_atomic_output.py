@@ -130,7 +130,33 @@ def test_an_interrupted_call_says_so(cpu, rng, monkeypatch):
         with pytest.raises(KeyboardInterrupt) as caught:
             call(out)
         assert caught.value.__notes__ == [
-            "numba_ce was interrupted: arrays given as `out` are partly written"
+            "numba_ce was interrupted: arrays given as `out` may be partly written"
         ]
         if name == "softmax":
             assert (out[0][:1024] != UNTOUCHED).all() and (out[0][1024:] == UNTOUCHED).all()
+
+
+class BreaksOff:
+    """An array in chunks of ten rows, of which only some can be read."""
+
+    def __init__(self, array, readable):
+        self.array, self.readable = array, readable
+        self.shape, self.dtype, self.chunks = array.shape, array.dtype, (10, array.shape[1])
+
+    def __getitem__(self, index):
+        if index[0].stop > self.readable:
+            raise OSError("disk gone")
+        return self.array[index]
+
+
+def test_a_stream_that_breaks_off_says_so(backend, rng):
+    z, y = make_logits(rng, (100, 5), np.float32), rng.integers(0, 5, 100)
+    grad = np.full_like(z, UNTOUCHED)
+    with pytest.raises(OSError, match="disk gone") as caught:
+        nc.stream(BreaksOff(z, 50), y, grad_out=grad)
+    assert ["grad_out may be partly written" in note for note in caught.value.__notes__] == [True]
+    y[-1] = 5
+    grad = np.full_like(z, UNTOUCHED)
+    with pytest.raises(ValueError, match=r"targets\[99\] = 5 "):
+        nc.stream(BreaksOff(z, 100), y, grad_out=grad)
+    assert is_untouched([grad])

@@ -72,7 +72,7 @@ def _preload_tbb():
                 return
 
 
-def n_threads():
+def n_threads() -> int:
     """How many threads may work for this caller.
 
     As many as Numba allows it, and no more than the processors that were left to it since.
@@ -140,7 +140,7 @@ def run_blocks(call, fields, n_workers, counter):
             fits = SLICE_SECONDS / max(perf_counter() - began, 1e-9)
             length = int(length * min(fits, 4.0))
     except BaseException as error:
-        error.add_note("numba_ce was interrupted: arrays given as `out` are partly written")
+        error.add_note("numba_ce was interrupted: arrays given as `out` may be partly written")
         raise
 
 
