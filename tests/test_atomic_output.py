@@ -113,7 +113,7 @@ def test_unchecked_targets_spoil_their_row_only(backend, rng, shape):
 def test_an_interrupted_call_says_so(cpu, rng, monkeypatch):
     """Between two slices; the rows of the slices that were done are written."""
     calls, _ = make_calls(rng, (3000, 10), np.float32)
-    monkeypatch.setattr(threads, "FIRST_SLICE_ELEMENTS", 10240)
+    monkeypatch.setattr(threads, "FIRST_SLICE_CLASSES", 1024 * 42)
     run_slice, slices = threads._run_slice, []
 
     def interrupted(call, fields, n_workers, counter):

@@ -239,7 +239,7 @@ def test_slices_change_no_bit(cpu, monkeypatch, layer, seconds):
     """Slices as short and as long as they come."""
     checked = Checked(usual_jobs(few=True))
     monkeypatch.setattr(threads, "_layer_is_unsafe", layer == "pool")
-    monkeypatch.setattr(threads, "FIRST_SLICE_ELEMENTS", 5000)
+    monkeypatch.setattr(threads, "FIRST_SLICE_CLASSES", 5000)
     monkeypatch.setattr(threads, "SLICE_SECONDS", seconds)
     run_slice, slices = threads._run_slice, []
 

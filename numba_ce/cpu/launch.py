@@ -20,7 +20,7 @@ from numba_ce.cpu.element import get, put, take_ticket
 from numba_ce.cpu.jit import call_address, collector_paused, smaller, whole_kernel
 from numba_ce.cpu.measure import workspace_bytes, workspace_finder
 from numba_ce.cpu.operations import OPERATIONS, Kernel
-from numba_ce.cpu.plan import PLAN_TYPE, address_of
+from numba_ce.cpu.plan import PLAN_TYPE, address_of, packed
 from numba_ce.cpu.sixteen import narrow_bytes
 from numba_ce.cpu.threads import n_threads, run_blocks
 from numba_ce.cpu.vector import fence
@@ -147,8 +147,12 @@ def run(kernel, fields, *, after_scan=False):
 
 def _launch(call, fields, n_workers, results):
     """Run one kernel in so many threads; returns the sum of the blocks and the first bad row."""
-    run_blocks(call, fields, n_workers, results[:1].view(np.int64))
     n_blocks = fields["n_blocks"]
+    if n_blocks == 1:
+        record = packed(fields)
+        call(address_of(record), 0)
+    else:
+        run_blocks(call, fields, n_workers, results)
     block_sum, block_bad = results[2 : 2 + n_blocks], results[2 + n_blocks :].view(np.int64)
     if n_blocks == 1:
         return float(block_sum[0]), int(block_bad[0]) - 1

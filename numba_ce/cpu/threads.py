@@ -31,10 +31,10 @@ from numba_ce.cpu.element import put
 from numba_ce.cpu.jit import call_address, collector_paused
 from numba_ce.cpu.plan import address_of, packed
 
-# The first slice takes 2 ms with the usual kernels and 0.1 s with the slowest; the time that it
-# took gives the length of the next one
-FIRST_SLICE_ELEMENTS = 1 << 23
-SLICE_SECONDS = 0.05
+# The time that a slice took gives the length of the next one. A row costs as much as its classes
+# and 32 more: 0.15 to 11 ns each on two cores, so that the first slice takes 1 to 100 ms
+FIRST_SLICE_CLASSES, CLASSES_OF_A_ROW = 1 << 23, 32
+SLICE_SECONDS = 0.1
 
 
 @cache
@@ -120,17 +120,18 @@ def pool():
     return ThreadPoolExecutor(max(numba.config.NUMBA_NUM_THREADS - 1, 1), "numba_ce")
 
 
-def run_blocks(call, fields, n_workers, counter):
-    """Run a serial function over all blocks of a plan, in slices that take some 50 ms.
+def run_blocks(call, fields, n_workers, results):
+    """Run a serial function over all blocks of a plan, in slices of some 0.1 s.
 
-    call : the function, for ctypes; fields : of the plan; counter : at 0, where `tickets` points
+    call : the function, for ctypes; fields : of the plan; results : the counter, 0, and others
     Between two slices Python handles signals. Block sums are stored for each block, so slices
     change no bit.
     """
-    n_blocks, block = fields["n_blocks"], fields["rows_per_block"] * fields["n_classes"]
-    if n_blocks * block <= FIRST_SLICE_ELEMENTS:
+    n_blocks = fields["n_blocks"]
+    block = fields["rows_per_block"] * (fields["n_classes"] + CLASSES_OF_A_ROW)
+    counter, length, last = results[:1].view(np.int64), FIRST_SLICE_CLASSES // block, 0
+    if n_blocks <= length:
         return _run_slice(call, fields, n_workers, counter)
-    length, last = FIRST_SLICE_ELEMENTS // block, 0
     try:
         while last < n_blocks:
             counter[0], length = last, max(length, n_workers)
@@ -138,7 +139,7 @@ def run_blocks(call, fields, n_workers, counter):
             began = perf_counter()
             _run_slice(call, fields | {"n_blocks": last}, n_workers, counter)
             fits = SLICE_SECONDS / max(perf_counter() - began, 1e-9)
-            length = int(length * min(fits, 4.0))
+            length = int(length * min(fits, 16.0))
     except BaseException as error:
         error.add_note("numba_ce was interrupted: arrays given as `out` may be partly written")
         raise
