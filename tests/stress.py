@@ -95,7 +95,7 @@ def bad_target(logits, targets):
 
 
 def usual_jobs(few):
-    shapes = ((7, 10), (3000, 10), (700, 257), (40, 5000))
+    shapes = ((7, 10), (20000, 10), (1000, 257), (40, 5000))  # one thread, then several
     dtypes = (np.float32, np.float64)
     rng = np.random.default_rng(0)
     return make_jobs(rng, shapes[1:3] if few else shapes, dtypes[:1] if few else dtypes, few)
@@ -546,6 +546,7 @@ def memory(arguments):
         before, blocks = resident(), sys.getallocatedblocks()
         for _ in range(times):
             call()
+        gc.collect()
         blocks = sys.getallocatedblocks() - blocks  # of Python's objects
         grown[name] = round(resident() - before, 2)
         assert grown[name] < 4, f"{times} {name} calls: resident memory grew by {grown[name]} MB"

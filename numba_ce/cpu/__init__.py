@@ -17,6 +17,7 @@ turn       from rows of neighbouring classes to one vector for each class, and b
 plan       what a kernel is told: addresses, strides, options
 jit        how the inner functions are compiled
 launch     compile, share the rows out, add up
+threads    who works on the blocks: the parallel loop, a pool; slices and Ctrl-C
 ========== =========================================================================
 
 The functions of this module are what the public functions call: each describes its problem in a

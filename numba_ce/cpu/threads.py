@@ -35,6 +35,8 @@ from numba_ce.cpu.plan import address_of, packed
 # and 32 more: 0.15 to 11 ns each on two cores, so that the first slice takes 1 to 100 ms
 FIRST_SLICE_CLASSES, CLASSES_OF_A_ROW = 1 << 23, 32
 SLICE_SECONDS = 0.1
+# Below this many logits, 0.1 ms, the pool costs more than it saves: waking it takes 30 us
+POOL_ELEMENTS = 1 << 17
 
 
 @cache
@@ -148,9 +150,12 @@ def run_blocks(call, fields, n_workers, results):
 def _run_slice(call, fields, n_workers, counter):
     """Run a serial function over the blocks from the counter to `n_blocks`."""
     record = packed(fields)
+    by_pool = n_workers > 1 and (_layer_is_unsafe or numba.threading_layer() == "workqueue")
+    if by_pool and fields["n_rows"] * fields["n_classes"] < POOL_ELEMENTS:
+        n_workers = 1
     if n_workers == 1:
         call(address_of(record), 0)
-    elif _layer_is_unsafe or numba.threading_layer() == "workqueue":
+    elif by_pool:
         _run_with_pool(call, record, n_workers, counter, fields["n_blocks"])
     else:
         address, done = ctypes.cast(call, ctypes.c_void_p).value, np.empty(n_workers, np.int64)
