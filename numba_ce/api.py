@@ -238,6 +238,8 @@ softcap, temperature, check_targets
     ValueError, TypeError, numpy.exceptions.AxisError
         As `cross_entropy`; also for an `out` that does not fit, is read-only or overlaps an input.
         Nothing has been written then.
+    KeyboardInterrupt
+        Within some 0.1 s of Ctrl-C; `out` may be partly written then, as a note on it says.
 
     Notes
     -----

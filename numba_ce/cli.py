@@ -146,10 +146,9 @@ def info() -> None:
     for backend, reason in numba_ce.available_backends().items():
         table.add_row(f"  {backend}", escape(reason or "available"))  # names extras in brackets
     if numba_ce.available_backends()["cpu"] is None:
-        from numba_ce.cpu.launch import parallel_loop
+        from numba_ce.cpu.threads import n_threads
 
-        parallel_loop()  # first: it lets Numba find TBB
-        table.add_row("threads", str(numba.get_num_threads()))
+        table.add_row("threads", str(n_threads()))  # first: it lets Numba find TBB
         numba_ce.cross_entropy(np.zeros((4096, 64), np.float32), np.zeros(4096, np.int64))
         table.add_row("threading layer", numba.threading_layer())  # type: ignore[attr-defined]
         table.add_row("processor", _processor())

@@ -209,6 +209,8 @@ def run(
         options, weight = job.options, job.weight
         if isinstance(job.sink, NpyWriter):
             stack.callback(job.sink.discard)  # of nothing, once it is committed
+        elif job.sink is not None:
+            stack.push(_note_parts)
         blocks = read_ahead(job.blocks)
         stack.callback(blocks.close)
         for block in blocks:
@@ -236,6 +238,12 @@ def run(
         with np.errstate(over="ignore"):
             result = dtype.type(total)
     return StreamResult(result, weight, n_rows, n_classes, n_bytes, time.perf_counter() - begin)
+
+
+def _note_parts(kind: Any, error: BaseException | None, traceback: Any) -> None:
+    """Say with the exception that ended a stream into an array what it leaves there."""
+    if error is not None:
+        error.add_note("numba_ce was interrupted: the array grad_out may be partly written")
 
 
 def _assembled(parts: list[tuple[Index, Array]], dtype: Any) -> Any:
@@ -299,7 +307,8 @@ def stream(
     ValueError, TypeError, numpy.exceptions.AxisError
         As `cross_entropy`, before anything is written; for a file that is not what it should be.
     OSError
-        From reading or writing, as for a full disk. No file is left under the name `grad_out`.
+        From reading or writing, as for a full disk. No file is left under the name `grad_out`; an
+        array may be partly written, as a note on the exception says.
     ImportError
         For a directory, without Zarr.
 

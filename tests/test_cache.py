@@ -28,19 +28,20 @@ PROGRAM = """
     import json, os, sys
     import numpy as np
     import numba_ce as nc
-    import numba_ce.cpu.launch as launch
+    from numba_ce.cpu import launch, threads
 
     made = []
 
-    def noted(name):
-        function = getattr(launch, name)
+    def noted(module, name):
+        function = getattr(module, name)
         def compile_noted(*arguments):
             made.append(name + str(*arguments))
             return function(*arguments)
-        setattr(launch, name, compile_noted)
+        setattr(module, name, compile_noted)
 
-    for name in ("compile_kernel", "compile_scan_first", "compile_parallel_loop"):
-        noted(name)
+    noted(launch, "compile_kernel")
+    noted(launch, "compile_scan_first")
+    noted(threads, "compile_parallel_loop")
     z = np.linspace(-9, 9, 600 * 300, dtype=np.float32).reshape(600, 300)
     {body}
     print(json.dumps([made, result.hex()]))

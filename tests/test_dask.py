@@ -232,7 +232,7 @@ def test_tasks_are_serial(cpu, rng, monkeypatch):
     def never():
         raise AssertionError("a task started the parallel loop")
 
-    monkeypatch.setattr(launch, "parallel_loop", never)
+    monkeypatch.setattr(launch, "n_threads", never)
     logits = make_logits(rng, (4096, 64))
     for chunks in ((4096, 64), (4096, 32)):
         z, targets = lazy(logits, chunks), np.zeros(4096, int)

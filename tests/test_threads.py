@@ -3,49 +3,30 @@
 from __future__ import annotations
 
 import concurrent.futures
+import queue
 import subprocess
 import sys
 import textwrap
 import threading
+import time
 
 import numba
 import numpy as np
 import pytest
 from cases import make_logits
 from exact import assert_same
+from stress import Checked, as_bytes, usual_jobs
 
 import numba_ce as nc
+from numba_ce.cpu import launch, threads
 
 N_CALLERS = 8
 
 
-def make_jobs(rng):
-    """Independent calls of all functions, small (serial) and large (parallel) problems."""
-    jobs = []
-    for shape in ((7, 10), (3000, 10), (700, 257), (40, 5000)):
-        for dtype in (np.float32, np.float64):
-            z, y = make_logits(rng, shape, dtype), rng.integers(0, shape[1], shape[0])
-            jobs += [
-                lambda z=z, y=y: nc.cross_entropy(z, y),
-                lambda z=z, y=y: nc.cross_entropy_and_grad(z, y),
-                lambda z=z, y=y: nc.cross_entropy_and_grad(z, y, out=z.copy()),
-                lambda z=z, y=y: nc.cross_entropy_and_grad(z.T, y, axis=0),
-                lambda z=z, y=y: nc.row_stats(z, y),
-                lambda z=z, y=y: nc.cross_entropy_grad_and_hess(z, y),
-                lambda z=z: (nc.softmax(z), nc.log_softmax(z), nc.logsumexp(z)),
-                lambda z=z, y=y: nc.row_record(z, y, class_offset=0, n_classes=z.shape[1]),
-            ]
-    return jobs
-
-
-def as_tuple(result):
-    return result if isinstance(result, tuple) else (result,)
-
-
 @pytest.mark.parametrize("numba_threads", [1, 2])
-def test_many_callers(backend, rng, numba_threads):
-    jobs = make_jobs(rng)
-    expected = [as_tuple(job()) for job in jobs]
+def test_many_callers(backend, numba_threads):
+    jobs = usual_jobs(few=False)
+    expected = [as_bytes(job()) for job in jobs]
     start = threading.Barrier(N_CALLERS)
 
     def caller(k):
@@ -54,14 +35,12 @@ def test_many_callers(backend, rng, numba_threads):
         with nc.use_backend(backend):
             start.wait()
             order = np.random.default_rng(k).permutation(len(jobs))
-            return {i: as_tuple(jobs[i]()) for i in order.tolist()}
+            return {i: as_bytes(jobs[i]()) for i in order.tolist()}
 
     with concurrent.futures.ThreadPoolExecutor(N_CALLERS) as pool:
         answers = list(pool.map(caller, range(N_CALLERS)))
     for answer in answers:
-        for i, wanted in enumerate(expected):
-            for a, b in zip(answer[i], wanted, strict=True):
-                assert_same(a, b)
+        assert [answer[i] for i in range(len(jobs))] == expected
 
 
 def test_callers_share_read_only_inputs(backend, rng):
@@ -100,10 +79,10 @@ def test_an_error_in_one_caller_stays_there(backend, rng):
 def test_the_number_of_threads_is_left_alone(cpu, rng):
     before = numba.get_num_threads()
     z, y = make_logits(rng, (2000, 500), np.float32), rng.integers(0, 500, 2000)
-    for threads in (1, 2):
-        numba.set_num_threads(threads)
+    for n_threads in (1, 2):
+        numba.set_num_threads(n_threads)
         nc.cross_entropy_and_grad(z, y)
-        assert numba.get_num_threads() == threads
+        assert numba.get_num_threads() == n_threads
     numba.set_num_threads(before)
 
 
@@ -149,13 +128,13 @@ def test_serial_is_of_one_thread_and_changes_no_bit(cpu, rng, monkeypatch):
     z, y = make_logits(rng, (3000, 50)), rng.integers(0, 50, 3000)
     expected = nc.cross_entropy_and_grad(z, y)
     started = []
-    loop = nc.cpu.launch.parallel_loop
+    count = launch.n_threads
 
     def noted():
         started.append(threading.get_ident())
-        return loop()
+        return count()
 
-    monkeypatch.setattr(nc.cpu.launch, "parallel_loop", noted)
+    monkeypatch.setattr(launch, "n_threads", noted)
     with nc.serial():
         with nc.serial():
             pass
@@ -169,3 +148,106 @@ def test_serial_is_of_one_thread_and_changes_no_bit(cpu, rng, monkeypatch):
     assert_same(got[1], expected[1])
     nc.cross_entropy(z, y)
     assert set(started) == {other.ident, threading.get_ident()}
+
+
+# ---------------------------------------------------------------- pool and slices
+
+
+@pytest.fixture
+def pooled(cpu, monkeypatch):
+    """As under the workqueue layer: with the pool."""
+    monkeypatch.setattr(threads, "_layer_is_unsafe", True)
+    threads.pool.cache_clear()
+    yield threads
+    threads.pool().shutdown()
+    threads.pool.cache_clear()
+
+
+def test_pool(pooled):
+    checked = Checked(usual_jobs(few=True))
+    assert not pooled.pool()._threads
+    checked.check_all()
+    assert pooled.pool()._threads
+    with concurrent.futures.ThreadPoolExecutor(N_CALLERS) as callers:
+        list(callers.map(checked.check, list(range(len(checked.jobs))) * 20))
+
+
+class NoThreads:
+    """A pool that takes a job and cannot start a thread for it."""
+
+    def __init__(self):
+        self.jobs = []
+
+    def submit(self, job):
+        self.jobs.append(job)
+        raise RuntimeError("can't start new thread")
+
+
+def test_no_thread_can_be_started(pooled, monkeypatch):
+    checked = Checked(usual_jobs(few=True))
+    pool, workers = NoThreads(), []
+    with monkeypatch.context() as patch:
+        patch.setattr(pooled, "pool", lambda: pool)
+        checked.check_all()
+        counter, record = np.zeros(1, np.int64), np.zeros(8, np.uint8)
+        pooled._run_with_pool(lambda _, worker: workers.append(worker), record, 3, counter, 5)
+    for late in pool.jobs:
+        late()  # has no share any more: the memory of its call is gone
+    assert workers == [0]
+
+
+def test_helpers_end_before_an_exception_leaves(pooled):
+    """An exception of a signal handler in the caller: then nobody may write any more."""
+    entered, ended = threading.Event(), []
+    counter = np.zeros(1, np.int64)
+
+    def call(address, worker):
+        if worker:
+            entered.set()
+            time.sleep(0.3)
+            ended.append((worker, int(counter[0])))
+            return
+        assert entered.wait(10)
+        raise KeyboardInterrupt
+
+    record = np.zeros(8, np.uint8)
+    with pytest.raises(KeyboardInterrupt):
+        pooled._run_with_pool(call, record, 2, counter, 5)
+    assert ended == [(1, 5)], "no block is drawn any more, and the helper has ended"
+
+
+def test_waiting_for_helpers_goes_on_when_interrupted(pooled):
+    class Interrupted(queue.SimpleQueue):
+        times = 0
+
+        def get(self):
+            self.times += 1
+            if self.times <= 2:
+                raise KeyboardInterrupt
+            return super().get()
+
+    ended = Interrupted()
+    ended.put(1)
+    with pytest.raises(KeyboardInterrupt):
+        pooled._wait_for_helpers([2, 3], ended, 3)
+    assert ended.times == 3 and ended.empty()
+
+
+@pytest.mark.parametrize("layer", ["own", "pool"])
+@pytest.mark.parametrize("seconds", [0.0, 1.0])
+def test_slices_change_no_bit(cpu, monkeypatch, layer, seconds):
+    """Slices as short and as long as they come."""
+    checked = Checked(usual_jobs(few=True))
+    monkeypatch.setattr(threads, "_layer_is_unsafe", layer == "pool")
+    monkeypatch.setattr(threads, "FIRST_SLICE_CLASSES", 5000)
+    monkeypatch.setattr(threads, "SLICE_SECONDS", seconds)
+    run_slice, slices = threads._run_slice, []
+
+    def noted(call, fields, n_workers, counter):
+        slices.append((int(counter[0]), fields["n_blocks"]))
+        run_slice(call, fields, n_workers, counter)
+
+    monkeypatch.setattr(threads, "_run_slice", noted)
+    checked.check_all()
+    assert any(first > 0 for first, _ in slices)
+    assert all(first < last for first, last in slices)

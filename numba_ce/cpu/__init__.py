@@ -19,6 +19,7 @@ plan       what a kernel is told: addresses, strides, options
 jit        how the inner functions are compiled
 cache      kernels from disk
 launch     compile, share the rows out, add up
+threads    who works on the blocks: the parallel loop, a pool; slices and Ctrl-C
 ========== =========================================================================
 
 The functions of this module are what the public functions call: each describes its problem in a

@@ -8,17 +8,36 @@ not use: objects that are counted, variables that change their type, with blocks
 loops, exceptions.
 """
 
+import gc
+from contextlib import contextmanager
 from typing import ClassVar
 
+from llvmlite import ir
 from llvmlite.binding import Linkage
-from numba import _dynfunc, cfunc, njit
+from numba import _dynfunc, cfunc, njit, types
 from numba.core import codegen, typed_passes, untyped_passes
 from numba.core.cgutils import alloca_once
 from numba.core.compiler import CompilerBase, _LowerResult
-from numba.core.compiler_lock import require_global_compiler_lock
+from numba.core.compiler_lock import global_compiler_lock, require_global_compiler_lock
 from numba.core.compiler_machinery import PassManager, register_pass
 from numba.core.lowering import Lower
-from numba.extending import overload
+from numba.extending import intrinsic, overload
+
+
+@contextmanager
+def collector_paused():
+    """No garbage collection while compiling: there is little garbage, and looking costs 10%.
+
+    Under the lock for which a fork waits: the child would be left without collections.
+    """
+    with global_compiler_lock:
+        enabled = gc.isenabled()
+        gc.disable()
+        try:
+            yield
+        finally:
+            if enabled:
+                gc.enable()
 
 
 class PartLibrary(codegen.JITCodeLibrary):
@@ -180,3 +199,19 @@ def smaller(a, b):
 def larger(a, b):
     """a where it is larger, else b: a NaN in a is lost."""
     return a if a > b else b
+
+
+@intrinsic
+def call_address(typingctx, function, plan, worker):
+    """Call the serial function at an address; the plan is an address or a pointer."""
+
+    def codegen(context, builder, sig, args):
+        i64 = ir.IntType(64)
+        address, plan, worker = args
+        if not isinstance(plan.type, ir.IntType):
+            plan = builder.ptrtoint(plan, i64)
+        signature = ir.FunctionType(ir.VoidType(), [i64, i64])
+        builder.call(builder.inttoptr(address, signature.as_pointer()), [plan, worker])
+        return i64(1)
+
+    return types.int64(types.intp, plan, types.intp), codegen

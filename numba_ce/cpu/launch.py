@@ -8,28 +8,23 @@ functions by their address.
 """
 
 import ctypes
-import gc
-import importlib.metadata
 import math
-import os
-from contextlib import contextmanager
 from functools import cache
 
-import numba
 import numpy as np
-from llvmlite import binding, ir
-from numba import carray, cfunc, prange, types
+from llvmlite import binding
+from numba import carray, types
 from numba.core.registry import cpu_target
-from numba.extending import intrinsic
 
 from numba_ce._backend import is_serial
 from numba_ce.cpu.cache import cached
 from numba_ce.cpu.element import get, put, take_ticket
-from numba_ce.cpu.jit import smaller, whole_kernel
+from numba_ce.cpu.jit import call_address, collector_paused, smaller, whole_kernel
 from numba_ce.cpu.measure import workspace_bytes, workspace_finder
 from numba_ce.cpu.operations import OPERATIONS, Kernel
 from numba_ce.cpu.plan import PLAN_TYPE, address_of, packed
 from numba_ce.cpu.sixteen import narrow_bytes
+from numba_ce.cpu.threads import n_threads, run_blocks
 from numba_ce.cpu.vector import fence
 
 # A block is long enough (some 20 us) that drawing it costs nothing
@@ -38,24 +33,11 @@ BLOCK_ELEMENTS = 65536
 SERIAL_ELEMENTS = 32768
 SCAN = Kernel("scan")
 KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_ssize_t)
-LOOP = ctypes.CFUNCTYPE(None, *(ctypes.c_ssize_t,) * 4)
 
 
 def rows_per_block(n_classes):
     """Rows of a block; a function of the number of classes only, for reproducible sums."""
     return min(max(BLOCK_ELEMENTS // n_classes, 1), 1024)
-
-
-@contextmanager
-def collector_paused():
-    """No garbage collection while compiling: there is little garbage, and looking costs 10%."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 @cache
@@ -105,22 +87,6 @@ def converts_float16():
     return "hfsf2" not in machine.emit_assembly(binding.parse_assembly(text))
 
 
-@intrinsic
-def _call(typingctx, function, plan, worker):
-    """Call the serial function at an address; the plan is an address or a pointer."""
-
-    def codegen(context, builder, sig, args):
-        i64 = ir.IntType(64)
-        address, plan, worker = args
-        if not isinstance(plan.type, ir.IntType):
-            plan = builder.ptrtoint(plan, i64)
-        signature = ir.FunctionType(ir.VoidType(), [i64, i64])
-        builder.call(builder.inttoptr(address, signature.as_pointer()), [plan, worker])
-        return i64(1)
-
-    return types.int64(types.intp, plan, types.intp), codegen
-
-
 @cache
 @collector_paused()
 def scan_first():
@@ -136,7 +102,7 @@ def compile_scan_first():
     @whole_kernel(types.void(types.CPointer(PLAN_TYPE), types.intp))
     def scan_and_run(pointer, worker):
         plan = carray(pointer, 1)[0]
-        _call(plan.scan, pointer, worker)
+        call_address(plan.scan, pointer, worker)
         weight = get(plan.block_sum, 0.0)
         put(plan.weight, weight)
         if plan.checked and get(plan.block_bad, np.int64(0)) > 0:
@@ -144,41 +110,9 @@ def compile_scan_first():
         if plan.averaged:
             plan.grad_scale = 1.0 / weight if weight != 0.0 else 0.0
         put(plan.tickets, np.int64(0))
-        _call(plan.kernel, pointer, worker)
+        call_address(plan.kernel, pointer, worker)
 
     return scan_and_run
-
-
-@cache
-@collector_paused()
-def parallel_loop():
-    """The one parallel loop, compiled when it is first needed."""
-    _preload_tbb()
-    numba.get_num_threads()  # starts them, and names to LLVM what the loop calls
-    return cached("parallel_loop", LOOP, compile_parallel_loop).ctypes
-
-
-def compile_parallel_loop():
-    @cfunc("void(intp, intp, intp, intp)", parallel=True)
-    def run_workers(function, plan, done, n_workers):
-        for worker in prange(n_workers):
-            put(done + 8 * worker, _call(function, plan, worker))
-
-    return run_workers
-
-
-def _preload_tbb():
-    """Let Numba find the library of the `tbb` wheel, which is on no loader's path."""
-    try:
-        files = importlib.metadata.files("tbb") or []
-    except importlib.metadata.PackageNotFoundError:
-        return
-    for file in files:
-        if file.name == "libtbb.so.12":
-            try:
-                ctypes.CDLL(os.path.realpath(file.locate()), mode=ctypes.RTLD_GLOBAL)
-            except OSError:  # Numba then chooses among the layers that it finds by itself
-                return
 
 
 def run(kernel, fields, *, after_scan=False):
@@ -196,12 +130,8 @@ def run(kernel, fields, *, after_scan=False):
     n_blocks = -(-n_rows // per_block)
     n_workers = 1
     if n_blocks > 1 and n_rows * n_classes >= SERIAL_ELEMENTS and not is_serial():
-        n_workers = min(numba.get_num_threads(), n_blocks)
-    size = (
-        narrow_bytes(n_classes, kernel.kind)
-        if kernel.block
-        else workspace_bytes(n_classes, kernel.kind)
-    )
+        n_workers = min(n_threads(), n_blocks)
+    size = (narrow_bytes if kernel.block else workspace_bytes)(n_classes, kernel.kind)
     # the counter of the tickets, the weight, then for each block its sum and its first bad row
     results = np.zeros(2 + 2 * n_blocks)
     workspace = np.empty(n_workers * size, np.uint8)
@@ -217,25 +147,24 @@ def run(kernel, fields, *, after_scan=False):
             call = scan_first()[1]
         else:
             scanning = n_workers if n_rows >= SERIAL_ELEMENTS else 1
-            results[1], bad = _launch(*scan, fields, scanning, results)
+            results[1], bad = _launch(scan[1], fields, scanning, results)
             if bad >= 0 and fields["checked"]:
                 return math.nan, bad, math.nan
             if fields["averaged"]:
                 fields["grad_scale"] = 1.0 / results[1] if results[1] != 0.0 else 0.0
             results[0] = 0.0
-    total, bad = _launch(function, call, fields, n_workers, results)
+    total, bad = _launch(call, fields, n_workers, results)
     return total, bad, float(results[1])
 
 
-def _launch(function, call, fields, n_workers, results):
+def _launch(call, fields, n_workers, results):
     """Run one kernel in so many threads; returns the sum of the blocks and the first bad row."""
-    record = packed(fields)
-    if n_workers == 1:
+    n_blocks = fields["n_blocks"]
+    if n_blocks == 1:
+        record = packed(fields)
         call(address_of(record), 0)
     else:
-        done = np.zeros(n_workers, np.int64)
-        parallel_loop()(function.address, address_of(record), address_of(done), n_workers)
-    n_blocks = fields["n_blocks"]
+        run_blocks(call, fields, n_workers, results)
     block_sum, block_bad = results[2 : 2 + n_blocks], results[2 + n_blocks :].view(np.int64)
     if n_blocks == 1:
         return float(block_sum[0]), int(block_bad[0]) - 1

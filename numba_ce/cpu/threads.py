@@ -1,0 +1,222 @@
+"""Who works on the blocks of a plan: this thread alone, Numba's parallel loop, a pool of threads.
+
+========= ========================================================================
+tbb, omp  Numba's parallel loop; any number of callers may be in it at once
+workqueue the pool: this layer of Numba ends the process when two threads are in it,
+          whichever packages they come from, so this package never enters it
+a child   forked after the layer was started: the pool; the threads of the layer are
+          not in the child, which Numba then ends (omp) or which waits for them (tbb)
+========= ========================================================================
+
+All of them call the same serial function, and no caller ever waits for another one: what nobody
+helps with it does alone. Long calls are cut into slices of blocks, because Python looks for
+signals, such as Ctrl-C, only between two calls of compiled code.
+"""
+
+import ctypes
+import importlib.metadata
+import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import cache
+from queue import SimpleQueue
+from time import perf_counter
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import cfunc, prange, types
+from numba.core import cgutils
+from numba.core.compiler_lock import global_compiler_lock
+from numba.extending import intrinsic
+
+from numba_ce.cpu.cache import cached
+from numba_ce.cpu.element import put
+from numba_ce.cpu.jit import call_address, collector_paused
+from numba_ce.cpu.plan import address_of, packed
+
+# The time that a slice took gives the length of the next one. A row costs as much as its classes
+# and 32 more: 0.15 to 11 ns each on two cores, so that the first slice takes 1 to 100 ms
+FIRST_SLICE_CLASSES, CLASSES_OF_A_ROW = 1 << 23, 32
+SLICE_SECONDS = 0.1
+# Below this many logits, 0.1 ms, the pool costs more than it saves: waking it takes 30 us
+POOL_ELEMENTS = 1 << 17
+
+
+@cache
+@collector_paused()
+def parallel_loop():
+    """The one parallel loop, from disk or compiled when it is first needed.
+
+    Given no function it returns the number of threads that Numba allows the caller:
+    `numba.get_num_threads` takes locks that a fork may leave locked in the child.
+    """
+    _preload_tbb()
+    numba.get_num_threads()  # starts the threading layer, and names to LLVM what the loop calls
+    signature = ctypes.CFUNCTYPE(ctypes.c_int64, *(ctypes.c_ssize_t,) * 4)
+    return cached("parallel_loop", signature, compile_parallel_loop).ctypes
+
+
+def compile_parallel_loop():
+    @cfunc("int64(intp, intp, intp, intp)", parallel=True)
+    def run_workers(function, plan, done, n_workers):
+        if function == 0:
+            return _allowed_threads()
+        for worker in prange(n_workers):
+            put(done + 8 * worker, call_address(function, plan, worker))
+        return 0
+
+    return run_workers
+
+
+@intrinsic
+def _allowed_threads(typingctx):
+    """`get_num_threads` of Numba's layer by its name: its address would keep the loop off disk."""
+
+    def codegen(context, builder, sig, args):
+        kind = ir.FunctionType(ir.IntType(64), [])  # as Numba declares it; an int comes back
+        function = cgutils.get_or_insert_function(builder.module, kind, "get_num_threads")
+        number = builder.trunc(builder.call(function, []), ir.IntType(32))
+        return builder.sext(number, ir.IntType(64))
+
+    return types.int64(), codegen
+
+
+def _preload_tbb():
+    """Let Numba find the library of the `tbb` wheel, which is on no loader's path."""
+    try:
+        files = importlib.metadata.files("tbb") or []
+    except importlib.metadata.PackageNotFoundError:
+        return
+    for file in files:
+        if file.name == "libtbb.so.12":
+            try:
+                ctypes.CDLL(os.path.realpath(file.locate()), mode=ctypes.RTLD_GLOBAL)
+            except OSError:  # Numba then chooses among the layers that it finds by itself
+                return
+
+
+def n_threads() -> int:
+    """How many threads may work for this caller.
+
+    As many as Numba allows it, and no more than the processors that were left to it since.
+    """
+    allowed = parallel_loop()(0, 0, 0, 0)
+    if hasattr(os, "sched_getaffinity"):
+        processors = len(os.sched_getaffinity(0))
+        if processors < numba.config.NUMBA_DEFAULT_NUM_THREADS:
+            return min(allowed, processors)
+    return allowed
+
+
+def _started_layer():
+    """The name of the threading layer that runs in this process; None before it is started."""
+    try:
+        return numba.threading_layer()
+    except ValueError:
+        return None
+
+
+# Whether Numba's layer is not to be entered here. OpenMP that was started before this module was
+# imported may have been started by a parent.
+_layer_is_unsafe = _started_layer() == "omp"
+
+
+def _in_child():
+    global _layer_is_unsafe
+    global_compiler_lock.release()
+    pool.cache_clear()  # its threads stayed in the parent
+    _layer_is_unsafe = _layer_is_unsafe or _started_layer() is not None
+
+
+if hasattr(os, "register_at_fork"):
+    # A fork waits until no thread compiles: the child would wait for ever for Numba's lock
+    os.register_at_fork(
+        before=global_compiler_lock.acquire,
+        after_in_parent=global_compiler_lock.release,
+        after_in_child=_in_child,
+    )
+
+
+@cache
+def pool():
+    """Threads that help where Numba's layer cannot; started when they first have work."""
+    return ThreadPoolExecutor(max(numba.config.NUMBA_NUM_THREADS - 1, 1), "numba_ce")
+
+
+def run_blocks(call, fields, n_workers, results):
+    """Run a serial function over all blocks of a plan, in slices of some 0.1 s.
+
+    call : the function, for ctypes; fields : of the plan; results : the counter, 0, and others
+    Between two slices Python handles signals. Block sums are stored for each block, so slices
+    change no bit.
+    """
+    n_blocks = fields["n_blocks"]
+    block = fields["rows_per_block"] * (fields["n_classes"] + CLASSES_OF_A_ROW)
+    counter, length, last = results[:1].view(np.int64), FIRST_SLICE_CLASSES // block, 0
+    if n_blocks <= length:
+        return _run_slice(call, fields, n_workers, counter)
+    try:
+        while last < n_blocks:
+            counter[0], length = last, max(length, n_workers)
+            last = min(last + length, n_blocks)
+            began = perf_counter()
+            _run_slice(call, fields | {"n_blocks": last}, n_workers, counter)
+            fits = SLICE_SECONDS / max(perf_counter() - began, 1e-9)
+            length = int(length * min(fits, 16.0))
+    except BaseException as error:
+        error.add_note("numba_ce was interrupted: arrays given as `out` may be partly written")
+        raise
+
+
+def _run_slice(call, fields, n_workers, counter):
+    """Run a serial function over the blocks from the counter to `n_blocks`."""
+    record = packed(fields)
+    by_pool = n_workers > 1 and (_layer_is_unsafe or numba.threading_layer() == "workqueue")
+    if by_pool and fields["n_rows"] * fields["n_classes"] < POOL_ELEMENTS:
+        n_workers = 1
+    if n_workers == 1:
+        call(address_of(record), 0)
+    elif by_pool:
+        _run_with_pool(call, record, n_workers, counter, fields["n_blocks"])
+    else:
+        address, done = ctypes.cast(call, ctypes.c_void_p).value, np.empty(n_workers, np.int64)
+        parallel_loop()(address, address_of(record), address_of(done), n_workers)
+
+
+def _run_with_pool(call, record, n_workers, counter, n_blocks):
+    shares, ended = list(range(1, n_workers)), SimpleQueue()
+
+    def help_out():
+        with suppress(IndexError):  # a helper that comes late finds no share left
+            worker = shares.pop()
+            call(address_of(record), worker)
+            ended.put(worker)
+
+    try:
+        with suppress(RuntimeError):  # no thread can be started: the work is done with fewer
+            for _ in range(1, n_workers):
+                pool().submit(help_out)
+        call(address_of(record), 0)
+    finally:
+        # Also after the exception of a signal handler nobody writes when the call has returned
+        counter[0] = n_blocks
+        _wait_for_helpers(shares, ended, n_workers - 1)
+
+
+def _wait_for_helpers(shares, ended, running):
+    """Take back the shares that nobody has taken, and wait for the others."""
+    interruption = None
+    while running:
+        try:
+            if shares:
+                with suppress(IndexError):
+                    shares.pop()
+                    running -= 1
+            else:
+                ended.get()
+                running -= 1
+        except BaseException as error:  # of a signal handler
+            interruption = error
+    if interruption is not None:
+        raise interruption
