@@ -1,0 +1,410 @@
+"""Faults put into a good call: what is wrong, and which error must name it; or anything at all."""
+
+from __future__ import annotations
+
+import datetime
+from decimal import Decimal
+
+import numpy as np
+from cases import DTYPES
+
+INF, NAN = np.inf, np.nan
+ARRAYS = ("logits", "targets", "class_weight", "sample_weight", "record", "hidden", "weight", "bias")
+BIG = 10**400
+
+
+class Spoiler:
+    """Each method puts one fault in and returns (exceptions, pattern), or None if it cannot."""
+
+    def __init__(self, rng, arenas, call):
+        self.rng, self.arenas, self.call = rng, arenas, call
+        self.arguments = call.arguments
+
+    def one_of(self, *values):
+        return values[self.rng.integers(len(values))]
+
+    def spoil(self):
+        """One fault; the pattern of its message, with the exceptions that may carry it."""
+        faults = [name for name in dir(self) if name.startswith("bad_")]
+        while True:
+            fault = getattr(self, self.one_of(*faults))()
+            if fault is not None:
+                return fault
+
+    def array(self, name):
+        """An argument as an ordinary array."""
+        return np.asarray(self.arguments[name])
+
+    def has(self, *names):
+        return all(name in self.arguments for name in names)
+
+    # ------------------------------------------------------------ arrays
+
+    def bad_dtype(self):
+        present = [n for n in ARRAYS if self.has(n)]
+        name = self.one_of(*present)
+        dtypes = [np.longdouble, complex, object, "U3", "M8[s]", [("a", "f4"), ("b", "f4")]]
+        if name != "targets":
+            dtypes += [np.int64, np.uint8, bool]
+        else:
+            dtypes += [bool]
+        old = self.array(name)
+        # 2**54 classes would be another fault
+        self.arguments[name] = np.zeros(old.shape, self.one_of(*dtypes))
+        return TypeError, rf"\b{name}\b.* dtype "
+
+    def bad_masked(self):
+        name = self.one_of(*[n for n in ARRAYS if self.has(n)])
+        self.arguments[name] = np.ma.masked_array(self.array(name))
+        return TypeError, rf"\b{name}\b is a MaskedArray"
+
+    def bad_logits(self):
+        if not self.has("logits") or self.call.function == "stream":
+            return None
+        self.arguments["logits"] = self.one_of(np.float32(1), np.array(2.0), 3.5)
+        return ValueError, "logits are 0-dimensional"
+
+    def bad_ragged(self):
+        name = self.one_of(*[n for n in ARRAYS if self.has(n)])
+        if self.call.function == "stream":
+            return None
+        self.arguments[name] = [[1.0], [1.0, 2.0]]
+        return (ValueError, TypeError), name
+
+    def bad_axis(self):
+        if self.call.function == "multinomial_objective" or not self.has("logits"):
+            return None
+        ndim = np.ndim(self.arguments["logits"])
+        if self.rng.random() < 0.3:
+            self.arguments["axis"] = self.one_of(1.0, "a", None, [0], np.array([0, 1]), 1j, NAN)
+            return TypeError, "axis = .* is not an integer"
+        far = self.one_of(ndim, -ndim - 1, 2**31, -(2**31) - 1, 2**63, 10**30, -(10**30))
+        self.arguments["axis"] = far
+        return np.exceptions.AxisError, f"axis {far} is out of bounds"
+
+    def bad_length(self):
+        name = self.one_of(*[n for n in ("class_weight", "sample_weight", "bias") if self.has(n)] or [None])
+        if name is None:
+            return None
+        old = self.array(name)
+        shape = (*old.shape, 2) if old.ndim == 0 or self.rng.random() < 0.3 else (
+            *old.shape[:-1], old.shape[-1] + int(self.rng.integers(1, 3)))
+        self.arguments[name] = np.ones(shape, np.float32 if name != "bias" else old.dtype)
+        return ValueError, rf"\b{name} has shape"
+
+    def bad_targets_shape(self):
+        if not self.has("targets"):
+            return None
+        old, shape = self.array("targets"), self.array("targets").shape
+        new = [(*shape, 3, 1), (2, *shape, 7)]
+        if shape:
+            new.append((*shape[:-1], shape[-1] + 1))
+        self.arguments["targets"] = np.zeros(self.one_of(*new), old.dtype)
+        return (ValueError, TypeError), "targets"
+
+    def bad_one_hot(self):
+        if not self.has("targets", "logits") or self.call.function == "row_record":
+            return None
+        logits = self.array("logits")
+        self.arguments["targets"] = np.zeros(logits.shape, self.one_of(np.int8, np.uint64))
+        return ValueError, "targets are integers of the shape"
+
+    def bad_float_indices(self):
+        if not self.has("targets") or self.array("targets").dtype.kind not in "iu":
+            return None
+        targets = self.array("targets")
+        self.arguments["targets"] = targets.astype(DTYPES[self.rng.integers(4)])
+        return TypeError, r"\b(targets|y) have dtype .*integers"
+
+    def bad_index(self):
+        name = "y" if self.has("y") else "targets"
+        if not self.has(name) or self.array(name).dtype.kind not in "iu":
+            return None
+        targets = np.array(self.array(name))
+        shards = self.call.part != (0, 0) or "class_offset" in self.arguments
+        if targets.size == 0 or self.arguments.get("check_targets") is False or shards:
+            return None
+        n_classes = self.arguments.get("n_classes")
+        if self.has("weight"):
+            n_classes = len(self.arguments["weight"])
+        elif self.has("logits"):
+            n_classes = self.call.plain["logits"].shape[-1]
+        info = np.iinfo(targets.dtype)
+        wild = (n_classes, -1, info.max, info.min, 2**31, 2**62)
+        ignored = self.arguments.get("ignore_index", -100)
+        fits = [
+            v for v in wild if info.min <= v <= info.max and not 0 <= v < n_classes and v != ignored
+        ]
+        if not fits:
+            return None
+        flat, value = targets.reshape(-1), self.one_of(*fits)
+        flat[self.rng.integers(flat.size)] = value
+        self.arguments[name] = targets
+        return ValueError, rf"(targets|y).* = {value} is not a class index"
+
+    # ------------------------------------------------------------ options
+
+    def option(self, name, out_of_range, of_wrong_type):
+        if self.call.function in ("multinomial_objective", "cross_entropy_grad_and_hess"):
+            return None
+        if self.call.function in ("row_stats", "softmax", "log_softmax", "logsumexp"):
+            return None
+        if self.rng.random() < 0.5:
+            self.arguments[name] = self.one_of(*of_wrong_type)
+            return TypeError, rf"\b{name} = "
+        self.arguments[name] = self.one_of(*out_of_range)
+        return ValueError, rf"\b{name} (= |is an integer beyond)"
+
+    TYPES = (None, "a", b"a", True, np.bool_(True), 1j, [0.5], np.array(0.5), Decimal("0.5"))
+
+    def bad_smoothing(self):
+        return self.option("label_smoothing", (-0.1, 1.5, NAN, INF, -1, 2, BIG), self.TYPES)
+
+    def bad_z_loss(self):
+        return self.option("z_loss", (-1e-9, NAN, INF, -INF, -BIG, BIG, np.float16(INF)), self.TYPES)
+
+    def bad_softcap(self):
+        return self.option("softcap", (0, -1.0, NAN, INF, BIG), self.TYPES[1:])
+
+    def bad_temperature(self):
+        return self.option("temperature", (0.0, -1.0, NAN, INF, -INF, BIG), self.TYPES)
+
+    def bad_scale(self):
+        """Beyond what the kernels can hold."""
+        empty = self.has("logits") and 0 in self.array("logits").shape
+        if self.call.function not in ("cross_entropy", "cross_entropy_and_grad") or empty:
+            return None
+        name, value = self.one_of("temperature", "softcap"), self.one_of(1e-310, 1e305)
+        self.arguments[name] = value
+        return ValueError, rf"\b{name} = .* on the CPU"
+
+    def bad_ignore_index(self):
+        if self.call.function in ("softmax", "log_softmax", "logsumexp", "multinomial_objective"):
+            return None
+        if self.call.function == "cross_entropy_grad_and_hess":
+            return None
+        self.arguments["ignore_index"] = self.one_of(
+            1.5, "a", True, [1], np.array([1, 2]), np.array(1.5), NAN, np.float64(1)
+        )
+        return TypeError, "ignore_index = "
+
+    def bad_check_targets(self):
+        return self.option("check_targets", (), (0, 1, None, "yes", np.int8(1))) if (
+            self.rng.random() < 0
+        ) else None
+
+    def bad_choice(self):
+        name = {
+            "cross_entropy": "reduction",
+            "cross_entropy_and_grad": "reduction",
+            "cross_entropy_grad_and_hess": "hess",
+            "stream": "reduction",
+            "linear_cross_entropy": "reduction",
+            "linear_cross_entropy_and_grad": "reduction",
+        }.get(self.call.function)
+        if name is None:
+            return None
+        self.arguments[name] = self.one_of("", "Mean", "all", None, 1, b"mean", ["mean"], np.ones(2))
+        return ValueError, f"{name} = .*: expected"
+
+    def bad_integer(self):
+        names = {
+            "row_record": ("class_offset", "n_classes"),
+            "grad_from_record": ("class_offset",),
+            "linear_cross_entropy": ("chunk_rows",),
+            "linear_cross_entropy_and_grad": ("chunk_rows",),
+            "multinomial_objective": ("n_classes",),
+        }.get(self.call.function)
+        if names is None:
+            return None
+        name = self.one_of(*names)
+        if self.rng.random() < 0.4:
+            self.arguments[name] = self.one_of(1.0, "a", 1j, [1], np.array([1, 2]), NAN)
+            return TypeError, rf"\b{name} = "
+        low = self.one_of(-1, -(2**70))
+        if name == "class_offset":
+            if self.call.function == "grad_from_record" and self.array("record").size == 0:
+                return None
+            low = self.one_of(low, 2**70, 5000)
+        self.arguments[name] = low
+        return ValueError, rf"\b{name} = {low}"
+
+    # ------------------------------------------------------------ outputs
+
+    def outputs(self):
+        """The name of the argument, and the names and values of its arrays."""
+        name = {
+            "cross_entropy_and_grad": "out",
+            "grad_from_record": "out",
+            "softmax": "out",
+            "log_softmax": "out",
+            "cross_entropy_grad_and_hess": "out",
+        }.get(self.call.function)
+        if name is None or not isinstance(self.arguments["logits"], np.ndarray):
+            return None
+        logits = self.arguments["logits"]
+        if self.call.function == "cross_entropy_grad_and_hess":
+            pair = [np.full(logits.shape, 7, self.call.dtype) for _ in range(2)]
+            return name, [f"{name}[0]", f"{name}[1]"], pair
+        return name, [name], [np.full(logits.shape, 7, self.call.dtype)]
+
+    def replace(self, values, at, new):
+        values[at] = new
+        self.arguments["out"] = tuple(values) if len(values) > 1 else values[0]
+
+    def bad_out(self):
+        made = self.outputs()
+        if made is None:
+            return None
+        _, names, values = made
+        at = int(self.rng.integers(len(values)))
+        name, old = names[at].replace("[", r"\[").replace("]", r"\]"), values[at]
+        fault = self.one_of("type", "dtype", "shape", "read-only", "itself", "logits")
+        if fault == "type":
+            new = self.one_of(old.tolist(), np.ma.masked_array(old), "x", 3, object())
+            self.replace(values, at, new)
+            return TypeError, f"{name} is a .*: expected a NumPy array"
+        if fault == "dtype":
+            other = [d for d in (*DTYPES, np.dtype(int), np.dtype(object)) if d != old.dtype]
+            if old.itemsize == 2:
+                other = [d for d in other if d != np.float32]
+            self.replace(values, at, np.zeros(old.shape, self.one_of(*other)))
+            return ValueError, f"{name} has dtype"
+        if fault == "shape":
+            self.replace(values, at, np.zeros((*old.shape, 1), old.dtype))
+            return ValueError, f"{name} has shape"
+        if fault == "read-only":
+            old.flags.writeable = False
+            self.replace(values, at, old)
+            return ValueError, f"{name} is read-only"
+        if old.size < 2:
+            return None
+        if fault == "itself":
+            new = np.lib.stride_tricks.as_strided(
+                np.zeros(old.size + 8, old.dtype), old.shape, (0,) * old.ndim
+            )
+            self.replace(values, at, new)
+            return ValueError, f"{name} has strides .*overlap"
+        # Shifted by one element, or backwards, over the memory of the logits
+        memory = np.zeros(old.size + 1, old.dtype)
+        logits = memory[:-1].reshape(old.shape)
+        logits[...] = self.array("logits")
+        new = memory[1:].reshape(old.shape)
+        if self.rng.random() < 0.5:
+            new = logits[(slice(None, None, -1),) * old.ndim]
+            if new.strides == logits.strides:
+                return None
+        self.arguments["logits"] = logits
+        self.replace(values, at, new)
+        return ValueError, f"{name} overlaps logits"
+
+    def bad_pair(self):
+        if self.call.function != "cross_entropy_grad_and_hess":
+            return None
+        same = np.zeros(self.array("logits").shape, self.call.dtype)
+        self.arguments["out"] = self.one_of(same, (same,), [same] * 3, "ab", 1, {1: 2, 3: 4})
+        return TypeError, "out is a .*: expected a pair"
+
+    def bad_record(self):
+        if self.call.function != "grad_from_record":
+            return None
+        record = np.array(self.array("record"))
+        if self.rng.random() < 0.4:
+            self.arguments["record"] = self.one_of(record[..., :-1], record[None], record.ravel()[:9])
+            if self.arguments["record"].shape == record.shape:
+                return None
+            return ValueError, "record has shape"
+        if record.size == 0:
+            return None
+        record[..., 8] = self.one_of(NAN, INF, -1.0, 0.0, 1e300, 2.0**53)
+        self.arguments["record"] = record
+        return ValueError, "record names .* classes"
+
+
+class Odd:
+    """A callable, and nothing that a number or an array could be made of."""
+
+    def __call__(self):
+        return 1
+
+    def __repr__(self):
+        return "<odd>"
+
+
+#: Anything at all, for any argument: the outcome must be the same for both backends, and an error
+#: must name the argument.
+JUNK = (
+    None,
+    True,
+    0,
+    -1,
+    2,
+    2**31,
+    2**63,
+    2**64,
+    -(2**63) - 1,
+    BIG,
+    -BIG,
+    0.0,
+    -0.0,
+    0.5,
+    NAN,
+    INF,
+    1e-320,
+    1e300,
+    2 + 1j,
+    Decimal("0.5"),
+    "",
+    "mean",
+    "none",
+    "0.5",
+    b"none",
+    [],
+    [[]],
+    [[], []],
+    [0],
+    [0.5],
+    [None],
+    [BIG],
+    [[0.5, 1], [1, 2]],
+    ["1", "2"],
+    (),
+    (1, 2),
+    {},
+    {1: 2},
+    set(),
+    range(3),
+    slice(None),
+    ...,
+    int,
+    len,
+    Odd(),
+    datetime.date(2020, 1, 1),
+    np.float16(0.5),
+    np.float32(NAN),
+    np.longdouble(0.5),
+    np.int8(1),
+    np.uint64(2**64 - 1),
+    np.bool_(False),
+    np.str_("mean"),
+    np.array(1),
+    np.array(0.5),
+    np.array([]),
+    np.zeros(0, np.int64),
+    np.zeros((0, 3)),
+    np.zeros((2, 0), np.float32),
+    np.zeros((2, 2), np.int8),
+    np.ones((2, 2), np.float16),
+    np.zeros((1,) * 64),
+    np.zeros(3, ">f4"),
+    np.zeros(2, "M8[s]"),
+    np.zeros(2, [("a", "f4")]),
+    np.array([None, 1.0], object),
+    np.array(["a", "b"]),
+    np.ma.masked,
+    np.ma.masked_array([1.0, 2.0], [True, False]),
+    np.matrix([[1.0, 2.0]]),
+    np.dtype("f4"),
+    memoryview(b"\0" * 8),
+    bytearray(8),
+)
