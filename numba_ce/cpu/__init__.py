@@ -140,7 +140,8 @@ class _Plan:
         if problem.class_weight is not None:
             self.point("class_weight", problem.class_weight)
             padded = np.zeros(len(problem.class_weight) + 16, real_type(self.kind))
-            padded[: len(problem.class_weight)] = problem.class_weight
+            with np.errstate(over="ignore"):
+                padded[: len(problem.class_weight)] = problem.class_weight
             self.point("class_weight_real", padded)
 
     def describe_options(self, options):
@@ -237,9 +238,7 @@ def run_grad_hess(problem, grad, hess, kind):
     lightgbm = n_classes / (n_classes - 1) if n_classes > 1 else 0.0
     plan.fields["hess_factor"] = {"diagonal": 1.0, "xgboost": 2.0, "lightgbm": lightgbm}[kind]
     plan.fields["hess_floor"] = 1e-16 if kind == "xgboost" else 0.0
-    kernel = Kernel(
-        "hess", _kind(problem.logits), _targets_kind(problem), _kind(grad), _kind(hess)
-    )
+    kernel = Kernel("hess", _kind(problem.logits), _targets_kind(problem), _kind(grad), _kind(hess))
     plan.run_checked(kernel, problem)
 
 

@@ -50,14 +50,26 @@ def worker(seed, numbers, n_flavours, status):
         done += 1
         if done % 50 == 0:
             print(json.dumps({"done": 50}), flush=True)
-    print(json.dumps({"done": done % 50, "counts": tally.counts, "raised": sorted(filter(None, tally.raised))}))
+    print(
+        json.dumps(
+            {
+                "done": done % 50,
+                "counts": tally.counts,
+                "raised": sorted(filter(None, tally.raised)),
+            }
+        )
+    )
 
 
 class Process:
     """A worker with its share of the cases; it is started again behind a case that ended it."""
 
     def __init__(self, options, start, found):
-        self.options, self.numbers, self.found = options, range(start, options.cases, options.jobs), found
+        self.options, self.numbers, self.found = (
+            options,
+            range(start, options.cases, options.jobs),
+            found,
+        )
         handle, self.status = tempfile.mkstemp()
         os.close(handle)
         self.thread = threading.Thread(target=self.work)
@@ -164,7 +176,9 @@ def report(options, found, seconds):
         for name, lines in sites
         if not any(f"{name}:{line}" in found.raised for line in lines)
     ]
-    print(f"raised at {len(sites) - len(missed)} of {len(sites)} places; not at {', '.join(missed)}")
+    print(
+        f"raised at {len(sites) - len(missed)} of {len(sites)} places; not at {', '.join(missed)}"
+    )
     crashes = sum("crash" in case for case in found.wrong)
     print(
         f"seed {options.seed}: {options.cases:,} cases in {seconds:.0f} s, {len(found.wrong)} wrong, "
@@ -189,10 +203,19 @@ def main(arguments=None):
     options = parse(arguments)
     if options.only is not None:
         return only(options)
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
     )
     begin = time.monotonic()
     with Progress(*columns) as bar:

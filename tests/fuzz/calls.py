@@ -60,6 +60,7 @@ class Call:
     dtype: Any = F64  # of the logits
     part: tuple[int, int] = (0, 0)  # records: the classes of the shard
     allowed: list[tuple[Any, str]] = field(default_factory=list)  # exceptions, pattern
+    unchecked: bool = False  # weights of infinities and the like: anything may come out
 
     def __call__(self):
         return getattr(nc, self.function)(**self.arguments)
@@ -130,8 +131,13 @@ class Maker:
 
     def put(self, values, name, shared=True):
         """An argument: in some layout, or of some type that NumPy turns into an array."""
-        if not self.arrays_only and self.chance(0.06) and (values.dtype == F64 or values.dtype.kind in "iu"):
-            if values.size or values.ndim == 1:
+        if (
+            not self.arrays_only
+            and self.chance(0.06)
+            and (values.dtype == F64 or values.dtype.kind in "iu")
+        ):
+            like = np.asarray(values.tolist())  # uint64 beside smaller numbers makes floats
+            if values.size and like.dtype.kind == ("f" if values.dtype == F64 else "i"):
                 return values.tolist(), values
         if values.ndim == 0 and self.chance(0.5):
             return values[()], values
@@ -205,9 +211,7 @@ class Maker:
         """Class indices of some integer dtype that can hold them."""
         rng = self.rng
         y = rng.integers(0, max(n_classes, 1), rows)
-        fits = [
-            d for d in map(np.dtype, TARGET_DTYPES) if n_classes - 1 <= np.iinfo(d).max
-        ]
+        fits = [d for d in map(np.dtype, TARGET_DTYPES) if n_classes - 1 <= np.iinfo(d).max]
         dtype = fits[rng.integers(len(fits))]
         y = np.array(y, dtype)
         info = np.iinfo(dtype)
@@ -232,7 +236,12 @@ class Maker:
             w = rng.uniform(0.25, 2.0, shape)
         else:
             w = rng.choice([0.0, 0.5, 1.0, -2.0, 1.5], shape)
-        return np.array(w).astype(DTYPES[rng.integers(4)])
+        w, dtype = np.array(w), DTYPES[rng.integers(4)]
+        if w.size and self.chance(0.04):
+            w.reshape(-1)[rng.integers(w.size)] = self.one_of(NAN, INF, -INF, 1e308, -1e308, 1e-320)
+            self.call_made.unchecked = True
+        with np.errstate(all="ignore"):
+            return w.astype(dtype)
 
     def number(self, value):
         """A number of one of the types that stand for it."""
@@ -278,7 +287,7 @@ class Maker:
         self.arrays_only = name == "stream"
         if name == "stream" and not rows:
             rows = (3,)
-        call = Call(name, {}, {}, dtype=flavour.dtype)
+        call = self.call_made = Call(name, {}, {}, dtype=flavour.dtype)
         arguments, plain = call.arguments, call.plain
         call.axis = axis = int(rng.integers(len(rows) + 1)) if self.chance(0.5) else len(rows)
         if axis != len(rows) or self.chance(0.2):
@@ -351,12 +360,14 @@ class Maker:
         return call
 
     def record(self, call):
-        """The record of the whole rows, from the reference."""
+        """The record of the whole rows."""
         whole = {k: v for k, v in call.plain.items() if k != "reduction"}
         n_classes = whole["logits"].shape[-1]
-        record = np.empty((*whole["logits"].shape[:-1], 9))
+        record = np.zeros((*whole["logits"].shape[:-1], 9))
         if n_classes:
-            with nc.use_backend("numpy"):
+            # In the dtype of the logits: where it is float32, a soft cap rounds the target's logit
+            with nc.use_backend("cpu"), np.errstate(all="ignore"):
+                whole["logits"] = whole["logits"].astype(call.dtype)
                 record = nc.row_record(**whole, class_offset=0, n_classes=n_classes)
         call.arguments["record"], _ = self.put(record, "record", shared=False)
 
@@ -414,11 +425,11 @@ class Maker:
         rng = self.rng
         dtype = self.one_of(F32, F64)
         n, d, c = int(rng.integers(0, 40)), int(rng.integers(0, 9)), int(rng.integers(1, 40))
-        call = Call(name, {}, {}, dtype=dtype)
+        call = self.call_made = Call(name, {}, {}, dtype=dtype)
         for key, shape in {"hidden": (n, d), "weight": (c, d), "bias": (c,)}.items():
             if key != "bias" or self.chance(0.5):
                 values = rng.standard_normal(shape).astype(dtype)
-                call.arguments[key], _ = self.put(values, key)
+                call.arguments[key], call.plain[key] = self.put(values, key)
         y = self.indices((n,), c, None)
         call.arguments["targets"], _ = self.put(y, "targets")
         if self.chance(0.3):
@@ -437,7 +448,7 @@ class Maker:
         n, d, c = int(rng.integers(1, 40)), int(rng.integers(0, 9)), int(rng.integers(1, 20))
         call = Call("multinomial_objective", {"n_classes": c}, {}, dtype=F64)
         X = rng.standard_normal((n, d)).astype(self.one_of(F32, F64))
-        call.arguments["X"], _ = self.put(X, "X")
+        call.arguments["X"], call.plain["X"] = self.put(X, "X")
         call.arguments["y"], _ = self.put(self.indices((n,), c, None), "y")
         if self.chance(0.5):
             call.arguments["l2"] = self.number(0.5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from guarded import Guarded, span
 
-ARENA_BYTES = 1 << 18
+ARENA_BYTES = 1 << 20
 MARGIN = 512  # bytes around an array that must keep their values too
 
 
@@ -82,6 +82,7 @@ def random_strides(rng, shape, itemsize, shared):
     With `shared` an axis may have stride 0, or one that makes neighbours overlap.
     """
     ndim = len(shape)
+    shared = shared and rng.random() < 0.2
     order = range(ndim - 1, -1, -1) if rng.random() < 0.5 else rng.permutation(ndim)
     strides, extent = [0] * ndim, itemsize
     backwards = rng.random() < 0.4
@@ -91,8 +92,10 @@ def random_strides(rng, shape, itemsize, shared):
         stride = extent
         if gaps:
             stride = extent * int(rng.choice([1, 1, 2, 3]))
-            stride += int(rng.choice([0, 0, 0, 1, itemsize, 5 * itemsize]))
-        if shared and rng.random() < 0.08:
+            # Elements that share some of their bytes would hold other values than were drawn
+            odd = itemsize if shared else 1
+            stride += int(rng.choice([0, 0, 0, odd, itemsize, 5 * itemsize]))
+        if shared and rng.random() < 0.5:
             stride = int(rng.choice([0, itemsize]))
         if n == 1 and rng.random() < 0.2:  # of no importance to anybody
             stride = int(rng.choice([0, 1, 2**40, 2**61 + 1]))

@@ -9,7 +9,18 @@ import numpy as np
 from cases import DTYPES
 
 INF, NAN = np.inf, np.nan
-ARRAYS = ("logits", "targets", "class_weight", "sample_weight", "record", "hidden", "weight", "bias")
+ARRAYS = (
+    "logits",
+    "targets",
+    "class_weight",
+    "sample_weight",
+    "record",
+    "hidden",
+    "weight",
+    "bias",
+    "X",
+    "y",
+)
 BIG = 10**400
 
 
@@ -44,19 +55,18 @@ class Spoiler:
         present = [n for n in ARRAYS if self.has(n)]
         name = self.one_of(*present)
         dtypes = [np.longdouble, complex, object, "U3", "M8[s]", [("a", "f4"), ("b", "f4")]]
-        if name != "targets":
+        if name not in ("targets", "y"):
             dtypes += [np.int64, np.uint8, bool]
         else:
             dtypes += [bool]
         old = self.array(name)
-        # 2**54 classes would be another fault
         self.arguments[name] = np.zeros(old.shape, self.one_of(*dtypes))
-        return TypeError, rf"\b{name}\b.* dtype "
+        return TypeError, rf"\b{'targets' if name == 'y' else name}\b.* dtype "
 
     def bad_masked(self):
         name = self.one_of(*[n for n in ARRAYS if self.has(n)])
         self.arguments[name] = np.ma.masked_array(self.array(name))
-        return TypeError, rf"\b{name}\b is a MaskedArray"
+        return TypeError, rf"\b{'targets' if name == 'y' else name}\b is a MaskedArray"
 
     def bad_logits(self):
         if not self.has("logits") or self.call.function == "stream":
@@ -69,7 +79,7 @@ class Spoiler:
         if self.call.function == "stream":
             return None
         self.arguments[name] = [[1.0], [1.0, 2.0]]
-        return (ValueError, TypeError), name
+        return (ValueError, TypeError), "targets" if name == "y" else name
 
     def bad_axis(self):
         if self.call.function == "multinomial_objective" or not self.has("logits"):
@@ -77,18 +87,22 @@ class Spoiler:
         ndim = np.ndim(self.arguments["logits"])
         if self.rng.random() < 0.3:
             self.arguments["axis"] = self.one_of(1.0, "a", None, [0], np.array([0, 1]), 1j, NAN)
-            return TypeError, "axis = .* is not an integer"
+            return TypeError, "axis = .*: expected an integer"
         far = self.one_of(ndim, -ndim - 1, 2**31, -(2**31) - 1, 2**63, 10**30, -(10**30))
         self.arguments["axis"] = far
         return np.exceptions.AxisError, f"axis {far} is out of bounds"
 
     def bad_length(self):
-        name = self.one_of(*[n for n in ("class_weight", "sample_weight", "bias") if self.has(n)] or [None])
-        if name is None:
+        present = [n for n in ("class_weight", "sample_weight", "bias") if self.has(n)]
+        if not present:
             return None
+        name = self.one_of(*present)
         old = self.array(name)
-        shape = (*old.shape, 2) if old.ndim == 0 or self.rng.random() < 0.3 else (
-            *old.shape[:-1], old.shape[-1] + int(self.rng.integers(1, 3)))
+        shape = (
+            (*old.shape, 2)
+            if old.ndim == 0 or self.rng.random() < 0.3
+            else (*old.shape[:-1], old.shape[-1] + int(self.rng.integers(1, 3)))
+        )
         self.arguments[name] = np.ones(shape, np.float32 if name != "bias" else old.dtype)
         return ValueError, rf"\b{name} has shape"
 
@@ -120,13 +134,13 @@ class Spoiler:
         name = "y" if self.has("y") else "targets"
         if not self.has(name) or self.array(name).dtype.kind not in "iu":
             return None
-        targets = np.array(self.array(name))
+        targets = np.array(self.array(name), order="C")
         shards = self.call.part != (0, 0) or "class_offset" in self.arguments
         if targets.size == 0 or self.arguments.get("check_targets") is False or shards:
             return None
         n_classes = self.arguments.get("n_classes")
         if self.has("weight"):
-            n_classes = len(self.arguments["weight"])
+            n_classes = len(self.array("weight"))
         elif self.has("logits"):
             n_classes = self.call.plain["logits"].shape[-1]
         info = np.iinfo(targets.dtype)
@@ -149,7 +163,7 @@ class Spoiler:
             return None
         if self.call.function in ("row_stats", "softmax", "log_softmax", "logsumexp"):
             return None
-        if self.rng.random() < 0.5:
+        if not out_of_range or self.rng.random() < 0.5:
             self.arguments[name] = self.one_of(*of_wrong_type)
             return TypeError, rf"\b{name} = "
         self.arguments[name] = self.one_of(*out_of_range)
@@ -161,7 +175,9 @@ class Spoiler:
         return self.option("label_smoothing", (-0.1, 1.5, NAN, INF, -1, 2, BIG), self.TYPES)
 
     def bad_z_loss(self):
-        return self.option("z_loss", (-1e-9, NAN, INF, -INF, -BIG, BIG, np.float16(INF)), self.TYPES)
+        return self.option(
+            "z_loss", (-1e-9, NAN, INF, -INF, -BIG, BIG, np.float16(INF)), self.TYPES
+        )
 
     def bad_softcap(self):
         return self.option("softcap", (0, -1.0, NAN, INF, BIG), self.TYPES[1:])
@@ -189,9 +205,8 @@ class Spoiler:
         return TypeError, "ignore_index = "
 
     def bad_check_targets(self):
-        return self.option("check_targets", (), (0, 1, None, "yes", np.int8(1))) if (
-            self.rng.random() < 0
-        ) else None
+        wrong = (0, 1, None, "yes", np.int8(1), 0.0)
+        return self.option("check_targets", (), wrong)
 
     def bad_choice(self):
         name = {
@@ -204,7 +219,9 @@ class Spoiler:
         }.get(self.call.function)
         if name is None:
             return None
-        self.arguments[name] = self.one_of("", "Mean", "all", None, 1, b"mean", ["mean"], np.ones(2))
+        self.arguments[name] = self.one_of(
+            "", "Mean", "all", None, 1, b"mean", ["mean"], np.ones(2)
+        )
         return ValueError, f"{name} = .*: expected"
 
     def bad_integer(self):
@@ -310,13 +327,15 @@ class Spoiler:
             return None
         record = np.array(self.array("record"))
         if self.rng.random() < 0.4:
-            self.arguments["record"] = self.one_of(record[..., :-1], record[None], record.ravel()[:9])
+            self.arguments["record"] = self.one_of(
+                record[..., :-1], record[None], record.ravel()[:9]
+            )
             if self.arguments["record"].shape == record.shape:
                 return None
             return ValueError, "record has shape"
         if record.size == 0:
             return None
-        record[..., 8] = self.one_of(NAN, INF, -1.0, 0.0, 1e300, 2.0**53)
+        record[..., 8] = self.one_of(NAN, INF, -1.0, 0.0, 1e300, 2.0**54)
         self.arguments["record"] = record
         return ValueError, "record names .* classes"
 
