@@ -8,6 +8,7 @@ int64: arrays beyond 2**31 elements are nothing special.
 import struct
 from array import array
 from ctypes import c_ssize_t
+from itertools import chain
 
 import numpy as np
 from numba import from_dtype
@@ -193,4 +194,4 @@ def collapse(shape, strides):
         ):
             entry[0] *= axes.pop()[0]
         axes.append(entry)
-    return array("q", sum(axes, []) or [1] + [0] * len(strides))
+    return array("q", chain.from_iterable(axes or [[1] + [0] * len(strides)]))
