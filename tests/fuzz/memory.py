@@ -1,4 +1,4 @@
-"""Where the arrays of a case lie: between forbidden pages, with any strides, order and alignment."""
+"""Where the arrays of a case lie: between forbidden pages, in any order, stride and alignment."""
 
 from __future__ import annotations
 
