@@ -22,14 +22,14 @@ from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(TESTS), str(TESTS.parent)]
-HANGS_AFTER = 120  # seconds without another case
+HANGS_AFTER = 300  # seconds without another case
 
 
 def worker(seed, numbers, n_flavours, status):
     """Run cases; a line of JSON for each wrong one, and counts now and then."""
     from fuzz.calls import flavours
     from fuzz.case import Tally, run
-    from fuzz.judge import Wrong
+    from fuzz.judge import WrongError
     from fuzz.memory import Arenas
 
     faulthandler.enable()
@@ -40,7 +40,7 @@ def worker(seed, numbers, n_flavours, status):
         os.pwrite(file, struct.pack("q", number), 0)
         try:
             run(seed, number, menu, arenas, tally)
-        except Wrong as wrong:
+        except WrongError as wrong:
             print(json.dumps({"wrong": number, "why": str(wrong)}), flush=True)
         except Exception as error:  # of the fuzzer itself
             import traceback
@@ -180,10 +180,8 @@ def report(options, found, seconds):
         f"raised at {len(sites) - len(missed)} of {len(sites)} places; not at {', '.join(missed)}"
     )
     crashes = sum("crash" in case for case in found.wrong)
-    print(
-        f"seed {options.seed}: {options.cases:,} cases in {seconds:.0f} s, {len(found.wrong)} wrong, "
-        f"{crashes} crashes"
-    )
+    cases = f"seed {options.seed}: {options.cases:,} cases in {seconds:.0f} s"
+    print(f"{cases}, {len(found.wrong)} wrong, {crashes} crashes")
 
 
 def parse(arguments=None):

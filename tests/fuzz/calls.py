@@ -342,9 +342,9 @@ class Maker:
             s = self.weights(rows)
             arguments["sample_weight"], s = self.put(s, "sample_weight")
             plain["sample_weight"] = s.astype(np.float64)
-        if name in ("cross_entropy", "cross_entropy_and_grad", "stream"):
-            if self.chance(0.7):
-                arguments["reduction"] = plain["reduction"] = self.one_of("none", "sum", "mean")
+        reduces = name in ("cross_entropy", "cross_entropy_and_grad", "stream")
+        if reduces and self.chance(0.7):
+            arguments["reduction"] = plain["reduction"] = self.one_of("none", "sum", "mean")
         if boosting and self.chance(0.7):
             kinds = ("diagonal", "xgboost", "lightgbm")
             arguments["hess"] = plain["hess"] = self.one_of(*kinds)
