@@ -94,9 +94,10 @@ class Process:
             )
             watch = threading.Thread(target=self.watch, args=(process,))
             watch.start()
-            for line in process.stdout:
-                self.found.add(json.loads(line))
-            code = process.wait()
+            with process:
+                for line in process.stdout:
+                    self.found.add(json.loads(line))
+            code = process.returncode
             watch.join()
             if code == 0:
                 return range(0)
