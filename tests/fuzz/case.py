@@ -10,9 +10,10 @@ import numpy as np
 
 import numba_ce as nc
 
-from .calls import Maker
 from .judge import WrongError, check
-from .spoil import JUNK, Spoiler
+from .junk import JUNK
+from .maker import Maker
+from .spoil import Spoiler
 
 ERRORS = (TypeError, ValueError)  # an AxisError is a ValueError
 
