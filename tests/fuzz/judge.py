@@ -148,6 +148,8 @@ def check(call, result):
         between_backends(call, result)
     elif name == "row_record":
         check_record(call, result)
+    elif name in ("merge_records", "loss_from_record"):
+        check_merged(call, result)
     elif name == "row_stats":
         check_stats(call, result)
     elif name in ("softmax", "log_softmax", "logsumexp"):
@@ -349,7 +351,7 @@ def check_record(call, record):
         with nc.use_backend("numpy"):
             other = nc.row_record(**shard, class_offset=a, n_classes=n_classes)
         record = nc.merge_records(record, other)
-    expected = nc_loss_rows(plain)
+    expected = loss_rows(plain)
     if expected.size == 0:
         return
     size, (kept, _) = sizes(plain), _kept(plain)
@@ -360,7 +362,20 @@ def check_record(call, record):
     compare(loss, expected, allowed + SOFTCAP_ULPS * blur, "loss of the record")
 
 
-def nc_loss_rows(plain):
+@np.errstate(all="ignore")
+def check_merged(call, result):
+    """The loss of two halves; their order does not matter."""
+    loss = result
+    if call.function == "merge_records":
+        a, b = call.arguments["a"], call.arguments["b"]
+        compare(result, nc.merge_records(b, a), 0.0, "merged the other way round")
+        loss = nc.loss_from_record(result)
+    expected = loss_rows(call.plain)
+    allowed = bound(sizes(call.plain).loss, ulps_of(np.float64), np.float64, np.float64, expected)
+    compare(loss, expected, allowed, "loss")
+
+
+def loss_rows(plain):
     """The reference's losses of the rows."""
     with nc.use_backend("numpy"):
         return np.asarray(nc.cross_entropy(**plain, reduction="none"))

@@ -24,6 +24,8 @@ WEIGHTS = {
     "logsumexp": 5,
     "row_record": 5,
     "grad_from_record": 5,
+    "merge_records": 2,
+    "loss_from_record": 1,
     "linear_cross_entropy": 1,
     "linear_cross_entropy_and_grad": 2,
     "stream": 1,
@@ -52,6 +54,8 @@ class Maker:
             return self.linear(name)
         if name == "multinomial_objective":
             return self.objective()
+        if name in ("merge_records", "loss_from_record"):
+            return self.records(name)
         if name in ("softmax", "log_softmax", "logsumexp"):
             return self.normalize(name)
         return self.problem(name)
@@ -381,4 +385,18 @@ class Maker:
         call.arguments["y"], _ = self.put(self.indices((n,), c, None), "y")
         if self.chance(0.5):
             call.arguments["l2"] = self.number(0.5)
+        return call
+
+    def records(self, name):
+        """A call of what is done with records."""
+        n, c = int(self.rng.integers(0, 20)), int(self.rng.integers(2, 30))
+        call = Call(name, {}, {"logits": self.logits((n, c), F64)})
+        z, y = call.plain["logits"], self.indices((n,), c, None)
+        call.plain["targets"] = y
+        cut = int(self.rng.integers(1, c)) if name == "merge_records" else c
+        for key, first, last in (("a", 0, cut), ("b", cut, c)):
+            key = key if name == "merge_records" else "record"
+            if first < last:
+                shard = nc.row_record(z[:, first:last], y, class_offset=first, n_classes=c)
+                call.arguments[key], _ = self.put(shard, key, shared=False)
         return call

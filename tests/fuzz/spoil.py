@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from decimal import Decimal
 
 import numpy as np
 from cases import DTYPES
+
+import numba_ce as nc
 
 INF, NAN = np.inf, np.nan
 ARRAYS = (
@@ -14,6 +17,8 @@ ARRAYS = (
     "class_weight",
     "sample_weight",
     "record",
+    "a",
+    "b",
     "hidden",
     "weight",
     "bias",
@@ -47,6 +52,9 @@ class Spoiler:
 
     def has(self, *names):
         return all(name in self.arguments for name in names)
+
+    def takes(self, name):
+        return name in inspect.signature(getattr(nc, self.call.function)).parameters
 
     # ------------------------------------------------------------ arrays
 
@@ -158,9 +166,7 @@ class Spoiler:
     # ------------------------------------------------------------ options
 
     def option(self, name, out_of_range, of_wrong_type):
-        if self.call.function in ("multinomial_objective", "cross_entropy_grad_and_hess"):
-            return None
-        if self.call.function in ("row_stats", "softmax", "log_softmax", "logsumexp"):
+        if not self.takes(name):
             return None
         if not out_of_range or self.rng.random() < 0.5:
             self.arguments[name] = self.one_of(*of_wrong_type)
@@ -194,9 +200,7 @@ class Spoiler:
         return ValueError, rf"\b{name} = .* on the CPU"
 
     def bad_ignore_index(self):
-        if self.call.function in ("softmax", "log_softmax", "logsumexp", "multinomial_objective"):
-            return None
-        if self.call.function == "cross_entropy_grad_and_hess":
+        if not self.takes("ignore_index"):
             return None
         self.arguments["ignore_index"] = self.one_of(
             1.5, "a", True, [1], np.array([1, 2]), np.array(1.5), NAN, np.float64(1)
@@ -320,6 +324,42 @@ class Spoiler:
         same = np.zeros(self.array("logits").shape, self.call.dtype)
         self.arguments["out"] = self.one_of(same, (same,), [same] * 3, "ab", 1, {1: 2, 3: 4})
         return TypeError, "out is a .*: expected a pair"
+
+    def bad_overlap(self):
+        """An output in the memory of another argument."""
+        made = self.outputs()
+        if made is None or not self.takes("sample_weight") or self.array("logits").size == 0:
+            return None
+        _, names, values = made
+        logits = self.array("logits")
+        memory = np.ones(logits.size, self.call.dtype)
+        rows = np.delete(logits.shape, self.call.axis)
+        self.arguments["sample_weight"] = memory[: int(np.prod(rows))].reshape(rows)
+        self.replace(values, 0, memory.reshape(logits.shape))
+        return ValueError, rf"{names[0].split('[')[0]}.* overlaps sample_weight"
+
+    def bad_probabilities(self):
+        if self.call.function != "row_stats":
+            return None
+        self.arguments["targets"] = np.ones(self.array("logits").shape)
+        self.arguments.pop("ignore_index", None)  # another fault beside probabilities
+        return TypeError, "targets are probabilities"
+
+    def bad_penalty(self):
+        if self.call.function != "multinomial_objective":
+            return None
+        self.arguments["l2"] = self.one_of(-1.0, NAN, INF, "a", None, [1.0], np.ones(2))
+        return (TypeError, ValueError), "l2 = "
+
+    def bad_parts(self):
+        if self.call.function not in ("merge_records", "loss_from_record"):
+            return None
+        if self.has("record") or self.rng.random() < 0.5:
+            name = "record" if self.has("record") else self.one_of("a", "b")
+            self.arguments[name] = self.one_of(np.zeros(8), np.zeros((2, 10)), np.float64(1))
+            return ValueError, f"{name} has shape"
+        self.arguments |= {"a": np.zeros((2, 9)), "b": np.zeros((3, 9))}
+        return ValueError, "a has shape .* and b"
 
     def bad_record(self):
         if self.call.function != "grad_from_record":
