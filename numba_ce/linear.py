@@ -400,8 +400,8 @@ def multinomial_objective(
     """
     X = _matrix(X, "X", "(N, D)")
     n_classes = check_integer(n_classes, "n_classes")
-    if n_classes < 1:
-        raise ValueError(f"n_classes = {shown(n_classes)}: expected at least 1")
+    if not 1 <= n_classes < 2**31:
+        raise ValueError(f"n_classes = {shown(n_classes)}: expected at least 1 and below 2**31")
     l2 = check_number(l2, "l2", "l2 >= 0")
     if not 0.0 <= l2 < np.inf:
         raise ValueError(f"l2 = {l2}: expected a finite l2 >= 0")

@@ -369,3 +369,11 @@ def test_messages_are_short(backend):
         nc.logsumexp(Z, keepdims=np.zeros(2))
     with pytest.raises(ValueError, match="n_classes = <int>: expected at least 3"):
         nc.row_record(Z, Y, class_offset=0, n_classes=-(10**5000))
+
+
+@pytest.mark.parametrize("n_classes", [0, -1, 2**31, 2**62, 10**30])
+def test_numbers_of_classes_of_an_objective(n_classes):
+    with pytest.raises(ValueError, match=f"n_classes = {n_classes}: expected at least 1"):
+        nc.multinomial_objective(P, Y, n_classes)
+    with pytest.raises(TypeError, match="l2 = 'a' is not a number"):
+        nc.multinomial_objective(P, Y, 3, l2="a")
