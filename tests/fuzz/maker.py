@@ -288,7 +288,7 @@ class Maker:
         if name == "grad_from_record":
             self.record(call)
         self.out(call, shard.shape)
-        if n_classes == 0 and (0 not in rows or record):
+        if n_classes == 0 and (0 not in rows or name == "row_record"):
             call.allowed = [(ValueError, "logits|n_classes|record")]
         return call
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from guarded import Guarded, span
 
-ARENA_BYTES = 1 << 20
+ARENA_BYTES = 1 << 21
 MARGIN = 512  # bytes around an array that must keep their values too
 
 
