@@ -15,7 +15,6 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
-from numpy.lib.array_utils import normalize_axis_index
 
 from numba_ce.options import LossOptions
 
@@ -93,6 +92,27 @@ def _shape(shape: tuple[int, ...]) -> str:
     return str(tuple(int(n) for n in shape))
 
 
+def shown(value: Any) -> str:
+    """`value` as an error message shows it: no longer than a line or two."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of thousands of digits
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= 200 else text[:200] + "..."
+
+
+def check_integer(value: Any, name: str, fits: str = "an integer") -> int:
+    """An integer of Python or NumPy as one of Python."""
+    if type(value) is int:
+        return value
+    try:
+        if not isinstance(value, (bool, np.bool_)):
+            return operator.index(value)
+    except TypeError:  # an array has __index__, but it works for one integer only
+        pass
+    raise TypeError(f"{name} = {shown(value)}: expected {fits}")
+
+
 def check_logits(logits: Any, axis: Any) -> tuple[Array, int]:
     """The logits and their class axis, counted from the front."""
     array = as_array(logits, "logits")
@@ -102,12 +122,10 @@ def check_logits(logits: Any, axis: Any) -> tuple[Array, int]:
         )
     if array.ndim == 0:
         raise ValueError("logits are 0-dimensional: expected at least one axis, of the classes")
-    if type(axis) is not int:
-        try:
-            axis = operator.index(axis)
-        except TypeError:
-            raise TypeError(f"axis = {axis!r} is not an integer") from None
-    return array, normalize_axis_index(axis, array.ndim)
+    axis, ndim = check_integer(axis, "axis"), array.ndim
+    if not -ndim <= axis < ndim:
+        raise np.exceptions.AxisError(axis, ndim)
+    return array, axis if axis >= 0 else axis + ndim
 
 
 def classes_last(array: Array, axis: int) -> Array:
@@ -149,12 +167,9 @@ def check_targets_array(targets: Any, logits: Array, axis: int) -> tuple[Array, 
 
 def check_weight(weight: Any, name: str, shape: tuple[int, ...]) -> Array:
     """A float array of one weight per class or per row."""
-    if not hasattr(weight, "dtype") and not hasattr(weight, "__cuda_array_interface__"):
-        try:
-            weight = np.asarray(weight, np.float64)
-        except (TypeError, ValueError):
-            raise TypeError(f"{name} = {weight!r} is not an array of floats") from None
     array = as_array(weight, name)
+    if array.dtype.kind in "iu" and not hasattr(weight, "dtype"):
+        array = array.astype(np.float64)  # a list of integers
     if float_name(array.dtype) is None:
         raise TypeError(f"{name} has dtype {array.dtype}: expected a float dtype")
     if array.shape != shape:
@@ -162,13 +177,23 @@ def check_weight(weight: Any, name: str, shape: tuple[int, ...]) -> Array:
     return array
 
 
-def _number(value: Any, name: str, fits: str) -> float:
+def check_number(value: Any, name: str, fits: str) -> float:
+    """A real number of Python or NumPy as a float."""
+    if type(value) is float:
+        return value
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (Real, np.floating)):
-        raise TypeError(f"{name} = {value!r} is not a number: expected {fits}")
+        raise TypeError(f"{name} = {shown(value)} is not a number: expected {fits}")
     try:
         return float(value)
     except OverflowError:
         raise ValueError(f"{name} is an integer beyond the floats: expected {fits}") from None
+
+
+def check_flag(value: Any, name: str) -> bool:
+    """True or False, of Python or NumPy."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} = {shown(value)}: expected True or False")
+    return bool(value)
 
 
 def check_options(
@@ -181,35 +206,30 @@ def check_options(
 ) -> LossOptions:
     """The options, each within its range."""
     fits = "0 <= label_smoothing <= 1"
-    label_smoothing = _number(label_smoothing, "label_smoothing", fits)
+    label_smoothing = check_number(label_smoothing, "label_smoothing", fits)
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing = {label_smoothing}: expected {fits}")
-    z_loss = _number(z_loss, "z_loss", "z_loss >= 0")
+    z_loss = check_number(z_loss, "z_loss", "z_loss >= 0")
     if not 0.0 <= z_loss < math.inf:
         raise ValueError(f"z_loss = {z_loss}: expected a finite z_loss >= 0")
     if softcap is not None:
-        softcap = _number(softcap, "softcap", "softcap > 0 or None")
+        softcap = check_number(softcap, "softcap", "softcap > 0 or None")
         if not 0.0 < softcap < math.inf:
             raise ValueError(f"softcap = {softcap}: expected a finite softcap > 0, or None")
-    temperature = _number(temperature, "temperature", "temperature > 0")
+    temperature = check_number(temperature, "temperature", "temperature > 0")
     if not 0.0 < temperature < math.inf:
         raise ValueError(f"temperature = {temperature}: expected a finite temperature > 0")
     if ignore_index is not None:
-        if isinstance(ignore_index, (bool, np.bool_)) or not hasattr(ignore_index, "__index__"):
-            raise TypeError(f"ignore_index = {ignore_index!r}: expected an integer or None")
-        ignore_index = operator.index(ignore_index)
-    if not isinstance(check_targets, (bool, np.bool_)):
-        raise TypeError(f"check_targets = {check_targets!r}: expected True or False")
-    return LossOptions(
-        label_smoothing, ignore_index, z_loss, softcap, temperature, bool(check_targets)
-    )
+        ignore_index = check_integer(ignore_index, "ignore_index", "an integer or None")
+    check_targets = check_flag(check_targets, "check_targets")
+    return LossOptions(label_smoothing, ignore_index, z_loss, softcap, temperature, check_targets)
 
 
 def check_choice(value: Any, name: str, choices: tuple[str, ...]) -> str:
     """One of the choices; anything else, of any type, is a ValueError."""
     if not isinstance(value, str) or value not in choices:
         *others, last = map(repr, choices)
-        raise ValueError(f"{name} = {value!r}: expected {', '.join(others)} or {last}")
+        raise ValueError(f"{name} = {shown(value)}: expected {', '.join(others)} or {last}")
     return value
 
 
@@ -268,6 +288,8 @@ def bad_target_error(
 
 def _overlaps_itself(array: Array) -> bool:
     """Whether two elements may share memory (exact for every view made by slicing)."""
+    if 0 in array.shape:
+        return False
     end = array.itemsize
     for stride, length in sorted(
         (abs(s), n) for s, n in zip(array.strides, array.shape, strict=True)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numba_ce._validate import Array, as_array, check_logits
+from numba_ce._validate import Array, as_array, check_logits, shown
 from numba_ce.npy import Index, NpyReader
 
 # Requests to the disk and wake-ups of the threads cost little; longer ones leave the caches
@@ -37,13 +37,14 @@ class Source:
         self.name = name
         if isinstance(value, (str, os.PathLike)):
             value = _open(Path(value), name)
-        elif not hasattr(value, "shape"):
+        elif not (hasattr(value, "shape") and hasattr(value, "dtype")):
             value = as_array(value, name)
         if isinstance(value, np.ma.MaskedArray):
             as_array(value, name)  # raises
         self.array, self.shape, self.dtype = value, tuple(value.shape), np.dtype(value.dtype)
         # In memory a view will do; a map would be read by the kernel, page fault by page fault
-        self.ours = not isinstance(value, np.ndarray) or isinstance(value, np.memmap)
+        # What others hand out (xarray, for one) may be a view of what belongs to the caller
+        self.ours = isinstance(value, (np.memmap, NpyReader))
 
     @classmethod
     def of(cls, value: Any, name: str) -> Source:
@@ -53,7 +54,7 @@ class Source:
     def __getitem__(self, index: Index) -> Array:
         """A part of it, read into memory."""
         part = self.array[index]
-        if isinstance(part, np.memmap):
+        if isinstance(self.array, np.memmap):
             return np.array(part, order="K", subok=False)
         return as_array(part, self.name)
 
@@ -116,10 +117,14 @@ def read_ahead(items: Iterator[Block]) -> Generator[Block]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def is_blocks(value: Any) -> bool:
+def is_blocks(value: Any, name: str) -> bool:
     """Whether an argument is an iterable of blocks and not one array."""
     if isinstance(value, (str, os.PathLike, Source)) or hasattr(value, "shape"):
         return False
+    if not hasattr(value, "__iter__"):
+        raise TypeError(
+            f"{name} = {shown(value)}: expected a path, an array or an iterable of arrays"
+        )
     return not isinstance(value, (list, tuple)) or any(np.ndim(item) for item in value[:1])
 
 

@@ -16,9 +16,12 @@ from numba_ce._validate import (
     Array,
     Problem,
     as_array,
+    check_integer,
+    check_number,
     check_options,
     check_reduction,
     make_problem,
+    shown,
 )
 from numba_ce.api import cross_entropy, cross_entropy_and_grad, fresh_output, no_classes
 from numba_ce.weights import is_ignored, mean_weights, stand_in, total_weight
@@ -91,10 +94,10 @@ def _layer(
         raise no_classes(logits, 1)
     if chunk_rows is None:
         chunk_rows = max(CHUNK_ROWS, CHUNK_ELEMENTS // max(n_classes, 1))
-    elif isinstance(chunk_rows, bool) or not hasattr(chunk_rows, "__index__"):
-        raise TypeError(f"chunk_rows = {chunk_rows!r}: expected an integer or None")
-    elif chunk_rows < 1:
-        raise ValueError(f"chunk_rows = {chunk_rows}: expected at least 1, or None")
+    else:
+        chunk_rows = check_integer(chunk_rows, "chunk_rows", "an integer or None")
+    if chunk_rows < 1:
+        raise ValueError(f"chunk_rows = {shown(chunk_rows)}: expected at least 1, or None")
     problem = make_problem(
         logits,
         targets,
@@ -104,7 +107,7 @@ def _layer(
         check_options(*options),
         check_reduction(reduction),
     )
-    return _Layer(hidden, weight, bias, problem, min(int(chunk_rows), max(n_rows, 1)))
+    return _Layer(hidden, weight, bias, problem, min(chunk_rows, max(n_rows, 1)))
 
 
 @np.errstate(all="ignore")  # infinities and NaN are results here, not accidents
@@ -396,16 +399,16 @@ def multinomial_objective(
     array([0, 0, 1, 1])
     """
     X = _matrix(X, "X", "(N, D)")
-    if isinstance(n_classes, bool) or not hasattr(n_classes, "__index__"):
-        raise TypeError(f"n_classes = {n_classes!r}: expected an integer")
-    if n_classes < 1:
-        raise ValueError(f"n_classes = {n_classes}: expected at least 1")
+    n_classes = check_integer(n_classes, "n_classes")
+    if not 1 <= n_classes < 2**31:
+        raise ValueError(f"n_classes = {shown(n_classes)}: expected at least 1 and below 2**31")
+    l2 = check_number(l2, "l2", "l2 >= 0")
     if not 0.0 <= l2 < np.inf:
         raise ValueError(f"l2 = {l2}: expected a finite l2 >= 0")
-    coef = stand_in((int(n_classes), X.shape[1]), X.dtype)
+    coef = stand_in((n_classes, X.shape[1]), X.dtype)
     options = (0.0, None, 0.0, None, 1.0, True)
     layer = _layer(X, coef, y, None, None, sample_weight, options, "mean", None)
     if layer.problem.probabilities:
         raise TypeError("y are probabilities: expected class indices")
     total_weight(layer.problem)  # raises for a bad class
-    return MultinomialObjective(layer, float(l2))
+    return MultinomialObjective(layer, l2)

@@ -7,7 +7,14 @@ from typing import Any
 import numpy as np
 
 from numba_ce._backend import backend
-from numba_ce._validate import Array, check_logits, check_out, classes_last, on_device
+from numba_ce._validate import (
+    Array,
+    check_flag,
+    check_logits,
+    check_out,
+    classes_last,
+    on_device,
+)
 from numba_ce.api import fresh_output, fresh_rows, result_dtype, returned
 
 
@@ -47,6 +54,7 @@ def logsumexp(logits: Any, axis: int = -1, *, keepdims: bool = False) -> Any:
     True
     """
     array, axis = check_logits(logits, axis)
+    keepdims = check_flag(keepdims, "keepdims")
     moved, module = classes_last(array, axis), backend(on_device(array))
     lse = fresh_rows(array, moved.shape[:-1], result_dtype(array))
     if moved.shape[-1] == 0:

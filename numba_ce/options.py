@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class LossOptions:
+class LossOptions(NamedTuple):
     """Checked values; see `numba_ce.cross_entropy` for what they mean."""
 
     label_smoothing: float = 0.0

@@ -13,7 +13,6 @@ Merging and finishing are plain NumPy: Dask chunks, MPI ranks and memory maps ne
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import numpy as np
@@ -24,12 +23,14 @@ from numba_ce._validate import (
     Problem,
     as_array,
     bad_target_error,
+    check_integer,
     check_logits,
     check_options,
     check_out,
     classes_last,
     make_problem,
     on_device,
+    shown,
 )
 from numba_ce.api import fresh_output, returned
 from numba_ce.reference import finish, row_loss
@@ -45,13 +46,8 @@ FIELDS = (
     "temperature",
     "n_classes",
 )
-
-
-def _integer(value: Any, name: str) -> int:
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} = {value!r} is not an integer") from None
+# A record holds their number as a float64
+MOST_CLASSES = 2**53
 
 
 def _check_record(record: Any, name: str) -> Array:
@@ -63,14 +59,12 @@ def _check_record(record: Any, name: str) -> Array:
     return array
 
 
-def _check_offset(class_offset: Any, here: int, n_classes: int) -> int:
-    offset = _integer(class_offset, "class_offset")
+def _check_offset(offset: int, here: int, n_classes: int) -> None:
     if not 0 <= offset <= n_classes - here:
         raise ValueError(
-            f"class_offset = {offset}: a shard of {here} of {n_classes} classes starts "
+            f"class_offset = {shown(offset)}: a shard of {here} of {n_classes} classes starts "
             f"between 0 and {n_classes - here}"
         )
-    return offset
 
 
 def _bad_rows(problem: Problem, n_classes: int) -> Array:
@@ -151,14 +145,15 @@ def row_record(
         label_smoothing, ignore_index, z_loss, softcap, temperature, check_targets
     )
     problem = make_problem(array, targets, axis, class_weight, sample_weight, options, "none")
-    n_classes = _integer(n_classes, "n_classes")
+    n_classes = check_integer(n_classes, "n_classes")
     here = problem.logits.shape[-1]
-    if n_classes < max(here, 1):
+    if not max(here, 1) <= n_classes <= MOST_CLASSES:
         raise ValueError(
-            f"n_classes = {n_classes}: expected at least {max(here, 1)}, as many as the whole row "
-            f"has (this shard holds {here})"
+            f"n_classes = {shown(n_classes)}: expected at least {max(here, 1)} and at most 2**53, "
+            f"as many as the whole row has (this shard holds {here})"
         )
-    class_offset = _check_offset(class_offset, here, n_classes)
+    class_offset = check_integer(class_offset, "class_offset")
+    _check_offset(class_offset, here, n_classes)
     record = np.empty((*problem.logits.shape[:-1], len(FIELDS)))
     if here == 0:
         bad = _bad_rows(problem, n_classes)
@@ -202,7 +197,11 @@ def merge_records(a: Any, b: Any) -> Array:
     >>> merge_records(a, b)[:3]
     array([2., 3., 1.])
     """
-    a, b = np.broadcast_arrays(_check_record(a, "a"), _check_record(b, "b"))
+    a, b = _check_record(a, "a"), _check_record(b, "b")
+    try:
+        a, b = np.broadcast_arrays(a, b)
+    except ValueError:
+        raise ValueError(f"a has shape {a.shape} and b {b.shape}: they do not broadcast") from None
     m_a, s_a, t_a, k_a, q_a, r_a, z_a, temp_a, n_a = np.moveaxis(a, -1, 0)
     m_b, s_b, t_b, k_b, q_b, r_b, z_b, temp_b, n_b = np.moveaxis(b, -1, 0)
     temperature = np.fmax(temp_a, temp_b)
@@ -336,7 +335,10 @@ def grad_from_record(
         label_smoothing, ignore_index, z_loss, softcap, temperature, check_targets
     )
     problem = make_problem(array, targets, axis, class_weight, sample_weight, options, "none")
-    record = _check_record(record, "record")
+    record, class_offset = (
+        _check_record(record, "record"),
+        check_integer(class_offset, "class_offset"),
+    )
     rows = problem.logits.shape[:-1]
     if record.shape != (*rows, len(FIELDS)):
         raise ValueError(f"record has shape {record.shape}: expected {(*rows, len(FIELDS))}")
@@ -352,10 +354,10 @@ def grad_from_record(
         grad = check_out(out, array, others)
     if record.size:
         largest = record[..., 8].max()
-        if not 1 <= largest < 2**53:
+        if not 1 <= largest <= MOST_CLASSES:
             raise ValueError(f"record names {largest} classes: expected a record from row_record")
         n_classes = int(largest)
-        class_offset = _check_offset(class_offset, problem.logits.shape[-1], n_classes)
+        _check_offset(class_offset, problem.logits.shape[-1], n_classes)
         if problem.logits.shape[-1] == 0:
             _bad_rows(problem, n_classes)
         else:

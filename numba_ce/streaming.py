@@ -143,10 +143,10 @@ def _prepare(
     for name, value in others.items():
         if value is None:
             continue
-        others[name] = iter(value) if is_blocks(value) else Source.of(value, name)
+        others[name] = iter(value) if is_blocks(value, name) else Source.of(value, name)
         if isinstance(others[name], Source):
             close_later(others[name].close)
-    if is_blocks(logits):
+    if is_blocks(logits, "logits"):
         if grad_out is not None:
             raise ValueError("grad_out: not with blocks of logits, expected them in one array")
         return _Job(blocks_of_blocks(logits, others, options.axis), options, None, 0.0, None)
@@ -220,7 +220,8 @@ def run(
             if visit is not None:
                 visit(block)
             loss = _compute(block, job)
-            total += float(loss.sum(dtype=np.float64))
+            with np.errstate(invalid="ignore"):  # inf - inf
+                total += float(loss.sum(dtype=np.float64))
             if options.reduction == "none":
                 per_row.append((block.rows, loss))
             n_rows, n_bytes = n_rows + loss.size, n_bytes + block.logits.nbytes

@@ -43,6 +43,7 @@ def check_indices(problem: Problem, n_classes: int, origin: tuple[int, ...] = ()
     return bad
 
 
+@np.errstate(all="ignore")
 def total_weight(problem: Problem, origin: tuple[int, ...] = ()) -> float:
     """The denominator of the mean: the sum of s_i w_{y_i}, or of s_i for probabilities.
 
@@ -59,6 +60,7 @@ def total_weight(problem: Problem, origin: tuple[int, ...] = ()) -> float:
     return float(np.sum(w if s is None else w * s, where=counts, dtype=np.float64))
 
 
+@np.errstate(all="ignore")
 def mean_weights(problem: Problem, denominator: float) -> Array:
     """The sample weights whose sum of losses is the mean; zero where there is nothing to average.
 

@@ -225,6 +225,30 @@ def test_a_gap_of_20_in_float32(backend):
     np.testing.assert_array_max_ulp(grad, np.array([[-expected, expected]]), 1)
 
 
+def test_classes_too_far_from_zero_and_from_the_target(backend, rng):
+    """The exponentials are relative to -650, and what the difference to t loses counts."""
+    logits = rng.uniform(-655, -645, (40, 9))
+    logits[:, 3] = rng.uniform(0, 40, 40)
+    loss, grad = nc.cross_entropy_and_grad(logits, np.full(40, 3), reduction="none")
+    rows = exact_rows(logits, np.full(40, 3))
+    check_loss(loss, rows, np.float64)
+    check_grad(grad, rows, np.float64)
+
+
+@pytest.mark.parametrize("n_classes", [2, 10, 300])
+@pytest.mark.parametrize("gap", [20.0, 40.0, 80.0])
+def test_a_confident_row_of_any_length(backend, n_classes, gap):
+    """1 - p, and p of all others, of 1e-33 with all digits: narrow kernels and wide ones."""
+    logits = np.zeros((17, n_classes), np.float32)
+    logits[:, 1] = gap
+    loss, grad = nc.cross_entropy_and_grad(logits, np.ones(17, int), reduction="none")
+    u = (n_classes - 1) * np.exp(-gap)
+    others = np.full((17, n_classes - 1), np.exp(-gap) / (1 + u))
+    np.testing.assert_allclose(loss, np.log1p(u), rtol=4e-7, atol=0)
+    np.testing.assert_allclose(-grad[:, 1], u / (1 + u), rtol=4e-7, atol=0)
+    np.testing.assert_allclose(np.delete(grad, 1, axis=1), others, rtol=4e-7, atol=0)
+
+
 # ---------------------------------------------------------------- weights
 
 

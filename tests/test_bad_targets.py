@@ -389,3 +389,13 @@ def test_a_bad_target_among_many(rng, n_classes, row, dtype, bad):
     np.testing.assert_array_equal(np.isnan(loss), spoilt)
     np.testing.assert_array_equal(np.isnan(grad).all(axis=1), spoilt)
     assert not np.isnan(grad[~spoilt]).any()
+
+
+@pytest.mark.parametrize("n_classes", [3, 300])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_only_bad_targets_make_a_zero_denominator(backend, rng, dtype, n_classes):
+    """The mean is NaN and the gradient 0, as for any other zero denominator."""
+    logits = make_logits(rng, (2, n_classes), dtype)
+    loss, grad = nc.cross_entropy_and_grad(logits, [n_classes, -1], check_targets=False)
+    assert np.isnan(loss)
+    assert_same(grad, np.zeros_like(logits))

@@ -402,3 +402,20 @@ def test_one_row(backend, rng, targets):
     none, _ = nc.cross_entropy_and_grad(logits, targets, reduction="none")
     assert none == loss
     assert np.shape(none) == ()
+
+
+@pytest.mark.parametrize("logit", [-100.0, -176.0, -331.75, -700.0, -1e4])
+@pytest.mark.parametrize("n_classes", [2, 30, 300, 1030])
+def test_one_class_alive_far_below_zero(backend, logit, n_classes):
+    """What leads from masked exponentials to a gradient is beyond float32, times nothing."""
+    logits = np.full((3, n_classes), -INF, np.float32)
+    logits[:, 1] = logit
+    t = np.full((3, n_classes), 1 / n_classes)
+    loss, grad = nc.cross_entropy_and_grad(logits, [1, 1, 1], reduction="none")
+    assert_same(loss, np.zeros(3, np.float32))
+    assert_same(grad, np.zeros_like(logits))
+    _, grad = nc.cross_entropy_and_grad(logits, t, reduction="none")
+    np.testing.assert_allclose(np.delete(grad, 1, axis=1), -1 / n_classes, rtol=2e-7)
+    for result in nc.cross_entropy_grad_and_hess(logits, [1, 1, 1]):
+        assert_same(result, np.zeros_like(logits))
+    assert_same(nc.softmax(logits), (np.arange(n_classes) == 1) + np.zeros_like(logits))

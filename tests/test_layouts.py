@@ -260,6 +260,21 @@ def test_layout_of_out(backend, rng, layout, dtype, axis):
     same_bits(out, grad)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("offset", [1, 2, 4])
+def test_large_outputs_at_any_address(cpu, rng, dtype, offset):
+    """Large enough to be written around the caches, which takes whole aligned lines."""
+    logits, targets = make_logits(rng, (1100, 1003), dtype), rng.integers(0, 1003, 1100)
+    buffer = np.zeros(logits.nbytes + 64, np.uint8)
+    out = buffer[offset : offset + logits.nbytes].view(dtype).reshape(logits.shape)
+    loss, grad = nc.cross_entropy_and_grad(logits, targets, out=out)
+    loss2, grad2 = nc.cross_entropy_and_grad(logits, targets)
+    assert loss == loss2
+    same_bits(grad, grad2)
+    assert not buffer[:offset].any()
+    assert not buffer[offset + logits.nbytes :].any()
+
+
 @pytest.mark.parametrize("axis", [-1, 0])
 @every_dtype
 def test_nothing_is_written_between_the_elements_of_out(backend, rng, axis, dtype):

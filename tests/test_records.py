@@ -349,3 +349,15 @@ def test_rows_merge_by_stacking(backend, rng):
     np.testing.assert_allclose(
         nc.loss_from_record(whole), nc.cross_entropy(logits, targets, reduction="none"), rtol=1e-14
     )
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("value", [NAN, INF])
+def test_masked_shard_of_a_nan_row(backend, dtype, value):
+    """The gradient is NaN in all shards, also in one of nothing but -inf."""
+    logits = np.array([[-INF, -INF, 1.0, value]], dtype)
+    for targets in (np.full((1, 4), 0.25), np.array([3])):
+        record = nc.row_record(logits, targets, class_offset=0, n_classes=4)
+        part = targets[:, :2] if targets.ndim == 2 else targets
+        grad = nc.grad_from_record(logits[:, :2], part, record, class_offset=0)
+        assert np.isnan(grad).all()

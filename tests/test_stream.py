@@ -358,3 +358,37 @@ def test_parts_of_files(rng, tmp_path, shape, fortran):
     writer.discard()
     reader.close()
     assert (np.load(tmp_path / "b.npy") == array).all()
+
+
+class Handout:
+    """An array-like of no type of NumPy's, whose parts are views of the caller's memory."""
+
+    def __init__(self, array):
+        self.array, self.shape, self.dtype = array, array.shape, array.dtype
+
+    def __getitem__(self, index):
+        return self.array[index]
+
+
+@pytest.mark.parametrize("make", [Handout, lambda a: a.view(np.memmap)], ids=["views", "no map"])
+def test_memory_that_belongs_to_the_caller_is_not_written_to(backend, rng, make):
+    logits, targets = make_logits(rng, (40, 7)), rng.integers(0, 7, 40)
+    before, grad = logits.copy(), np.empty((40, 7))
+    nc.stream(make(logits), targets, grad_out=grad)
+    assert (logits == before).all()
+    expected = nc.cross_entropy_and_grad(logits, targets)[1]
+    np.testing.assert_allclose(grad, expected, rtol=1e-14)
+
+
+def test_infinite_losses_of_both_signs_warn_of_nothing(backend):
+    logits = np.array([[-np.inf, 0.0], [-np.inf, 0.0]])
+    assert np.isnan(nc.stream(logits, [0, 0], sample_weight=[1.0, -1.0], reduction="sum").loss)
+    weights = np.array([np.inf, -np.inf])
+    nc.stream(logits, [1, 1], sample_weight=weights)
+
+
+@pytest.mark.parametrize("name", ["logits", "targets"])
+def test_what_is_no_array_is_named(backend, name):
+    arguments = {"logits": np.zeros((2, 3)), "targets": [0, 1], name: 5}
+    with pytest.raises(TypeError, match=f"{name} = 5: expected a path, an array or an iterable"):
+        nc.stream(**arguments)

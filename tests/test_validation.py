@@ -56,7 +56,7 @@ CASES = {
     "0-d logits": ((np.float32(1), 0), {}, ValueError, "logits are 0-dimensional"),
     "None": ((None, Y), {}, TypeError, "logits have dtype object"),
     "no classes": ((Z[:, :0], Y), {}, ValueError, "no classes along axis 1"),
-    "float axis": ((Z, Y), {"axis": 1.0}, TypeError, "axis = 1.0 is not an integer"),
+    "float axis": ((Z, Y), {"axis": 1.0}, TypeError, "axis = 1.0: expected an integer"),
     "axis": ((Z, Y), {"axis": 2}, np.exceptions.AxisError, "axis 2 is out of bounds"),
     "float indices": ((Z, Y.astype(float)), {}, TypeError, "targets have dtype float64: class"),
     "bool targets": ((Z, Y.astype(bool)), {}, TypeError, "targets have dtype bool: expected"),
@@ -65,7 +65,7 @@ CASES = {
     "wrong shape": ((Z, P.T.copy()), {}, ValueError, "targets have shape (3, 4)"),
     "class_weight length": ((Z, Y), {"class_weight": np.ones(4)}, ValueError, "expected (3,)"),
     "class_weight int": ((Z, Y), {"class_weight": np.ones(3, int)}, TypeError, "class_weight has"),
-    "class_weight text": ((Z, Y), {"class_weight": "ab"}, TypeError, "class_weight = 'ab' is not"),
+    "class_weight text": ((Z, Y), {"class_weight": "ab"}, TypeError, "class_weight has dtype <U2"),
     "sample_weight": ((Z, Y), {"sample_weight": np.ones(3)}, ValueError, "sample_weight has shape"),
     "smoothing": (
         (Z, Y),
@@ -266,11 +266,15 @@ def test_other_functions(backend):
 def test_records(backend):
     with pytest.raises(ValueError, match="class_offset = 1: a shard of 3 of 3 classes"):
         nc.row_record(Z, Y, class_offset=1, n_classes=3)
-    with pytest.raises(TypeError, match=r"n_classes = 3\.5 is not an integer"):
+    with pytest.raises(TypeError, match=r"n_classes = 3\.5: expected an integer"):
         nc.row_record(Z, Y, class_offset=0, n_classes=3.5)
     for n_classes in (2, 0, -1):
         with pytest.raises(ValueError, match=rf"n_classes = {n_classes}: expected at least 3"):
             nc.row_record(Z, Y, class_offset=0, n_classes=n_classes)
+    with pytest.raises(ValueError, match=r"at most 2\*\*53"):
+        nc.row_record(Z, Y, class_offset=0, n_classes=2**53 + 1)
+    with pytest.raises(ValueError, match=r"a has shape \(2, 9\) and b \(3, 9\)"):
+        nc.merge_records(np.zeros((2, 9)), np.zeros((3, 9)))
     with pytest.raises(TypeError, match="a has dtype int64"):
         nc.merge_records(np.zeros((2, 9), int), np.zeros((2, 9)))
     with pytest.raises(ValueError, match=r"b has shape \(2, 8\)"):
@@ -301,3 +305,75 @@ def test_scales_that_the_kernels_can_hold(name, n_classes):
             expected, expected_grad = nc.cross_entropy_and_grad(logits, targets, **{name: value})
         np.testing.assert_allclose(loss, expected, rtol=1e-6)
         np.testing.assert_allclose(grad, expected_grad, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(3, 0), (0, 3), (3, 4, 0), (0, 2, 3)])
+def test_empty_out(backend, shape):
+    """Nothing overlaps in an array without elements, whatever its strides."""
+    logits = np.zeros(shape)
+    out = np.lib.stride_tricks.as_strided(np.zeros(shape), shape, (0,) * len(shape))
+    assert nc.softmax(logits, out=out) is out
+    if shape[-1]:
+        targets = np.zeros(shape[:-1], int)
+        assert nc.cross_entropy_and_grad(logits, targets, out=out)[1] is out
+
+
+@pytest.mark.parametrize("value", [True, np.bool_(False), 1.0, [1], np.array([1, 2]), "1", None])
+def test_integers(backend, value):
+    """Whatever is not one integer is a TypeError that names the argument."""
+    for name, call in {
+        "axis": lambda: nc.logsumexp(Z, axis=value),
+        "class_offset": lambda: nc.row_record(Z, Y, class_offset=value, n_classes=3),
+        "n_classes": lambda: nc.row_record(Z, Y, class_offset=0, n_classes=value),
+        "chunk_rows": lambda: nc.linear_cross_entropy(P, P, [0, 1, 2, 3], chunk_rows=value),
+    }.items():
+        if name == "chunk_rows" and value is None:
+            continue
+        with pytest.raises(TypeError, match=rf"{name} = .*: expected an integer"):
+            call()
+    if value is not None:
+        with pytest.raises(TypeError, match=r"ignore_index = .*: expected an integer or None"):
+            nc.cross_entropy(Z, Y, ignore_index=value)
+    rows = np.zeros((0, 3))
+    record = nc.row_record(rows, [], class_offset=0, n_classes=3)
+    with pytest.raises(TypeError, match="class_offset = "):
+        nc.grad_from_record(rows, [], record, class_offset=value)
+
+
+@pytest.mark.parametrize("axis", [2, -3, 2**31, -(2**31), 2**63, 10**30, -(10**30)])
+def test_any_axis_out_of_range(backend, axis):
+    for call in (nc.logsumexp, nc.softmax, lambda z, axis: nc.cross_entropy(z, Y, axis=axis)):
+        with pytest.raises(np.exceptions.AxisError, match=f"axis {axis} is out of bounds"):
+            call(Z, axis=axis)
+
+
+def test_weights_that_are_no_floats(backend):
+    for weight in ([10**400] * 3, [None] * 3, ["1", "2", "3"], [1j] * 3, [True] * 3):
+        with pytest.raises(TypeError, match="class_weight has dtype"):
+            nc.cross_entropy(Z, Y, class_weight=weight)
+    with pytest.raises(ValueError, match="class_weight cannot be made an array"):
+        nc.cross_entropy(Z, Y, class_weight=[[1.0], [1.0, 2.0]])
+    weighted = nc.cross_entropy(Z, Y, class_weight=[1, 2, 3])
+    assert weighted == nc.cross_entropy(Z, Y, class_weight=np.array([1.0, 2.0, 3.0]))
+
+
+def test_class_weights_beyond_float32_are_infinite_without_a_warning(backend):
+    assert np.isinf(nc.cross_entropy(Z, Y, class_weight=[1e300] * 3, reduction="sum"))
+    nc.cross_entropy_and_grad(Z, Y, class_weight=[1e300] * 3, label_smoothing=0.5)
+
+
+def test_messages_are_short(backend):
+    with pytest.raises(TypeError, match=r"temperature = .{100,210}\.\.\. is not a number"):
+        nc.cross_entropy(Z, Y, temperature=[0.5] * 10**5)
+    with pytest.raises(TypeError, match=r"keepdims = .*: expected True or False"):
+        nc.logsumexp(Z, keepdims=np.zeros(2))
+    with pytest.raises(ValueError, match="n_classes = <int>: expected at least 3"):
+        nc.row_record(Z, Y, class_offset=0, n_classes=-(10**5000))
+
+
+@pytest.mark.parametrize("n_classes", [0, -1, 2**31, 2**62, 10**30])
+def test_numbers_of_classes_of_an_objective(n_classes):
+    with pytest.raises(ValueError, match=f"n_classes = {n_classes}: expected at least 1"):
+        nc.multinomial_objective(P, Y, n_classes)
+    with pytest.raises(TypeError, match="l2 = 'a' is not a number"):
+        nc.multinomial_objective(P, Y, 3, l2="a")

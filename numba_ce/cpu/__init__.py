@@ -143,7 +143,8 @@ class _Plan:
         if problem.class_weight is not None:
             self.point("class_weight", problem.class_weight)
             padded = np.zeros(len(problem.class_weight) + 16, real_type(self.kind))
-            padded[: len(problem.class_weight)] = problem.class_weight
+            with np.errstate(over="ignore"):
+                padded[: len(problem.class_weight)] = problem.class_weight
             self.point("class_weight_real", padded)
 
     def describe_options(self, options):

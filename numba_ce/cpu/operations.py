@@ -81,8 +81,8 @@ def loss_operation(kernel):
             loss = 0.0 if target.status == IGNORED else math.nan
             put_result(plan.loss, row, plan.loss_bytes, loss)
             if wants_grad:
-                grad = plan.grad + grad_at
-                fill_row(plan, grad, plan.grad_step, plan.grad_swapped, loss, work)
+                grad, value = plan.grad + grad_at, 0.0 if plan.grad_scale == 0.0 else loss
+                fill_row(plan, grad, plan.grad_step, plan.grad_swapped, value, work)
             return loss
         k, s, temperature = target.index, target.weight, plan.temperature
         t = np.float64(read_logit(plan, source, k, work))

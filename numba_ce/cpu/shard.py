@@ -108,7 +108,8 @@ def from_record_operation(kernel):
                 # The largest logit of this shard, but not of the row
                 if z_k != t:
                     d, lost = difference(z_k, end.origin, temperature)
-                    p_k = math.exp(d) * (1.0 + lost) / end.bottom if z_k > -math.inf else 0.0
+                    e_k = math.exp(d) * (1.0 + lost) if z_k > -math.inf else 0.0
+                    p_k = e_k / end.bottom  # NaN, also for a masked class, if the row is
                     rest = 1.0 - p_k
                 others = (q_target - q_k) + q_rest
             g_k = target_gradient(q_k, rest, others, p_k, z_weight, end.lse)

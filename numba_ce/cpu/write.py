@@ -76,7 +76,8 @@ def factor_maker(kind):
         mantissa, exponent = mantissa_and_exponent(factor)
         exponent -= BIAS + LIFT_BITS
         power = smaller(exponent, largest) if exponent > smallest else smallest
-        value = real(times_two_to(mantissa, exponent - power))
+        # Larger only where all exponentials are 0: infinity would make NaN of them
+        value = real(times_two_to(mantissa, smaller(exponent - power, largest - 1)))
         if paired:
             low = value * (lost / quotient) if quotient != 0.0 else 0.0
         else:

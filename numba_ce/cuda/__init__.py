@@ -181,7 +181,7 @@ def _unchecked(problem: Problem) -> Problem:
     """The same for targets that the host has looked at."""
     from dataclasses import replace
 
-    return replace(problem, options=replace(problem.options, check_targets=False))
+    return replace(problem, options=problem.options._replace(check_targets=False))
 
 
 def run_row_stats(problem: Problem, outputs: dict[str, Any]) -> None:

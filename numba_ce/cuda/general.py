@@ -162,7 +162,8 @@ def loss_operation(kernel):
             g_k, factor = slots[row.lane], slots[32 + row.lane]
             fill = False
             if not kept or grad_scale == 0.0:
-                factor, fill = 0.0 if target.status != BAD else math.nan, True
+                spoiled = target.status == BAD and grad_scale != 0.0
+                factor, fill = math.nan if spoiled else 0.0, True
             write_gradient(
                 plan,
                 source,

@@ -1,0 +1,1 @@
+"""The fuzz run: see `__main__`."""

@@ -1,0 +1,262 @@
+"""`python -m tests.mutate`: faults put into the package on purpose, and whether the tests notice.
+
+Each fault replaces one text of one file in a copy of the tree; the tests named beside it must then
+fail. A fault whose text is no longer there, or there twice, is an error of this table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+TIMEOUT = 150  # seconds: a fault that makes a kernel run for ever is noticed too
+
+
+class Fault(NamedTuple):
+    """One replacement, and the arguments of pytest for the tests that should notice it."""
+
+    name: str
+    file: str  # in numba_ce/
+    old: str
+    new: str
+    tests: str
+    survives: str = ""  # why no test can notice it here
+
+
+GUARD = "test_guard_pages.py -k beside"
+FAULTS = (
+    # ------------------------------------------------ tails and guards of the kernels
+    Fault("16 rows read beyond the classes", "cpu/sixteen.py",
+          "                n = smaller(ROWS, n_classes - c)", "                n = ROWS", GUARD),
+    Fault("16 rows written beyond the classes", "cpu/sixteen.py",
+          "n, at = smaller(ROWS, n_classes - c), tile", "n, at = ROWS, tile", GUARD),
+    Fault("losses of rows that are not there", "cpu/narrow.py",
+          "here = first_lanes(count, F32_0)", "here = first_lanes(ROWS, F32_0)", GUARD),
+    Fault("16 targets read where fewer are left", "cpu/sixteen.py",
+          "if count == ROWS and neighbours", "if neighbours", GUARD),
+    Fault("scan reads 16 targets where fewer are left", "cpu/targets.py",
+          "if unweighted and last - row >= 16 and", "if unweighted and", GUARD),
+    Fault("tail of a tile read whole", "cpu/tile.py",
+          "mask = first_lanes(count - done, padding)", "mask = first_lanes(16, padding)", GUARD),
+    Fault("tail of a gradient row not written", "cpu/tile.py",
+          "    if whole < count:", "    if False:",
+          "test_normalize.py -k 'many_equal and cpu and 3000'"),
+    Fault("padding of a converted tile left as it was", "cpu/tile.py",
+          "                put(tile + j * width, padding)", "                pass",
+          "test_normalize.py -k 'test_accuracy and cpu and float16 and 1025'"),
+    Fault("streaming stores to any address", "cpu/tile.py",
+          "streaming = streaming and target % size == 0", "streaming = streaming",
+          "test_layouts.py -k 'large_outputs'"),
+    # ------------------------------------------------ the arithmetic
+    Fault("1 - p from p, 16 rows", "cpu/sixteen.py",
+          "        sum_exp * inverse,", "        splat(1.0) - small * inverse,",
+          "test_accuracy.py -k 'confident_row_of_any and cpu'"),
+    Fault("p - 1 in the target's gradient", "_row.py",
+          "gradient = -q_k * rest", "gradient = q_k * (p_k - 1.0)",
+          "test_accuracy.py -k 'test_families and cpu and float64 and not temperature'"),
+    Fault("log(1 + u) for log1p(u)", "_row.py",
+          "math.log1p(sum_exp), 1.0 + sum_exp", "math.log(1.0 + sum_exp), 1.0 + sum_exp",
+          "test_row_stats.py -k 'confident and cpu'"),
+    Fault("the target takes part in the sum", "cpu/narrow.py",
+          "x = select(is_target, MINUS_INF, x)", "x = select(is_target, x, x)",
+          "test_accuracy.py -k 'gap_of_20 and cpu'"),
+    Fault("wrong sign of the smoothed part", "cpu/narrow.py",
+          "g = g - scale * shared_weight(plan, c)", "g = g + scale * shared_weight(plan, c)",
+          "test_accuracy.py -k 'options_over_many and cpu and float32 and index'"),
+    Fault("the target's own share of the smoothing", "cpu/narrow.py",
+          "q = w * (1.0 - plan.smoothing + plan.smoothing / plan.all_classes)",
+          "q = w * (1.0 - plan.smoothing)",
+          "test_accuracy.py -k 'options_over_many and cpu and float32 and index'"),
+    Fault("rounding of a difference dropped", "_row.py",
+          "lost = (a - (total - minus_b)) - (b + minus_b)", "lost = 0.0",
+          "test_accuracy.py -k 'too_far_from_zero and cpu'"),
+    Fault("a wrong digit of the exponential", "cpu/exp.py",
+          "np.float32(0.49999993050770837)", "np.float32(0.49999893050770837)",
+          "test_cpu_functions.py -k 'exp_is_within'"),
+    Fault("a row of -inf has -inf as reference", "cpu/sixteen.py",
+          "select(masked, F32_0, row_max)", "row_max",
+          "test_edge_cases.py -k 'all_but_the_target_masked and cpu'"),
+    Fault("sums of no class rescaled", "cpu/measure.py",
+          "                if alive:", "                if True:",
+          "test_accuracy.py -k 'masked_tile_of_a_row and cpu'"),
+    Fault("no weight times infinity, 16 rows", "cpu/sixteen.py",
+          "return select(weight == 0.0, select(x == x, 0.0, x), weight * x)", "return weight * x",
+          "test_edge_cases.py -k 'zero_class_weight_of_the_target and cpu'"),
+    Fault("no weight times infinity", "_row.py",
+          "    if q_k != 0.0:", "    if True:",
+          "test_edge_cases.py -k 'zero_class_weight_of_the_target and cpu and float64'"),
+    Fault("bfloat16 rounded up at ties", "cpu/element.py",
+          "builder.add(odd, _constant(raw.type, 0x7FFF))", "_constant(raw.type, 0x8000)",
+          "test_accuracy.py -k '16_bit_subnormal_and_tied and cpu and bfloat16'"),
+    # ------------------------------------------------ where things are
+    Fault("32-bit row offsets", "cpu/plan.py",
+          "logits += i * get(entry + 8, 0)", "logits += np.int64(np.int32(i * get(entry + 8, 0)))",
+          "test_large.py -k 'rows_more_than and cpu'"),
+    Fault("byte order the wrong way round", "cpu/element.py",
+          "builder.select(swapped, builder.call(swap, [raw]), raw)",
+          "builder.select(swapped, raw, builder.call(swap, [raw]))",
+          "test_layouts.py -k 'layout_of_logits and swapped and cpu and float32'"),
+    Fault("signed targets read as unsigned", "cpu/element.py",
+          "builder.sext(raw, i64), builder.zext(raw, i64)",
+          "builder.zext(raw, i64), builder.zext(raw, i64)",
+          "test_bad_targets.py -k 'ignored_rows_among_many or compared_as_an_integer'"),
+    Fault("axes merged that do not follow each other", "cpu/plan.py",
+          "outer == inner * length", "outer >= inner * length",
+          "test_layouts.py -k 'layout_of_logits and padded and cpu and float32'"),
+    # ------------------------------------------------ targets
+    Fault("class C accepted", "cpu/targets.py",
+          "y >= plan.all_classes", "y > plan.all_classes",
+          "test_bad_targets.py -k 'bad_target_is_named and cpu'"),
+    Fault("negative targets accepted", "cpu/targets.py",
+          "if y < 0 or y >= plan", "if y >= plan",
+          "test_bad_targets.py -k 'bad_target_is_named and cpu'"),
+    Fault("negative targets accepted, sixteen at a time", "cpu/element.py",
+          'builder.icmp_unsigned("<", y', 'builder.icmp_signed("<", y',
+          "test_bad_targets.py -k a_bad_target_among_many"),
+    Fault("a bad row is NaN over a zero denominator", "cpu/operations.py",
+          "0.0 if plan.grad_scale == 0.0 else loss", "loss",
+          "test_bad_targets.py -k 'only_bad_targets and cpu'"),
+    Fault("NaN rows over a zero denominator", "cpu/narrow.py",
+          "if plan.grad_scale == 0.0:", "if False:",
+          "test_bad_targets.py -k 'zero_denominator and cpu'"),
+    Fault("ignored numbers beyond the targets wrap", "cpu/__init__.py",
+          "lowest <= ignored < lowest + 2**64", "True",
+          "test_validation.py -k 'beyond_int64 and cpu'"),
+    # ------------------------------------------------ threads
+    Fault("blocks depend on the threads", "cpu/launch.py",
+          "return min(max(BLOCK_ELEMENTS // n_classes, 1), 1024)",
+          "return min(max(BLOCK_ELEMENTS // n_classes // numba.get_num_threads(), 1), 1024)",
+          "test_reproducible.py -k 'test_threads and not options'"),
+    Fault("the counter is not set back after the scan", "cpu/launch.py",
+          "            results[0] = 0.0", "            pass",
+          "test_reproducible.py -k long_sums"),
+    Fault("no fence behind streamed stores", "cpu/launch.py", "        fence()", "        pass",
+          "test_reproducible.py -k in_place",
+          "x86 orders streamed stores before the locked instruction that ends a parallel loop"),
+    # ------------------------------------------------ validation
+    Fault("an output that overlaps itself", "_validate.py",
+          "            if stride < end:", "            if stride < 0:",
+          "test_validation.py -k overlapping_out"),
+    Fault("an empty output overlaps itself", "_validate.py",
+          "    if 0 in array.shape:", "    if False:",
+          "test_validation.py -k empty_out"),
+    Fault("any overlap with the logits", "_validate.py",
+          "_share_memory(out, logits) and not _same_view(out, logits)", "False",
+          "test_validation.py -k overlapping_out"),
+    Fault("read-only output", "_validate.py",
+          "if not out.flags.writeable:", "if False:", "test_validation.py -k bad_out"),
+    Fault("z_loss of infinity", "_validate.py",
+          "0.0 <= z_loss < math.inf", "0.0 <= z_loss <= math.inf",
+          "test_validation.py -k 'bad_arguments and z_loss'"),
+    Fault("axis ndim accepted", "_validate.py",
+          "-ndim <= axis < ndim", "-ndim <= axis <= ndim",
+          "test_validation.py -k 'bad_arguments and axis'"),
+    Fault("a bool as an integer", "_validate.py",
+          "        if not isinstance(value, (bool, np.bool_)):", "        if True:",
+          "test_validation.py -k integers"),
+    Fault("a record of more classes than float64 counts", "records.py",
+          "<= n_classes <= MOST_CLASSES", "<= n_classes",
+          "test_validation.py -k test_records"),
+    Fault("a block of somebody else's is written to", "blocks.py",
+          "isinstance(value, (np.memmap, NpyReader))", "not type(value) is np.ndarray",
+          "test_stream.py -k belongs_to_the_caller"),
+    # ------------------------------------------------ records
+    Fault("a masked shard of a NaN row", "cpu/shard.py",
+          "p_k = e_k / end.bottom", "p_k = e_k / end.bottom if e_k > 0.0 else 0.0",
+          "test_records.py -k 'masked_shard_of_a_nan_row and cpu'"),
+    Fault("two masked sides join", "records.py",
+          "joins = loser > -np.inf", "joins = loser >= -np.inf",
+          "test_records.py -k 'masked and numpy'"),
+    # ------------------------------------------------ CUDA, executed by the interpreter of PTX
+    Fault("CUDA: class C accepted", "cuda/targets.py",
+          "y >= plan.all_classes", "y > plan.all_classes",
+          "test_cuda_kernels.py -k ignored_and_bad_rows"),
+    Fault("CUDA: +inf as a target", "cuda/finish.py",
+          "if not target_logit < math.inf:", "if False:", "test_cuda_kernels.py -k edge_rows"),
+    Fault("CUDA: rounding of exp(-d)", "cuda/finish.py",
+          "top -= top * d_lost", "top -= 1e-6 * top", "test_cuda_kernels.py -k 'families'"),
+    Fault("CUDA: the last rows are not scanned", "cuda/totals.py",
+          "per_block = (plan.n_rows + plan.n_partials - 1) // plan.n_partials\n"
+          "    row = block * per_block + thread\n"
+          "    end = min((block + 1) * per_block, plan.n_rows)\n    weight",
+          "per_block = (plan.n_rows + plan.n_partials - 1) // plan.n_partials\n"
+          "    row = block * per_block + thread\n"
+          "    end = min((block + 1) * per_block, plan.n_rows - 1)\n    weight",
+          "test_cuda_kernels.py -k 'reductions_stay or bad_target_on'"),
+)  # fmt: skip
+
+
+def check_table():
+    """Raise for a fault whose text does not occur exactly once."""
+    for fault in FAULTS:
+        count = (ROOT / "numba_ce" / fault.file).read_text().count(fault.old)
+        if count != 1:
+            raise ValueError(f"{fault.name}: {fault.file} has {count} times {fault.old!r}")
+
+
+def outcome(fault):
+    """ "killed", "survived", "skipped" or what went wrong, and the seconds it took."""
+    begin = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder)
+        for name in ("numba_ce", "tests", "benchmarks"):
+            shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", tree)
+        path = tree / "numba_ce" / fault.file
+        path.write_text(path.read_text().replace(fault.old, fault.new))
+        file, *rest = fault.tests.split(" ", 1)
+        selection = rest[0].removeprefix("-k ").strip("'") if rest else ""
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-n0", "-p", "no:cacheprovider"]
+        command += ["--tb=line", f"tests/{file}", *(["-k", selection] if selection else [])]
+        environment = os.environ | {"PYTHONPATH": folder, "NUMBA_CE_CACHE_DIR": "0"}
+        try:
+            done = subprocess.run(
+                command, cwd=tree, env=environment, capture_output=True, text=True, timeout=TIMEOUT
+            )
+        except subprocess.TimeoutExpired:
+            return "killed", "ran for ever", time.monotonic() - begin
+    lines = done.stdout.strip().splitlines() or [""]
+    result = {0: "survived", 1: "killed"}.get(done.returncode, "error")
+    if done.returncode < 0:
+        result = "killed"
+        lines.append(f"signal {-done.returncode}")
+    if done.returncode == 0 and "passed" not in lines[-1]:
+        result = "skipped"
+    if result == "error":
+        lines.append("\n".join([*lines[-5:], done.stderr[-1000:]]))
+    return result, lines[-1], time.monotonic() - begin
+
+
+def main(arguments=None):
+    """Run the faults; the exit status tells whether each did what the table says."""
+    parser = argparse.ArgumentParser(prog="python -m tests.mutate", description=__doc__)
+    parser.add_argument("--only", help="faults whose name or file has this text")
+    parser.add_argument("--jobs", type=int, default=2)
+    options = parser.parse_args(arguments)
+    check_table()
+    wanted = [f for f in FAULTS if not options.only or options.only in f"{f.file} {f.name}"]
+    unexpected = 0
+    begin = time.monotonic()
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for fault, (result, detail, seconds) in zip(wanted, pool.map(outcome, wanted), strict=True):
+            expected = "survived" if fault.survives else "killed"
+            unexpected += result not in (expected, "skipped")
+            mark = "" if result == expected else "  <<<"
+            print(f"{result:9}{fault.file:20}{fault.name:50}{seconds:5.0f} s{mark}", flush=True)
+            if mark:
+                print(f"         {fault.tests}\n         {detail}")
+    print(f"{len(wanted)} faults, {unexpected} not as expected, {time.monotonic() - begin:.0f} s")
+    return 1 if unexpected else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,14 @@
+"""The table of deliberate faults fits the code as it is."""
+
+from __future__ import annotations
+
+import pytest
+from mutate import FAULTS, ROOT
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_the_text_to_replace_is_there_once(fault):
+    text = (ROOT / "numba_ce" / fault.file).read_text()
+    assert text.count(fault.old) == 1
+    assert fault.old != fault.new
+    assert (ROOT / "tests" / fault.tests.split()[0]).exists()
