@@ -77,7 +77,7 @@ def residents(capability):
 def generals():
     """The general kernels: all operations and kinds, the ways to walk, with and without options."""
     for kind in KINDS:
-        ways = [Access(kind), Access(kind, along_rows=True)]
+        ways = [Access(kind, layout=layout) for layout in ("few", "staged", "row", "beside")]
         if kind != "float64":
             ways.append(Access(kind, vector=True))
         for access in ways:
@@ -105,7 +105,7 @@ def name_of(kernel):
         return f"resident {kernel.kind} {what} {shape}, up to {kernel.capacity} classes"
     if isinstance(kernel, Kernel):
         access = kernel.access
-        way = "128 bits" if access.vector else "along rows" if access.along_rows else "strided"
+        way = "128 bits" if access.vector else access.layout
         kinds = "/".join(str(k) for k in (kernel.targets_kind, kernel.grad_kind) if k)
         extra = " smoothing" * kernel.smoothing + " softcap" * access.softcap
         return f"general {access.kind} {kernel.operation} {way} {kinds}{extra}"

@@ -6,10 +6,12 @@ import math
 from typing import Any
 
 from numba_ce._validate import float_name as checked_name
-from numba_ce.cuda.general import Kernel
+from numba_ce.cuda.group import FEW_CLASSES
 from numba_ce.cuda.intrinsics import KINDS
-from numba_ce.cuda.plan import DEFAULTS, OPERANDS, axis_fields, merged_axes
-from numba_ce.cuda.table import resident_for
+from numba_ce.cuda.kernel import Kernel
+from numba_ce.cuda.plan import DEFAULTS, MAX_AXES, OPERANDS, axis_fields, merged_axes
+from numba_ce.cuda.stage import fits
+from numba_ce.cuda.table import FEW_BYTES, resident_for
 from numba_ce.cuda.walk import Access
 
 KIND_NAMES = tuple(KINDS)
@@ -68,22 +70,52 @@ def describe_options(fields: dict[str, Any], options: Any) -> None:
     fields["softcap"] = options.softcap or 0.0
 
 
-def access_of(fields: dict[str, Any], kind: str, softcap: bool) -> Access:
-    """How the general kernel reads such logits."""
-    size = KINDS[kind][0]
-    contiguous = fields["logits_step"] == size
-    # Neighbouring rows side by side and neighbouring classes not: lanes go along the rows
-    beside = abs(fields["logits_3"]) < abs(fields["logits_step"]) and fields["length_3"] > 1
-    along_rows = not contiguous and beside
-    return Access(kind, contiguous and kind != "float64", along_rows, softcap)
+def _distance(fields: dict[str, Any], name: str, size: int) -> bool:
+    """Whether the rows of an output start as far from full 16 bytes as those of the logits."""
+    apart = fields[name] - fields["logits"]
+    for axis in range(MAX_AXES):
+        if fields[f"length_{axis}"] > 1:
+            apart |= fields[f"{name}_{axis}"] - fields[f"logits_{axis}"]
+    return fields[f"{name}_step"] == size and apart % 16 == 0
+
+
+def access_of(
+    fields: dict[str, Any], kind: str, softcap: bool, grad_kind: str | None, reads: int
+) -> Access:
+    """How the general kernel reads such logits, which it needs `reads` times."""
+    size, n_classes = KINDS[kind][0], fields["n_classes"]
+    if fields["logits_step"] != size:
+        # Neighbouring rows side by side and neighbouring classes not: lanes go along the rows
+        beside = abs(fields["logits_3"]) < abs(fields["logits_step"]) and fields["length_3"] > 1
+        return Access(kind, False, "beside" if beside else "row", softcap)
+    if grad_kind != kind or _distance(fields, "grad", size):
+        if n_classes <= FEW_CLASSES and _dense(fields, grad_kind == kind, n_classes * size):
+            return Access(kind, False, "few", softcap)
+        if reads > 1 and fits(kind, n_classes):
+            return Access(kind, False, "staged", softcap)
+    return Access(kind, kind != "float64", "row", softcap)
+
+
+def _dense(fields: dict[str, Any], with_grad: bool, row_bytes: int) -> bool:
+    """Whether the rows lie one after the other, without a gap."""
+    if fields["n_rows"] == 1:
+        return True
+    return (
+        fields["length_2"] == 1
+        and fields["logits_3"] == row_bytes
+        and (not with_grad or fields["grad_3"] == row_bytes)
+    )
 
 
 def general_for(operation: str, fields: dict[str, Any], problem: Any, **kinds: Any) -> Kernel:
     """The general kernel for an operation on a problem; `kinds` of the outputs."""
-    options = problem.options
+    options, grad_kind = problem.options, kinds.get("grad_kind")
+    # Of class indices, the loss and the record follow from one pass
+    once = operation in ("loss", "record") and grad_kind is None and not problem.probabilities
+    kind, softcap = float_name(problem.logits.dtype), options.softcap is not None
     return Kernel(
         operation,
-        access_of(fields, float_name(problem.logits.dtype), options.softcap is not None),
+        access_of(fields, kind, softcap, grad_kind, 1 if once else 2),
         float_name(problem.targets.dtype) if problem.probabilities else None,
         smoothing=options.label_smoothing != 0.0,
         **kinds,
@@ -95,6 +127,8 @@ def loss_kernel(fields: dict[str, Any], problem: Any, grad: Any, capability: Any
     options, logits = problem.options, problem.logits
     kind = float_name(logits.dtype)
     size = KINDS[kind][0]
+    grad_kind = None if grad is None else float_name(grad.dtype)
+    general = general_for("loss", fields, problem, grad_kind=grad_kind)
     plain = (
         not problem.probabilities
         and options.label_smoothing == 0.0
@@ -102,16 +136,13 @@ def loss_kernel(fields: dict[str, Any], problem: Any, grad: Any, capability: Any
         and options.softcap is None
         and options.temperature == 1.0
     )
+    short = general.access.layout == "few" and fields["n_classes"] * size <= FEW_BYTES
     one_axis = fields["length_2"] == 1
-    fits = one_axis and fields["logits_step"] == size
+    suits = one_axis and fields["logits_step"] == size
     if grad is not None:
-        # The two rows must start at the same distance from the full 16 bytes
-        apart = (fields["grad"] - fields["logits"]) % 16
-        apart |= (fields["grad_3"] - fields["logits_3"]) % 16 if fields["length_3"] > 1 else 0
-        fits = fits and float_name(grad.dtype) == kind and fields["grad_step"] == size and not apart
-    if plain and fits:
+        suits = suits and grad_kind == kind and _distance(fields, "grad", size)
+    if plain and suits and not short:
         kernel = resident_for(kind, grad is not None, fields["n_classes"], capability)
         if kernel is not None:
             return kernel
-    grad_kind = None if grad is None else float_name(grad.dtype)
-    return general_for("loss", fields, problem, grad_kind=grad_kind)
+    return general

@@ -185,6 +185,56 @@ def quad_storer(kind):
     return store_quad
 
 
+# ---------------------------------------------------------------- staged rows in shared memory
+
+# Shared memory whose size the launch gives. One symbol, reached by name: Numba's own array of size
+# 0 would be another symbol at every use, and LLVM takes different symbols for different memory.
+
+
+def _staged(builder, offset, ty):
+    module, name = builder.module, "numba_ce_stage"
+    stage = module.globals.get(name)
+    if stage is None:
+        stage = ir.GlobalVariable(module, ir.ArrayType(I8, 0), name, addrspace=SHARED)
+        stage.linkage, stage.align = "external", 16
+    place = builder.gep(stage, [I32(0), offset])
+    return builder.bitcast(place, ty.as_pointer(SHARED))
+
+
+@cache
+def stage_loader(kind):
+    """The function that reads one element (or a uint32 of "words") at a byte of the stage."""
+    size, _, real = KINDS.get(kind, (4, 4, types.uint32))
+    stored = I32 if kind == "words" else _stored_type(kind)
+
+    @intrinsic
+    def load_staged(typingctx, byte):
+        def codegen(context, builder, sig, args):
+            raw = builder.load(_staged(builder, args[0], stored), align=size)
+            return _decode(builder, raw, kind)
+
+        return real(types.int64), codegen
+
+    return load_staged
+
+
+@cache
+def stage_storer(kind):
+    """The function that rounds a value to the kind and writes it to a byte of the stage."""
+    size, _, real = KINDS.get(kind, (4, 4, types.uint32))
+
+    @intrinsic
+    def store_staged(typingctx, byte, value):
+        def codegen(context, builder, sig, args):
+            raw = _encode(builder, args[1], kind)
+            builder.store(raw, _staged(builder, args[0], raw.type), align=size)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, real), codegen
+
+    return store_staged
+
+
 # ---------------------------------------------------------------- two 16-bit floats in a word
 
 

@@ -20,7 +20,7 @@ from numba_ce.cuda.describe import (
     loss_kernel,
 )
 from numba_ce.cuda.driver import current_driver
-from numba_ce.cuda.general import Kernel
+from numba_ce.cuda.kernel import Kernel
 from numba_ce.cuda.launch import launch
 from numba_ce.cuda.plan import STATE_BYTES
 from numba_ce.cuda.totals import n_partials
@@ -158,10 +158,11 @@ def normalize(logits: Any, what: str, out: Any, place: Place) -> None:
     if what == "logsumexp":
         fields = described(logits)
         _point_results(fields, {"lse": out})
-        kernel = Kernel(what, access_of(fields, kind, False))
+        kernel = Kernel(what, access_of(fields, kind, False, None, 2))
     else:
         fields = described(logits, grad=out)
-        kernel = Kernel(what, access_of(fields, kind, False), grad_kind=out.dtype.name)
+        out_kind = out.dtype.name
+        kernel = Kernel(what, access_of(fields, kind, False, out_kind, 2), grad_kind=out_kind)
     launch(kernel, fields, *place)
 
 

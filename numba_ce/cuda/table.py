@@ -11,6 +11,10 @@ from numba_ce.cuda.group import THREADS
 from numba_ce.cuda.intrinsics import KINDS
 from numba_ce.cuda.resident import Resident
 
+# Plain rows of up to so many bytes go to the staged kernel: whole neighbouring rows by 128 bits,
+# where lanes of their own would read much of each row one by one, and a lane for each 16 classes to
+# finish rows in float64, where the smallest group here has eight
+FEW_BYTES = 256
 CLUSTERS_FROM = (9, 0)  # compute capability
 PACKED_FROM = (8, 0)  # arithmetic on two 16-bit floats
 

@@ -21,8 +21,8 @@ MAX_PARTIALS = 1024
 ROWS_PER_PARTIAL = 4 * THREADS  # at least
 NO_ROW = 2**52  # exact in float64
 
-_sum = block_reducer("sum", False)
-_min = block_reducer("min", False)
+_sum = block_reducer("sum")
+_min = block_reducer("min")
 
 
 def n_partials(n_rows):
