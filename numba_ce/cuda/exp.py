@@ -14,8 +14,9 @@ import numpy as np
 from numba_ce.cuda.finish import difference
 from numba_ce.cuda.intrinsics import ex2, fma, inner, maximum_f32, nearest
 
-LOG2_E = np.float32(math.log2(math.e))
-LOG2_E_LOST = np.float32(math.log2(math.e) - float(LOG2_E))
+LOG2_E_EXACT = math.log2(math.e)
+LOG2_E = np.float32(LOG2_E_EXACT)
+LOG2_E_LOST = np.float32(LOG2_E_EXACT - float(LOG2_E))
 LN2 = np.float32(math.log(2))
 LN2_HIGH, LN2_LOW = np.float32(355 / 512), np.float32(math.log(2) - 355 / 512)
 MINUS_INF = np.float32(-np.inf)
@@ -53,7 +54,7 @@ def exponential(kind):
 
         @inner
         def rate(temperature):
-            exact = math.log2(math.e) / temperature
+            exact = LOG2_E_EXACT / temperature  # math.log2 would run on the device
             high = np.float32(exact)
             return high, np.float32(exact - np.float64(high))
 

@@ -295,11 +295,8 @@ def general_kernel(kernel):
     def general(plan):
         shared = cuda.shared.array(scratch, np.float64)
         slots = cuda.shared.array((SLOTS, at_most), np.float64)
-        lane, place, sharing = place_of(plan.n_classes)
+        lane, place, sharing, at_once = place_of(plan.n_classes)
         thread = types.int64(cuda.threadIdx.x)
-        at_once = types.int64(at_most)
-        if layout == "few":
-            at_once = THREADS // sharing
         first = types.int64(cuda.blockIdx.x) * at_once
         while first < plan.n_rows:
             number = first + lane

@@ -96,18 +96,18 @@ def row_reducer(operation, layout):
     return reduce
 
 
-def lanes_of_few(n_classes):
-    """Lanes that share a row of so few classes: a power of two, for 16 classes each."""
-    lanes = 1
-    while lanes < 32 and lanes * CLASSES_OF_A_LANE < n_classes:
-        lanes *= 2
-    return lanes
+def doublings(n_classes):
+    """How many lanes share a row of so few classes, one for each 16: 2 to this power."""
+    power = 0
+    while power < 5 and (CLASSES_OF_A_LANE << power) < n_classes:
+        power += 1
+    return power
 
 
 def rows_of_block(layout, n_classes):
     """Rows that a block does at once."""
     if layout == "few":
-        return THREADS // lanes_of_few(n_classes)
+        return THREADS >> doublings(n_classes)
     return 32 if layout == "beside" else 1
 
 
@@ -116,21 +116,22 @@ def most_rows(layout):
     return rows_of_block(layout, 1)
 
 
-lanes_on_device = inner(lanes_of_few)
+doublings_on_device = inner(doublings)
 
 
 @cache
 def row_walker(layout):
-    """The function that tells a thread its row in the block, its place in it, and their number."""
+    """The function that tells a thread (row in the block, place, threads of it, rows at once)."""
 
     @inner
     def place(n_classes):
         thread = types.int64(cuda.threadIdx.x)
         if layout == "few":
-            lanes = types.int64(lanes_on_device(n_classes))
-            return thread // lanes, thread % lanes, lanes
+            power = doublings_on_device(n_classes)
+            sharing = types.int64(1 << power)
+            return thread >> power, thread & (sharing - 1), sharing, types.int64(THREADS >> power)
         if layout == "beside":
-            return thread % 32, thread // 32, np.int64(WARPS)
-        return np.int64(0), thread, np.int64(THREADS)
+            return thread % 32, thread // 32, np.int64(WARPS), np.int64(32)
+        return np.int64(0), thread, np.int64(THREADS), np.int64(1)
 
     return place

@@ -8,7 +8,6 @@ launch packs them in one go. Addresses and strides are int64 bytes: nothing here
 import struct
 from collections import namedtuple
 
-import numpy as np
 from numba.core import types
 
 from numba_ce.cuda.intrinsics import inner
@@ -86,14 +85,20 @@ STATE_BYTES = 16
 @inner
 def locate(plan, row):
     """Byte offsets of one row in the five OPERANDS."""
-    i, j, k, first = row, np.int64(0), np.int64(0), np.int64(0)
-    if plan.length_2 > 1:  # more than one axis
-        rest = row // plan.length_3
-        i = row - rest * plan.length_3
-        outer = rest // plan.length_2
-        j = rest - outer * plan.length_2
-        first = outer // plan.length_1
-        k = outer - first * plan.length_1
+    if plan.length_2 <= 1:  # one axis
+        return (
+            row * plan.logits_3,
+            row * plan.targets_3,
+            row * plan.sample_weight_3,
+            row * plan.grad_3,
+            row * plan.hess_3,
+        )
+    rest = row // plan.length_3
+    i = row - rest * plan.length_3
+    outer = rest // plan.length_2
+    j = rest - outer * plan.length_2
+    first = outer // plan.length_1
+    k = outer - first * plan.length_1
     logits = i * plan.logits_3 + j * plan.logits_2 + k * plan.logits_1 + first * plan.logits_0
     targets = i * plan.targets_3 + j * plan.targets_2 + k * plan.targets_1 + first * plan.targets_0
     weight = i * plan.sample_weight_3 + j * plan.sample_weight_2

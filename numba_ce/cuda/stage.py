@@ -23,7 +23,9 @@ from numba_ce.cuda.intrinsics import (
     inner,
     quad_loader,
     quad_storer,
+    stage_gap,
     stage_loader,
+    stage_quads,
     stage_storer,
 )
 from numba_ce.cuda.plan import locate
@@ -32,7 +34,6 @@ from numba_ce.cuda.quads import add, made, over
 SLOTS = 4  # 16 bytes that each thread has under way
 ROW_BYTES = 40 << 10  # of a row alone: with what else a block needs, below the 48 KB of any device
 load_quad, store_quad = quad_loader("words"), quad_storer("words")
-load_word, store_word = stage_loader("words"), stage_storer("words")
 
 
 class Run(NamedTuple):
@@ -45,10 +46,6 @@ class Run(NamedTuple):
     n_quads: int  # full 16 bytes
 
 
-def _gap(kind):
-    return max(4, KINDS[kind][0])
-
-
 def fits(kind, n_classes):
     """Whether a row can be staged."""
     return n_classes * KINDS[kind][0] <= ROW_BYTES
@@ -59,19 +56,7 @@ def stage_bytes(access, n_classes):
     if access.layout not in STAGED:
         return 0
     nbytes = rows_of_block(access.layout, n_classes) * n_classes * KINDS[access.kind][0] + 16
-    return nbytes + (nbytes // 128 + 1) * _gap(access.kind)
-
-
-@cache
-def padded(kind):
-    """The function from a byte of the run to its place in shared memory."""
-    gap = _gap(kind)
-
-    @inner
-    def place(byte):
-        return byte + (byte >> 7) * gap
-
-    return place
+    return nbytes + (nbytes // 128 + 1) * stage_gap(access.kind)
 
 
 @cache
@@ -79,9 +64,9 @@ def stager(access):
     """The functions (find, bring, leave): the `Run` of a block's rows, its way in and out."""
     kind = access.kind
     size, lanes, _ = KINDS[kind]
-    at = padded(kind)
     load, store = element_loader(kind), element_storer(kind)
     read, write = stage_loader(kind), stage_storer(kind)
+    read_quad, write_quad = stage_quads(kind)
     step = THREADS
 
     @inner
@@ -93,11 +78,7 @@ def stager(access):
     @inner
     def keep_slot(quad, slot, byte, left):
         if slot * step < left:
-            place = at(byte + slot * step * 16)
-            store_word(place, quad[0])
-            store_word(place + 4, quad[1])
-            store_word(place + 8, quad[2])
-            store_word(place + 12, quad[3])
+            write_quad(byte + slot * step * 16, quad[0], quad[1], quad[2], quad[3])
         return 0
 
     load_slots, keep_slots = made(SLOTS, load_slot), over(SLOTS, keep_slot, add)
@@ -126,7 +107,7 @@ def stager(access):
             slot += SLOTS * step
         j = edge(run, thread)
         if j < run.length:
-            write(at(run.skew + j * size), load(run.source + j * size))
+            write(run.skew + j * size, load(run.source + j * size))
         cuda.syncthreads()  # the rows are there
 
     @inner
@@ -136,17 +117,11 @@ def stager(access):
         slot = thread
         address, byte = target + run.head * size, run.skew + run.head * size
         while slot < run.n_quads:
-            place = at(byte + slot * 16)
-            store_quad(
-                address + slot * 16,
-                load_word(place),
-                load_word(place + 4),
-                load_word(place + 8),
-                load_word(place + 12),
-            )
+            quad = read_quad(byte + slot * 16)
+            store_quad(address + slot * 16, quad[0], quad[1], quad[2], quad[3])
             slot += step
         j = edge(run, thread)
         if j < run.length:
-            store(target + j * size, read(at(run.skew + j * size)))
+            store(target + j * size, read(run.skew + j * size))
 
     return find, bring, leave

@@ -28,7 +28,6 @@ from numba_ce.cuda.intrinsics import (
     stage_storer,
     unpacker,
 )
-from numba_ce.cuda.stage import padded
 
 
 class Access(NamedTuple):
@@ -93,13 +92,13 @@ def walker(access):
 def logit_loader(access):
     """The function (source, step, j) that reads the logit of class j."""
     kind, staged = access.kind, access.staged
-    size, at = KINDS[kind][0], padded(kind)
+    size = KINDS[kind][0]
     load, read = element_loader(kind), stage_loader(kind)
 
     @inner
     def load_logit(source, step, j):
         if staged:
-            return read(at(source + j * size))
+            return read(source + j * size)
         return load(source + j * step)
 
     return load_logit
@@ -167,7 +166,8 @@ def chunk_loader(access):
                 return
         for i in range(chunk):
             j = inside(walk, start, i)
-            values[i] = load(source, step, j) if 0 <= j < n_classes else minus_inf
+            here = j < n_classes and (j >= 0 or not access.vector)
+            values[i] = load(source, step, j) if here else minus_inf
 
     return load_chunk
 
@@ -191,7 +191,7 @@ def chunk_storer(access, out_kind, aside=False):
     store_element = element_storer(out_kind)
     store_quad = quad_storer(out_kind)
     pack = packer[out_kind] if narrow else None
-    write, at = stage_storer(out_kind), padded(out_kind)
+    write = stage_storer(out_kind)
     staged = staged_out(access, out_kind) and not aside
     vector = access.vector and out_kind != "float64" and chunk % lanes == 0
     packable = vector and not narrow
@@ -221,9 +221,9 @@ def chunk_storer(access, out_kind, aside=False):
                 return
         for i in range(chunk):
             j = inside(walk, start, i)
-            if 0 <= j < n_classes:
+            if j < n_classes and (j >= 0 or not access.vector):
                 if staged:
-                    write(at(target + j * size), real(values[i]))
+                    write(target + j * size, real(values[i]))
                 else:
                     store_element(target + j * step, real(values[i]))
 
