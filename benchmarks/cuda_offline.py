@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 try:
     from numba_ce.cuda.compiled import SMALL_KERNELS, ptx_of, threads_of
-    from numba_ce.cuda.general import Kernel
     from numba_ce.cuda.intrinsics import KINDS
+    from numba_ce.cuda.kernel import Kernel
     from numba_ce.cuda.ptx import to_cubin
     from numba_ce.cuda.resident import Resident
     from numba_ce.cuda.table import blocks_per_processor, layouts
     from numba_ce.cuda.walk import Access
-except ImportError:
+except ModuleNotFoundError:
     # asv imports every module of this folder, also where numba-cuda is not installed
     if __name__ == "__main__":
         raise

@@ -63,8 +63,22 @@ def describe_targets(fields: dict[str, Any], problem: Any) -> None:
         fields["class_weight_kind"] = KIND_NAMES.index(float_name(problem.class_weight.dtype))
 
 
-def describe_options(fields: dict[str, Any], options: Any) -> None:
-    """Smoothing, z-loss, soft cap and temperature."""
+def _check_scale(name: str, value: float, kind: str) -> None:
+    """Beyond these the constants of the exponential leave its type; as on the CPU."""
+    limit = 2.0 ** (1000 if kind == "float64" else 120)
+    if not 1.0 / limit <= value <= limit:
+        raise ValueError(
+            f"{name} = {value}: expected {1.0 / limit:.1g} <= {name} <= {limit:.1g} for {kind} "
+            "logits on CUDA"
+        )
+
+
+def describe_options(fields: dict[str, Any], options: Any, kind: str) -> None:
+    """Smoothing, z-loss, soft cap and temperature, for logits of a kind."""
+    if options.temperature != 1.0:
+        _check_scale("temperature", options.temperature, kind)
+    if options.softcap is not None:
+        _check_scale("softcap", options.softcap, kind)
     fields["smoothing"], fields["z_loss"] = options.label_smoothing, options.z_loss
     fields["temperature"] = options.temperature
     fields["softcap"] = options.softcap or 0.0

@@ -16,6 +16,7 @@ from numba_ce.cuda.describe import (
     describe_options,
     describe_targets,
     described,
+    float_name,
     general_for,
     loss_kernel,
 )
@@ -58,7 +59,7 @@ def _fields(problem: Problem, **outputs: Any) -> dict[str, Any]:
         problem.logits, targets=problem.targets, sample_weight=problem.sample_weight, **outputs
     )
     describe_targets(fields, problem)
-    describe_options(fields, problem.options)
+    describe_options(fields, problem.options, float_name(problem.logits.dtype))
     return fields
 
 
