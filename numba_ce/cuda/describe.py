@@ -9,7 +9,7 @@ from numba_ce._validate import float_name as checked_name
 from numba_ce.cuda.group import FEW_CLASSES
 from numba_ce.cuda.intrinsics import KINDS
 from numba_ce.cuda.kernel import Kernel
-from numba_ce.cuda.plan import DEFAULTS, MAX_AXES, OPERANDS, axis_fields, merged_axes
+from numba_ce.cuda.plan import DEFAULTS, MAX_AXES, OPERANDS, merged_axes, set_axes
 from numba_ce.cuda.stage import fits
 from numba_ce.cuda.table import FEW_BYTES, resident_for
 from numba_ce.cuda.walk import Access
@@ -38,7 +38,7 @@ def described(logits: Any, **operands: Any) -> dict[str, Any]:
             fields[name] = array.address
             if name in ("grad", "hess"):
                 fields[name + "_step"] = array.strides[-1]
-    fields.update(axis_fields(merged_axes(rows, strides)))
+    set_axes(fields, merged_axes(rows, strides))
     return fields
 
 
@@ -84,13 +84,13 @@ def describe_options(fields: dict[str, Any], options: Any, kind: str) -> None:
     fields["softcap"] = options.softcap or 0.0
 
 
-def _distance(fields: dict[str, Any], name: str, size: int) -> bool:
+def _aligned_alike(fields: dict[str, Any], name: str, size: int) -> bool:
     """Whether the rows of an output start as far from full 16 bytes as those of the logits."""
     apart = fields[name] - fields["logits"]
     for axis in range(MAX_AXES):
         if fields[f"length_{axis}"] > 1:
             apart |= fields[f"{name}_{axis}"] - fields[f"logits_{axis}"]
-    return fields[f"{name}_step"] == size and apart % 16 == 0
+    return bool(fields[f"{name}_step"] == size and apart % 16 == 0)
 
 
 def access_of(
@@ -102,7 +102,7 @@ def access_of(
         # Neighbouring rows side by side and neighbouring classes not: lanes go along the rows
         beside = abs(fields["logits_3"]) < abs(fields["logits_step"]) and fields["length_3"] > 1
         return Access(kind, False, "beside" if beside else "row", softcap)
-    if grad_kind != kind or _distance(fields, "grad", size):
+    if grad_kind != kind or _aligned_alike(fields, "grad", size):
         if n_classes <= FEW_CLASSES and _dense(fields, grad_kind == kind, n_classes * size):
             return Access(kind, False, "few", softcap)
         if reads > 1 and fits(kind, n_classes):
@@ -154,7 +154,7 @@ def loss_kernel(fields: dict[str, Any], problem: Any, grad: Any, capability: Any
     one_axis = fields["length_2"] == 1
     suits = one_axis and fields["logits_step"] == size
     if grad is not None:
-        suits = suits and grad_kind == kind and _distance(fields, "grad", size)
+        suits = suits and grad_kind == kind and _aligned_alike(fields, "grad", size)
     if plain and suits and not short:
         kernel = resident_for(kind, grad is not None, fields["n_classes"], capability)
         if kernel is not None:

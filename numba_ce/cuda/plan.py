@@ -16,7 +16,8 @@ from numba_ce.cuda.intrinsics import inner
 OPERANDS = ("logits", "targets", "sample_weight", "grad", "hess")
 # Row axes that a kernel walks, neighbours merged where their strides allow
 MAX_AXES = 4
-_AXES = tuple(f"{what}_{axis}" for axis in range(MAX_AXES) for what in ("length", *OPERANDS))
+_NAMES = tuple(tuple(f"{what}_{n}" for what in ("length", *OPERANDS)) for n in range(MAX_AXES))
+_AXES = sum(_NAMES, ())
 _FLOATS = (
     "smoothing",
     "z_loss",
@@ -76,10 +77,12 @@ PLAN_TYPE = types.NamedTuple(
 )
 PACKER = struct.Struct("=" + "".join("d" if name in _FLOATS else "q" for name in FIELDS))
 DEFAULTS = dict.fromkeys(FIELDS, 0) | {"temperature": 1.0, "grad_scale": 1.0}
+DEFAULTS |= {f"length_{axis}": 1 for axis in range(MAX_AXES)}
 
-# What a check of the targets leaves on the device: the weights' sum (float64), and
-# 1 + the first row with a bad target (int64), or 0
+# What a check of the targets leaves on the device: the weights' sum (float64), and the first row
+# with a bad target (int64), or NO_ROW
 STATE_BYTES = 16
+NO_ROW = 2**52  # exact in float64
 
 
 @inner
@@ -126,12 +129,12 @@ def merged_axes(shape, strides):
     return axes
 
 
-def axis_fields(axes):
-    """The fields for merged axes."""
+def set_axes(fields, axes):
+    """Write merged axes into the fields; the last one moves fastest."""
     if len(axes) > MAX_AXES:
         raise ValueError(
             f"the rows lie along {len(axes)} axes that cannot be merged: expected at most "
-            f"{MAX_AXES} on the device, or a contiguous array"
+            f"{MAX_AXES} on the device (copy the array into C order)"
         )
-    padded = [(1,) + (0,) * len(OPERANDS)] * (MAX_AXES - len(axes)) + list(axes)
-    return dict(zip(_AXES, (number for entry in padded for number in entry), strict=True))
+    for names, entry in zip(reversed(_NAMES), reversed(axes)):
+        fields.update(zip(names, entry))
