@@ -47,6 +47,7 @@ def describe_targets(fields: dict[str, Any], problem: Any) -> None:
     targets, weight = problem.targets, problem.sample_weight
     if targets is not None and problem.probabilities:
         fields["targets_step"] = targets.strides[-1]
+        fields["targets_kind"] = KIND_NAMES.index(float_name(targets.dtype))
     elif targets is not None:
         fields["targets_bytes"] = targets.dtype.itemsize
         fields["targets_signed"] = int(targets.dtype.kind == "i")
@@ -130,8 +131,8 @@ def general_for(operation: str, fields: dict[str, Any], problem: Any, **kinds: A
     return Kernel(
         operation,
         access_of(fields, kind, softcap, grad_kind, 1 if once else 2),
-        float_name(problem.targets.dtype) if problem.probabilities else None,
-        smoothing=options.label_smoothing != 0.0,
+        problem.probabilities,
+        smoothing=options.label_smoothing != 0.0 and not problem.probabilities,
         **kinds,
     )
 

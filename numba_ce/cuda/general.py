@@ -22,13 +22,13 @@ from numba_ce.cuda.finish import (
     target_gradient,
 )
 from numba_ce.cuda.group import THREADS, most_rows, row_walker
-from numba_ce.cuda.intrinsics import KINDS, element_loader, inner, store
+from numba_ce.cuda.intrinsics import KINDS, inner, store
 from numba_ce.cuda.kernel import Row, grad_scale_of, logit_reader, placer, target_reader
 from numba_ce.cuda.measure import measurer, peak_finder
 from numba_ce.cuda.plan import locate
 from numba_ce.cuda.record import from_record_operation, record_operation
 from numba_ce.cuda.stage import stager
-from numba_ce.cuda.targets import BAD, IGNORED, KEPT, index_target, load_weight
+from numba_ce.cuda.targets import BAD, IGNORED, KEPT, index_target, load_probability, load_weight
 from numba_ce.cuda.walk import logit_loader, staged_out
 from numba_ce.cuda.write import gradient_writer, hess_writer, log_softmax_writer
 
@@ -213,12 +213,11 @@ def stats_operation(kernel):
 @cache
 def hess_operation(kernel):
     """Gradient and diagonal Hessian of a row."""
-    access, targets_kind = kernel.access, kernel.targets_kind
+    access = kernel.access
     variant = kernel.variant()
     measure, find_peak, read_logit = measurer(variant), peak_finder(access), logit_reader(access)
     write_hess = hess_writer(variant, kernel.grad_kind, kernel.hess_kind)
-    indices = targets_kind is None
-    load_target = element_loader(targets_kind or "float32")
+    indices = not kernel.probabilities
     find = placer(access, kernel.grad_kind)
     zero = KINDS[access.kind][2](0)
 
@@ -252,7 +251,7 @@ def hess_operation(kernel):
                     if math.isnan(factor):
                         g_y = math.nan
             else:
-                q_k = np.float64(load_target(targets + k * plan.targets_step))
+                q_k = load_probability(plan, targets, k)
                 g_k = target_gradient(q_k, end.rest, part.q_rest, end.p_k, 0.0, 0.0)
                 q_sum = q_k + part.q_rest
             slots[0, row.lane], slots[1, row.lane] = factor, q_sum

@@ -382,6 +382,7 @@ fma = _float_operation("fma.rn.f32 $0, $1, $2, $3;", 3)
 nearest = _float_operation("cvt.rni.f32.f32 $0, $1;", 1)
 # one instruction; ignores NaN (Python's max compiles to a comparison that may keep either)
 maximum_f32 = _float_operation("max.f32 $0, $1, $2;", 2)
+minimum_f32 = _float_operation("min.f32 $0, $1, $2;", 2)
 
 # ---------------------------------------------------------------- blocks and clusters
 

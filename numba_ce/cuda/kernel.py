@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numba_ce.cuda.intrinsics import element_loader, inner, load_f64
+from numba_ce.cuda.intrinsics import inner, load_f64
 from numba_ce.cuda.measure import Variant, peak_finder
 from numba_ce.cuda.targets import (
     IGNORED,
@@ -13,6 +13,7 @@ from numba_ce.cuda.targets import (
     Target,
     class_weight,
     index_target,
+    load_probability,
     load_weight,
     smoothed,
 )
@@ -24,15 +25,15 @@ class Kernel(NamedTuple):
 
     operation: str
     access: Access
-    targets_kind: str | None = None  # dtype of the probabilities; None: class indices or nothing
+    probabilities: bool = False  # targets are probabilities; otherwise class indices or nothing
     grad_kind: str | None = None  # dtype of the gradient or of the probabilities written
     hess_kind: str | None = None
-    smoothing: bool = False
+    smoothing: bool = False  # of class indices; probabilities are read as smoothed ones anyway
 
     def variant(self, **changes):
         """What has to be measured for it."""
-        dense = self.smoothing or self.targets_kind is not None
-        return Variant(self.access, dense, self.targets_kind, **changes)
+        dense = self.smoothing or self.probabilities
+        return Variant(self.access, dense, self.probabilities, **changes)
 
 
 class Row(NamedTuple):
@@ -80,10 +81,8 @@ def logit_reader(access):
 @cache
 def target_reader(kernel):
     """The function that finds the class to leave out, and its q."""
-    access, targets_kind = kernel.access, kernel.targets_kind
-    probabilities = targets_kind is not None
+    access, probabilities = kernel.access, kernel.probabilities
     find_peak = peak_finder(access)
-    load_target = element_loader(targets_kind or "float32")
 
     @inner
     def read_target(plan, source, targets_at, weight_at, row, shared):
@@ -95,7 +94,7 @@ def target_reader(kernel):
         if s == 0.0:
             return Target(IGNORED, np.int64(-1), 0.0, 0.0, 0.0)
         k = peak.k
-        t = np.float64(load_target(plan.targets + targets_at + k * plan.targets_step))
+        t = load_probability(plan, plan.targets + targets_at, k)
         q = smoothed(t, plan.smoothing, plan.all_classes, class_weight(plan, k))
         return Target(KEPT, k, s, q, 1.0)
 

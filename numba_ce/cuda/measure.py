@@ -10,8 +10,8 @@ from numba import cuda
 from numba_ce import _row
 from numba_ce.cuda.exp import exponential
 from numba_ce.cuda.group import row_reducer
-from numba_ce.cuda.intrinsics import KINDS, element_loader, inner
-from numba_ce.cuda.targets import class_weight
+from numba_ce.cuda.intrinsics import KINDS, inner
+from numba_ce.cuda.targets import class_weight, load_probability
 from numba_ce.cuda.walk import (
     Access,
     capper,
@@ -32,7 +32,7 @@ class Variant(NamedTuple):
 
     access: Access
     dense: bool = False  # every class has a q: smoothing or probabilities
-    targets_kind: str | None = None  # dtype of the probabilities
+    probabilities: bool = False
     entropy: bool = False
     rank: bool = False
 
@@ -95,15 +95,13 @@ def peak_finder(access):
 @cache
 def weight_reader(variant):
     """The function that reads q_j, without the sample weight; class indices: the smoothed part."""
-    targets_kind = variant.targets_kind
-    load_target = element_loader(targets_kind) if targets_kind else None
-    probabilities = targets_kind is not None
+    probabilities = variant.probabilities
 
     @inner
     def read_weight(plan, targets, j):
         t = 0.0
         if probabilities:
-            t = np.float64(load_target(targets + j * plan.targets_step))
+            t = load_probability(plan, targets, j)
         return smoothed(t, plan.smoothing, plan.all_classes, class_weight(plan, j))
 
     return read_weight

@@ -38,6 +38,7 @@ FIELDS = (
     "targets",  # 0: none
     "targets_step",  # probabilities only
     "targets_bytes",  # 1, 2, 4, 8; 0: probabilities
+    "targets_kind",  # index into KINDS, of probabilities
     "targets_signed",
     "sample_weight",  # 0: none
     "sample_weight_kind",  # index into KINDS

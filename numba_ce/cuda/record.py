@@ -20,7 +20,7 @@ def record_operation(kernel):
     """The record of a row, or of the part of it that this shard holds."""
     measure = measurer(kernel.variant())
     read_target, read_logit = target_reader(kernel), logit_reader(kernel.access)
-    probabilities = kernel.targets_kind is not None
+    probabilities = kernel.probabilities
     find = placer(kernel.access, None)
     zero = KINDS[kernel.access.kind][2](0)
 
@@ -68,7 +68,7 @@ def record_operation(kernel):
 @cache
 def from_record_operation(kernel):
     """Gradient of the classes of this shard, from the merged record of the whole row."""
-    probabilities, real = kernel.targets_kind is not None, KINDS[kernel.access.kind][2]
+    probabilities, real = kernel.probabilities, KINDS[kernel.access.kind][2]
     read_target, read_logit = target_reader(kernel), logit_reader(kernel.access)
     find = placer(kernel.access, kernel.grad_kind)
     write_gradient = gradient_writer(kernel.variant(), kernel.grad_kind)

@@ -1,7 +1,7 @@
 """Sums over the rows: the check of the targets, and losses added up. Three small kernels.
 
 Each block adds up a fixed part of the rows, a last kernel of one block adds the parts in order, so
-that a sum has the same bits in every run; where there is one part, one of the two kernels is enough.
+that a sum has the same bits in every run; where there is one part, one kernel is enough.
 Nothing goes to the host: the gradient's kernel reads the sum of the weights where it was left.
 """
 
