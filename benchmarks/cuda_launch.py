@@ -74,7 +74,7 @@ def without_driver() -> Any:
         OnDevice(1 << 41, np.empty(shape, dtype)), "result"
     )
     try:
-        yield
+        yield driver._driver
     finally:
         driver._driver, arrays.empty = before
 
