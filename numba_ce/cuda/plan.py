@@ -38,7 +38,6 @@ FIELDS = (
     "targets",  # 0: none
     "targets_step",  # probabilities only
     "targets_bytes",  # 1, 2, 4, 8; 0: probabilities
-    "targets_kind",  # index into KINDS, of probabilities
     "targets_signed",
     "sample_weight",  # 0: none
     "sample_weight_kind",  # index into KINDS
@@ -71,6 +70,9 @@ FIELDS = (
     "partial",  # float64 (n_partials,)
     "partial_bad",  # int64 (n_partials,)
     "n_partials",
+    # After `targets_bytes` it would make the largest register-resident kernels spill: the compiler
+    # loads the parameters in pairs
+    "targets_kind",  # index into KINDS, of probabilities
 )
 Plan = namedtuple("Plan", FIELDS)
 PLAN_TYPE = types.NamedTuple(
