@@ -143,7 +143,6 @@ def loss_kernel(fields: dict[str, Any], problem: Any, grad: Any, capability: Any
     kind = float_name(logits.dtype)
     size = KINDS[kind][0]
     grad_kind = None if grad is None else float_name(grad.dtype)
-    general = general_for("loss", fields, problem, grad_kind=grad_kind)
     plain = (
         not problem.probabilities
         and options.label_smoothing == 0.0
@@ -151,13 +150,14 @@ def loss_kernel(fields: dict[str, Any], problem: Any, grad: Any, capability: Any
         and options.softcap is None
         and options.temperature == 1.0
     )
-    short = general.access.layout == "few" and fields["n_classes"] * size <= FEW_BYTES
     one_axis = fields["length_2"] == 1
-    suits = one_axis and fields["logits_step"] == size
-    if grad is not None:
-        suits = suits and grad_kind == kind and _aligned_alike(fields, "grad", size)
-    if plain and suits and not short:
-        kernel = resident_for(kind, grad is not None, fields["n_classes"], capability)
-        if kernel is not None:
-            return kernel
-    return general
+    suits = plain and one_axis and fields["logits_step"] == size
+    if suits and grad is not None:
+        suits = grad_kind == kind and _aligned_alike(fields, "grad", size)
+    if suits:
+        row_bytes = fields["n_classes"] * size
+        if row_bytes > FEW_BYTES or not _dense(fields, grad is not None, row_bytes):
+            kernel = resident_for(kind, grad is not None, fields["n_classes"], capability)
+            if kernel is not None:
+                return kernel
+    return general_for("loss", fields, problem, grad_kind=grad_kind)

@@ -5,7 +5,7 @@ in registers (0 bytes spilled) for sm_80, sm_90, sm_100 and sm_120, as
 `python -m benchmarks.cuda_offline` shows.
 """
 
-from functools import cache
+from functools import cache, lru_cache
 
 from numba_ce.cuda.group import THREADS
 from numba_ce.cuda.intrinsics import KINDS
@@ -59,6 +59,7 @@ def layouts(kind, grad, capability):
     return tuple(found)
 
 
+@lru_cache(maxsize=4096)
 def resident_for(kind, grad, n_classes, capability):
     """The smallest layout that holds such a row, or None."""
     for kernel in layouts(kind, grad, capability):
