@@ -73,13 +73,14 @@ def blocks_per_processor(kernel, capability):
 
     Of 65536 registers: 80 for a thread of a block of up to 256, more where several rows share one,
     64 in larger blocks, 128 where the compiler needs them (before sm_90, in the other kernels), 255
-    for the Hessian in float64 and, before sm_90, for staged rows with label smoothing.
+    for the Hessian in float64 and, before sm_90, for staged rows in which every class has a weight.
     """
     if not isinstance(kernel, Resident):
         wide = False
         if isinstance(kernel, Kernel):
             wide = kernel.operation == "hess" and kernel.access.kind == "float64"
-            wide |= kernel.smoothing and kernel.access.staged and capability < CLUSTERS_FROM
+            dense = kernel.smoothing or kernel.probabilities
+            wide |= dense and kernel.access.staged and capability < CLUSTERS_FROM
         return 1 if wide else 512 // THREADS
     if capability < CLUSTERS_FROM:
         return 512 // kernel.threads
