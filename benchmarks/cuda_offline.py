@@ -161,10 +161,11 @@ def name_of(kernel):
     if isinstance(kernel, Kernel):
         access = kernel.access
         way = "128 bits" if access.vector else access.layout
-        kinds = "/".join(kind for kind in (kernel.grad_kind, kernel.hess_kind) if kind)
-        extra = " probabilities" * kernel.probabilities + " smoothing" * kernel.smoothing
-        extra += " softcap" * access.softcap
-        return f"general {access.kind} {kernel.operation} {way} {kinds}{extra}"
+        words = ["general", access.kind, kernel.operation, way]
+        words += ["/".join(kind for kind in (kernel.grad_kind, kernel.hess_kind) if kind)]
+        words += ["probabilities"] * kernel.probabilities + ["smoothing"] * kernel.smoothing
+        words += ["softcap"] * access.softcap
+        return " ".join(word for word in words if word)
     return kernel
 
 
