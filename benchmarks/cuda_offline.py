@@ -2,24 +2,29 @@
 
 For each kernel that the launch table can choose and each compute capability: registers, the bound
 that the launch sets, spilled bytes, 128-bit loads and stores. Exits with 1 if one of them is not
-what it has to be. Takes some minutes; with arguments ("9.0 12.0") for these capabilities only.
+what it has to be. Takes an hour or so; `--capability 9.0` does one only, `--part 2/8` an eighth.
 """
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
+from contextlib import contextmanager
 from typing import NamedTuple
 
 try:
+    from numba.cuda.codegen import CUDACodeLibrary
+
     from numba_ce.cuda.compiled import SMALL_KERNELS, ptx_of, threads_of
-    from numba_ce.cuda.general import Kernel
     from numba_ce.cuda.intrinsics import KINDS
+    from numba_ce.cuda.kernel import Kernel
     from numba_ce.cuda.ptx import to_cubin
     from numba_ce.cuda.resident import Resident
+    from numba_ce.cuda.stage import SLOTS
     from numba_ce.cuda.table import blocks_per_processor, layouts
-    from numba_ce.cuda.walk import Access
-except ImportError:
+    from numba_ce.cuda.walk import Access, staged_out
+except ModuleNotFoundError:
     # asv imports every module of this folder, also where numba-cuda is not installed
     if __name__ == "__main__":
         raise
@@ -39,9 +44,43 @@ class Figures(NamedTuple):
     stores: int
 
 
-def figures(kernel, capability):
+@contextmanager
+def _for_others(capabilities, texts):
+    """What is compiled within it is compiled for these capabilities too.
+
+    Nine tenths of the time goes into what is the same for all of them.
+    """
+    assembly = CUDACodeLibrary.get_asm_strs
+
+    def for_all(library, cc=None):
+        for capability in capabilities:
+            texts[capability] = "\n".join(assembly(library, (*capability, *cc[2:])))
+        return assembly(library, cc)
+
+    CUDACodeLibrary.get_asm_strs = for_all
+    try:
+        yield
+    finally:
+        CUDACodeLibrary.get_asm_strs = assembly
+
+
+def texts_of(kernel, capabilities):
+    """The PTX of a kernel, by capability."""
+    texts, waiting = {}, list(capabilities)
+    while waiting:
+        first = waiting[0]
+        blocks = blocks_per_processor(kernel, first)  # is part of the text
+        alike = [c for c in waiting if blocks_per_processor(kernel, c) == blocks]
+        with _for_others(alike[1:], texts):
+            texts[first], _ = ptx_of(kernel, first)
+        waiting = [c for c in waiting if c not in alike]
+    return texts
+
+
+def figures(kernel, capability, text=None):
     """Compile a kernel and count."""
-    text, _ = ptx_of(kernel, capability)
+    if text is None:
+        text, _ = ptx_of(kernel, capability)
     _, log = to_cubin(text, capability)
     blocks = blocks_per_processor(kernel, capability)
     spills = sum(map(int, re.findall(r"(\d+) bytes spill", log)))
@@ -65,6 +104,11 @@ def complaints(kernel, found):
         expected = kernel.slots, kernel.slots * kernel.grad
         if (found.loads, found.stores) != expected:
             yield f"{(found.loads, found.stores)} accesses of 128 bits, expected {expected}"
+    if isinstance(kernel, Kernel) and kernel.access.staged:
+        # One loop in, and one out, which the compiler may unroll
+        leaves = staged_out(kernel.access, kernel.grad_kind)
+        if found.loads != SLOTS or bool(found.stores) != leaves:
+            yield f"{(found.loads, found.stores)} accesses of 128 bits, expected {SLOTS} and a loop"
 
 
 def residents(capability):
@@ -74,27 +118,38 @@ def residents(capability):
             yield from layouts(kind, grad, capability)
 
 
+def _accesses(kind):
+    """Every way to walk along rows."""
+    for layout in ("few", "staged", "row", "beside"):
+        yield Access(kind, layout=layout)
+    if kind != "float64":
+        yield Access(kind, vector=True)
+
+
 def generals():
-    """The general kernels: all operations and kinds, the ways to walk, with and without options."""
+    """Every general kernel: the operations, ways to walk, options, and dtypes of the outputs."""
     for kind in KINDS:
-        ways = [Access(kind), Access(kind, along_rows=True)]
-        if kind != "float64":
-            ways.append(Access(kind, vector=True))
-        for access in ways:
+        out_kinds = (kind, "float32") if KINDS[kind][0] == 2 else (kind,)
+        for access in _accesses(kind):
             for operation in ("stats", "logsumexp"):
                 yield Kernel(operation, access)
-            for operation in ("softmax", "log_softmax"):
-                yield Kernel(operation, access, grad_kind=kind)
-            for targets, smoothing in ((None, False), (None, True), (kind, False)):
-                grad = {"grad_kind": kind}
-                options = {"targets_kind": targets, "smoothing": smoothing}
-                yield Kernel("record", access, **options)
-                yield Kernel("from_record", access, **options, **grad)
-                yield Kernel("loss", access, **options)
-                yield Kernel("loss", access, **options, **grad)
-                yield Kernel("loss", access._replace(softcap=True), **options, **grad)
-                if not smoothing:
-                    yield Kernel("hess", access, **options, **grad, hess_kind=kind)
+            for out in out_kinds:
+                yield Kernel("softmax", access, grad_kind=out)
+                yield Kernel("log_softmax", access, grad_kind=out)
+                for hess_kind in out_kinds:
+                    yield Kernel("hess", access, False, out, hess_kind)
+                    yield Kernel("hess", access, True, out, hess_kind)
+            for softcap in (False, True):
+                capped = access._replace(softcap=softcap)
+                for probabilities, smoothing in ((False, False), (False, True), (True, False)):
+                    options = {"probabilities": probabilities, "smoothing": smoothing}
+                    for out in out_kinds:
+                        yield Kernel("loss", capped, grad_kind=out, **options)
+                        yield Kernel("from_record", capped, grad_kind=out, **options)
+                    if access.layout == "staged" and not probabilities:
+                        continue  # one pass is enough
+                    yield Kernel("loss", capped, **options)
+                    yield Kernel("record", capped, **options)
 
 
 def name_of(kernel):
@@ -105,20 +160,30 @@ def name_of(kernel):
         return f"resident {kernel.kind} {what} {shape}, up to {kernel.capacity} classes"
     if isinstance(kernel, Kernel):
         access = kernel.access
-        way = "128 bits" if access.vector else "along rows" if access.along_rows else "strided"
-        kinds = "/".join(str(k) for k in (kernel.targets_kind, kernel.grad_kind) if k)
-        extra = " smoothing" * kernel.smoothing + " softcap" * access.softcap
-        return f"general {access.kind} {kernel.operation} {way} {kinds}{extra}"
+        way = "128 bits" if access.vector else access.layout
+        words = ["general", access.kind, kernel.operation, way]
+        words += ["/".join(kind for kind in (kernel.grad_kind, kernel.hess_kind) if kind)]
+        words += ["probabilities"] * kernel.probabilities + ["smoothing"] * kernel.smoothing
+        words += ["softcap"] * access.softcap
+        return " ".join(word for word in words if word)
     return kernel
 
 
-def main(arguments):
+def main(arguments=None):
     """Print the table."""
-    wanted = [tuple(map(int, a.split("."))) for a in arguments] or CAPABILITIES
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--capability", action="append", help="such as 9.0; several are possible")
+    parser.add_argument("--part", default="1/1", help="i/n: every n-th kernel, from the i-th")
+    chosen = parser.parse_args(arguments)
+    wanted = [tuple(map(int, c.split("."))) for c in chosen.capability or ()] or CAPABILITIES
+    part, parts = map(int, chosen.part.split("/"))
+    resident = dict.fromkeys(k for c in wanted for k in residents(c))
     bad = count = 0
-    for capability in wanted:
-        for kernel in (*residents(capability), *generals(), *SMALL_KERNELS):
-            found = figures(kernel, capability)
+    for kernel in [*resident, *generals(), *SMALL_KERNELS][part - 1 :: parts]:
+        used = [c for c in wanted if kernel not in resident or kernel in residents(c)]
+        texts = texts_of(kernel, used)
+        for capability in used:
+            found = figures(kernel, capability, texts[capability])
             wrong = "; ".join(complaints(kernel, found))
             bad, count = bad + bool(wrong), count + 1
             sm = f"sm_{capability[0]}{capability[1]}"
@@ -133,4 +198,4 @@ def main(arguments):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -1,11 +1,13 @@
 """Correctness and speed on a real GPU, in under 8 minutes: python -m benchmarks.gpu_report
 
 First the results of the kernels against the float64 reference, then GB/s (CUDA events, medians)
-beside a device copy in the same run and whatever of torch, torch.compile, Liger, QuACK and CuPy is
-installed. Saves benchmarks/results/DATE-gpu-NAME.json. What fails says why, and the rest goes on.
+beside a device copy in the same run, compute-sanitizer on small arrays, and whatever of torch,
+torch.compile, QuACK, Liger and CuPy is installed. Every part runs in a process of its own with a
+limit on its time: a hang, a crash or a failed peer costs no other part. What is known is saved
+after every line, as benchmarks/results/DATE-gpu-NAME.json; what fails says why.
 
-    --quick     fewer sizes and repetitions
-    --small     correctness only, small arrays: for compute-sanitizer --tool memcheck | racecheck
+    --quick       fewer sizes and repetitions
+    --small KIND  correctness of small arrays only, in this process: what compute-sanitizer runs
 """
 
 from __future__ import annotations
@@ -16,8 +18,10 @@ import importlib
 import importlib.metadata
 import json
 import re
+import shutil
 import statistics
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -27,12 +31,14 @@ from typing import Any
 import numpy as np
 
 import numba_ce as nc
+from benchmarks.parts import lines_of, report_line
 
 RESULTS = Path(__file__).resolve().parent / "results"
 KINDS = ("float32", "bfloat16", "float16")
 CLASSES = (1024, 4096, 16384, 32768, 50257, 65536, 128256, 262144)
 QUICK_CLASSES = (1024, 32768, 50257, 262144)
 BYTES = 256 << 20  # of logits, at least
+LIMIT = 465.0  # seconds in all
 # Relative error of loss and gradient that is promised, in units of the results' dtype
 TOLERANCE = {"float64": 1e-14, "float32": 1e-6, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 SMALL_CLASSES = (1, 2, 7, 130, 500, 1000, 2049, 4100)
@@ -94,6 +100,7 @@ def correctness(kinds: tuple[str, ...], classes: tuple[int, ...]) -> list[dict[s
                     line["result"] = "FAILED"
                     line["reason"] = figures = explained(error)
                 print(f"{kind:9} {n_classes:7} {name:22} {line['result']:7} {figures}", flush=True)
+                report_line(line)
                 results.append(line)
     return results
 
@@ -155,27 +162,24 @@ def torch_peers(torch: Any, x: Any, y: Any) -> Contenders:
         function(z, y).backward()
 
     yield "torch", 2, lambda: step(functional.cross_entropy)
-    compiled = torch.compile(functional.cross_entropy)
+    torch.compiler.reset()  # the size is a constant of what is compiled
+    compiled = torch.compile(functional.cross_entropy, dynamic=False)
     yield "torch.compile", 2, lambda: step(compiled)
 
 
 def liger(torch: Any, x: Any, y: Any) -> Contenders:
     """Liger computes the gradient in its forward pass, into its input."""
-    module = importlib.import_module("liger_kernel.ops.cross_entropy")
+    module = importlib.import_module("liger_kernel.transformers")
+    loss = module.LigerCrossEntropyLoss(reduction="sum")
     z = x.detach().clone().requires_grad_(True)
-    yield "Liger", 2, lambda: module.LigerCrossEntropyFunction.apply(z, y, None, -100)
+    yield "Liger", 2, lambda: loss(z, y)
 
 
 def quack(torch: Any, x: Any, y: Any) -> Contenders:
-    """QuACK: forward and backward in one kernel where it has one."""
+    """QuACK: loss alone, and loss and gradient in one kernel."""
     module = importlib.import_module("quack.cross_entropy")
-    z = x.detach().clone().requires_grad_(True)
-
-    def step() -> None:
-        z.grad = None
-        module.cross_entropy(z, y).sum().backward()
-
-    yield "QuACK", 2, step
+    yield "QuACK loss", 1, lambda: module.cross_entropy_fwd(x, y)
+    yield "QuACK", 2, lambda: module.cross_entropy_fwd(x, y, return_dx=True)
 
 
 def cupy_peer(torch: Any, x: Any, y: Any) -> Contenders:
@@ -192,21 +196,22 @@ def cupy_peer(torch: Any, x: Any, y: Any) -> Contenders:
     yield "CuPy", 2, step
 
 
-PEERS: tuple[Callable[[Any, Any, Any], Contenders], ...] = (torch_peers, liger, quack, cupy_peer)
+PEERS: tuple[Callable[[Any, Any, Any], Contenders], ...] = (torch_peers, quack, liger, cupy_peer)
 
 
-def speed(torch: Any, kind: str, n_classes: int, repetitions: int) -> dict[str, Any]:
-    """GB/s of everybody at one size."""
+def speed(torch: Any, kind: str, n_classes: int, repetitions: int, peers: bool) -> dict[str, Any]:
+    """GB/s of ours or of the peers at one size, beside a device copy."""
     dtype = getattr(torch, kind)
-    x = torch.empty((1, 1), dtype=dtype)
-    n_rows = -(-BYTES // (n_classes * x.element_size()))
+    size = torch.empty((), dtype=dtype).element_size()
+    n_rows = -(-BYTES // (n_classes * size))
     x = torch.randn((n_rows, n_classes), device="cuda").to(dtype)
     y = torch.randint(0, n_classes, (n_rows,), device="cuda")
     grad = torch.empty_like(x)
-    n_bytes = x.numel() * x.element_size()
+    n_bytes = n_rows * n_classes * size
     line: dict[str, Any] = {"kind": kind, "n_classes": n_classes, "n_rows": n_rows}
 
-    def measure(contenders: Callable[[], Contenders], name: str) -> None:
+    def measure(contenders: Callable[[], Contenders], who: str) -> None:
+        name = who
         try:
             for name, times, call in contenders():
                 ms = median_ms(torch, call, repetitions)
@@ -216,12 +221,15 @@ def speed(torch: Any, kind: str, n_classes: int, repetitions: int) -> dict[str, 
 
     copy = [("copy", 2, lambda: grad.copy_(x)), ("read", 1, lambda: x.sum(dtype=torch.float32))]
     measure(lambda: iter(copy), "copy")
-    for peer in PEERS:
-        measure(lambda peer=peer: peer(torch, x, y), peer.__name__)
-    measure(lambda: ours(x, y, grad), "numba_ce")  # last: in place spoils x
+    if peers:
+        for peer in PEERS:
+            measure(lambda peer=peer: peer(torch, x, y), peer.__name__)
+    else:
+        measure(lambda: ours(x, y, grad), "numba_ce")
     if "loss+grad" in line and "copy" in line:
         line["of the copy"] = round(line["loss+grad"] / line["copy"], 3)
     print("  ".join(f"{k} {v}" for k, v in line.items()), flush=True)
+    report_line(line)
     return line
 
 
@@ -239,6 +247,42 @@ def launch_cost(torch: Any) -> dict[str, float]:
         costs[name] = round((time.perf_counter() - start) / 200 * 1e6, 1)
         torch.cuda.synchronize()
     return costs
+
+
+# ---------------------------------------------------------------- parts, each a process
+
+
+def run_part(name: str, quick: bool) -> None:
+    """What a process of its own does: "correctness KIND", "ours KIND", "peers KIND" or "launch"."""
+    what, _, kind = name.partition(" ")
+    if what == "correctness":
+        correctness((kind,), SMALL_CLASSES + LARGE_CLASSES)
+        return
+    torch = importlib.import_module("torch")
+    if what == "launch":
+        report_line(launch_cost(torch))
+        return
+    for n_classes in QUICK_CLASSES if quick else CLASSES:
+        try:
+            speed(torch, kind, n_classes, 5 if quick else 20, what == "peers")
+        except Exception as error:
+            report_line({"kind": kind, "n_classes": n_classes, "failed": explained(error)})
+
+
+def sanitizers(seconds: float) -> Iterator[dict[str, Any]]:
+    """memcheck and racecheck of compute-sanitizer over small arrays."""
+    program = shutil.which("compute-sanitizer")
+    for tool in ("memcheck", "racecheck"):
+        line: dict[str, Any] = {"tool": tool}
+        if program is None:
+            line["failed"] = "compute-sanitizer is not on the PATH"
+        else:
+            command = [program, "--tool", tool, "--error-exitcode", "9", sys.executable]
+            command += ["-m", "benchmarks.gpu_report", "--small", "float32"]
+            cases = list(lines_of(command, seconds / 2))
+            line["cases"] = sum("result" in case for case in cases)
+            line["failed"] = [case for case in cases if case.get("result") != "ok"]
+        yield line
 
 
 # ---------------------------------------------------------------- the report
@@ -265,24 +309,73 @@ def versions() -> dict[str, str]:
     return found
 
 
+_saving = threading.Lock()
+
+
 def save(report: dict[str, Any], folder: Path = RESULTS) -> Path:
     """Write the report under its date and the name of the GPU."""
     name = re.sub(r"[^a-z0-9]+", "-", str(report["gpu"]).lower()).strip("-")
     path = folder / f"{report['date']}-gpu-{name}.json"
-    path.write_text(json.dumps(report, indent=1) + "\n")
+    with _saving:
+        path.write_text(json.dumps(report, indent=1) + "\n")
     return path
+
+
+def all_parts(report: dict[str, Any], quick: bool, folder: Path = RESULTS) -> None:
+    """Run every part and save after every line."""
+    end = time.monotonic() + LIMIT
+
+    def collect(key: str, lines: Iterator[dict[str, Any]], **more: Any) -> None:
+        found = report.setdefault(key, [])
+        for line in lines:
+            found.append(more | line)
+            save(report, folder)
+
+    def part(key: str, name: str, seconds: float) -> None:
+        left = min(seconds, end - time.monotonic())
+        if left < 5:
+            collect(key, iter([{"failed": "no time left"}]), part=name)
+            return
+        command = [sys.executable, "-m", "benchmarks.gpu_report", "--part", name]
+        collect(key, lines_of(command + ["--quick"] * quick, left), part=name)
+
+    # What counts most comes first. Correctness is mostly compiling, so the dtypes go side by side
+    part("speed", "ours bfloat16", 60)
+    kinds = (*KINDS, "float64")
+    threads = [
+        threading.Thread(target=part, args=("correctness", f"correctness {kind}", 120))
+        for kind in kinds
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for kind in ("float32", "float16"):
+        part("speed", f"ours {kind}", 60)
+    part("launch_us", "launch", 40)
+    left = end - time.monotonic()
+    collect("sanitizer", sanitizers(max(10.0, min(120.0, left / 2))))
+    for kind in KINDS:
+        part("peers", f"peers {kind}", (end - time.monotonic()) / (3 - KINDS.index(kind)))
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run, print, save."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--small", metavar="KIND")
+    parser.add_argument("--part", help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
     reason = nc.available_backends()["cuda"]
     if reason is not None:
         print(f"no GPU report: {reason}")
         return 2
+    if chosen.part:
+        run_part(chosen.part, chosen.quick)
+        return 0
+    if chosen.small:
+        lines = correctness((chosen.small,), SMALL_CLASSES)
+        return 1 if any(line["result"] != "ok" for line in lines) else 0
     from numba_ce.cuda.driver import current_driver
 
     gpu = current_driver()
@@ -294,28 +387,9 @@ def main(arguments: list[str] | None = None) -> int:
         "versions": versions(),
     }
     print(json.dumps(report))
-    classes = SMALL_CLASSES + (() if chosen.small else LARGE_CLASSES)
-    report["correctness"] = correctness((*KINDS, "float64"), classes)
-    wrong = sum(line["result"] != "ok" for line in report["correctness"])
-    print(f"{len(report['correctness'])} cases, {wrong} not ok")
-    if chosen.small:
-        return 1 if wrong else 0
-    try:
-        torch = importlib.import_module("torch")
-        report["launch_us"] = launch_cost(torch)
-        print("microseconds of Python per call:", report["launch_us"])
-        report["gb_per_second"] = []
-        for kind in KINDS:
-            for n_classes in QUICK_CLASSES if chosen.quick else CLASSES:
-                try:
-                    line = speed(torch, kind, n_classes, 5 if chosen.quick else 20)
-                except Exception as error:
-                    line = {"kind": kind, "n_classes": n_classes, "failed": explained(error)}
-                    print(line, flush=True)
-                report["gb_per_second"].append(line)
-    except Exception as error:
-        report["speed"] = explained(error)
-        print("no timings:", report["speed"])
+    all_parts(report, chosen.quick)
+    wrong = [line for line in report["correctness"] if line.get("result") != "ok"]
+    print(f"{len(report['correctness'])} cases, {len(wrong)} not ok")
     print("saved", save(report))
     return 1 if wrong else 0
 

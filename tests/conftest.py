@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import sys
@@ -42,9 +43,59 @@ hypothesis.settings.register_profile("explore", max_examples=2000, **_COMMON)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
-@pytest.fixture(params=BACKENDS)
+# Of the tests that run once per backend, one in so many runs on CUDA too, its kernels executed by
+# the interpreter in tests/ptx; with --cuda all of them do, and nothing else.
+CUDA_SAMPLE = 300
+# Arrays of gigabytes, and threads and forks: too much for an interpreter
+NOT_EMULATED = ("test_large.py", "test_threads.py")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--cuda",
+        action="store_true",
+        help="the tests that run once per backend, all of them, on the backend cuda: its kernels "
+        "executed on the CPU (tests/emulated.py)",
+    )
+
+
+def _has_cuda():
+    return importlib.util.find_spec("numba_cuda") is not None
+
+
+def pytest_generate_tests(metafunc):
+    if "backend" in metafunc.fixturenames:
+        names = (
+            ("cuda",) if metafunc.config.getoption("cuda") else BACKENDS + ("cuda",) * _has_cuda()
+        )
+        metafunc.parametrize("backend", names, indirect=True)
+
+
+def _runs(item):
+    name = item.callspec.params.get("backend") if hasattr(item, "callspec") else None
+    if name == "cuda" and item.path.name in NOT_EMULATED:
+        return False
+    if item.config.getoption("cuda"):
+        return name == "cuda"
+    return name != "cuda" or zlib.crc32(item.nodeid.encode()) % CUDA_SAMPLE == 0
+
+
+def pytest_collection_modifyitems(config, items):
+    left_out = [item for item in items if not _runs(item)]
+    items[:] = [item for item in items if _runs(item)]
+    if config.getoption("cuda"):
+        config.hook.pytest_deselected(items=left_out)
+
+
+@pytest.fixture
 def backend(request):
     """Runs the test once per backend, with that backend in use."""
+    if request.param == "cuda":
+        from emulated import emulated
+
+        with emulated():
+            yield request.param
+        return
     with numba_ce.use_backend(request.param):
         yield request.param
 

@@ -47,10 +47,11 @@ class EmulatedDriver:
     def load(self, code):
         return code
 
-    def launch(self, function, grid, threads, plan, stream):
+    def launch(self, function, grid, threads, plan, stream, shared=0):
         text = function.ptx if self.mutate is None else self.mutate(function.ptx)
         assert len(plan) == PACKER.size
-        counts = self.gpu.launch(text, grid, threads, PACKER.unpack(plan), entry=function.entry)
+        fields = PACKER.unpack(plan)
+        counts = self.gpu.launch(text, grid, threads, fields, shared, function.entry)
         self.launches.append((grid, threads, counts))
         self.log.append(("launch", stream))
 
@@ -61,6 +62,7 @@ class EmulatedDriver:
 
     def free(self, address, stream):
         del self.allocated[address]
+        self.gpu.free(address)
 
     def pinned(self, nbytes):
         return np.empty(nbytes, np.uint8)

@@ -231,8 +231,10 @@ def exact_rows(logits, targets, *, axis=-1, class_weight=None, sample_weight=Non
 ULPS = 4
 #: The reference in float64: NumPy's exp, log and log1p may be off by 4 ulps each.
 ULPS_OF_REFERENCE = 16
-#: The exponential of a GPU (ex2.approx) is off by 2 ulps.
+#: The exponential of a GPU (ex2.approx) is off by 2 ulps. An entry of the gradient is a product of
+#: up to three of them where warps share a row: its own, its warp's maximum, the target's.
 ULPS_OF_CUDA = 8
+ULPS_OF_CUDA_ENTRIES = 12
 #: Relative errors that the capped logits may carry, in ulps (softcap only).
 SOFTCAP_ULPS = 3
 
@@ -249,6 +251,13 @@ def promised(dtype):
         return ULPS_OF_CUDA
     reference = numba_ce.get_backend() == "numpy" and np.dtype(dtype).itemsize == 8
     return ULPS_OF_REFERENCE if reference else ULPS
+
+
+def promised_entries(dtype):
+    """Ulps of the other entries of a gradient of plain float32 or float64 rows."""
+    if numba_ce.get_backend() == "cuda" and np.dtype(dtype).itemsize == 4:
+        return ULPS_OF_CUDA_ENTRIES
+    return promised(dtype)
 
 
 def _check(actual, exact, allowed, what):

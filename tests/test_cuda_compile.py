@@ -5,17 +5,34 @@ A sample; `python -m benchmarks.cuda_offline` does all of them.
 
 from __future__ import annotations
 
+import itertools
+
+import numpy as np
 import pytest
 
 pytest.importorskip("numba_cuda")
 
-from benchmarks.cuda_offline import CAPABILITIES, complaints, figures, generals, name_of
+from benchmarks.cuda_launch import without_driver
+from benchmarks.cuda_offline import (
+    CAPABILITIES,
+    complaints,
+    figures,
+    generals,
+    name_of,
+    residents,
+)
+from numba_ce._validate import Problem
+from numba_ce.cuda import operations
+from numba_ce.cuda.arrays import BFLOAT16, View, dense_strides
 from numba_ce.cuda.compiled import SMALL_KERNELS
 from numba_ce.cuda.intrinsics import KINDS
+from numba_ce.cuda.kernel import Kernel
 from numba_ce.cuda.plan import FIELDS, PACKER
 from numba_ce.cuda.table import layouts, resident_for
+from numba_ce.cuda.walk import Access
+from numba_ce.options import LossOptions
 
-GENERALS = [k for k in generals() if k.access.vector or k.access.kind == "float64"]
+GENERALS = list(generals())
 
 
 def _sample():
@@ -23,8 +40,10 @@ def _sample():
     for i, capability in enumerate(CAPABILITIES):
         for kind in ("float32", "bfloat16"):
             yield capability, layouts(kind, True, capability)[-1]
-        for kernel in GENERALS[5 * i :: 32]:
+        for kernel in GENERALS[37 * i + 7 :: 180]:
             yield capability, kernel
+        few = Access("float32", layout="few")
+        yield capability, Kernel("loss", few, grad_kind="float32")
     yield CAPABILITIES[1], layouts("float16", False, CAPABILITIES[1])[-1]
     for kernel in SMALL_KERNELS:
         yield CAPABILITIES[1], kernel
@@ -59,3 +78,73 @@ def test_table(kind, grad, capability):
 
 def test_plan_is_packed_as_the_kernel_reads_it():
     assert PACKER.size == 8 * len(FIELDS) < 4096
+
+
+# ---------------------------------------------------------------- no kernel that was not looked at
+
+DTYPES = [np.dtype("f2"), BFLOAT16, np.dtype("f4"), np.dtype("f8")]
+OPTIONS = [
+    LossOptions(),
+    LossOptions(label_smoothing=0.1),
+    LossOptions(softcap=5.0, temperature=0.5),
+    LossOptions(softcap=5.0, label_smoothing=0.1, z_loss=0.1),
+]
+
+
+def _places(dtype, n_classes):
+    """(address, shape, strides) of logits in memory: dense, padded, strided, misaligned, ..."""
+    size, rows = dtype.itemsize, (6, 4)
+    dense = dense_strides((*rows, n_classes), size)
+    yield 4096, dense
+    yield 4096 + size, dense
+    yield 4096, (dense[0] + 16, dense[1], size)
+    yield 4096, (4 * (dense[1] + size), dense[1] + size, size)
+    yield 4096, (size, 6 * size, 24 * size)
+    yield 4096, (2 * dense[0], 2 * dense[1], 2 * size)
+
+
+def _every_call(dtype, n_classes, place, strides):
+    """Calls every operation on logits of this place."""
+    shape = 6, 4, n_classes
+    logits = View(place, shape, dtype, strides)
+    outs = [View(1 << 30, shape, d, strides if d is dtype else None) for d in (dtype,)]
+    outs.append(View((1 << 30) + 4, shape, np.dtype("f4"), None))
+    if dtype.itemsize != 2:
+        outs = [outs[0], View((1 << 30) + dtype.itemsize, shape, dtype, None)]
+    here = operations.Place(0, 1)
+    rows = View(1 << 31, shape[:-1], np.dtype("f8"), None)
+    for out in outs:
+        operations.normalize(logits, "softmax", out, here)
+        operations.normalize(logits, "log_softmax", out, here)
+    operations.normalize(logits, "logsumexp", rows, here)
+    targets = [View(1 << 32, shape[:-1], np.dtype("i4"), None)]
+    targets += [View(1 << 32, shape, d, None) for d in DTYPES]
+    record = View(1 << 33, (*shape[:-1], 9), np.dtype("f8"), None)
+    for y, options in itertools.product(targets, OPTIONS):
+        problem = Problem(logits, y, y.ndim == 3, None, None, options, "mean")
+        operations.row_record(problem, 0, n_classes, record, here)
+        operations.loss(problem, View(1 << 34, (), np.dtype("f4"), None), None, here)
+        for out in outs:
+            operations.loss_rows(problem, {"row_loss": rows}, out, 1.0, here)
+            operations.grad_from_record(problem, record, n_classes, 0, out, here)
+        if options == OPTIONS[0]:
+            for grad, hess in itertools.product(outs, outs):
+                operations.grad_hess(problem, grad, hess, "diagonal", here)
+    operations.row_stats(
+        Problem(logits, targets[0], False, None, None, OPTIONS[0], "none"), {"lse": rows}, here
+    )
+
+
+@pytest.mark.parametrize("capability", [(7, 5), *CAPABILITIES])
+def test_no_kernel_is_chosen_that_the_table_does_not_list(monkeypatch, capability):
+    chosen = set()
+    monkeypatch.setattr(operations, "launch", lambda kernel, *_, **__: chosen.add(kernel))
+    with without_driver() as driver:
+        driver.capability = lambda device: capability
+        for dtype, n_classes in itertools.product(DTYPES, (3, 100, 600, 5000, 12000, 300000)):
+            for place, strides in _places(dtype, n_classes):
+                _every_call(dtype, n_classes, place, strides)
+    known = {*GENERALS, *SMALL_KERNELS, *residents(capability)}
+    assert chosen <= known, [name_of(k) for k in chosen - known]
+    # And the table lists little that cannot be chosen
+    assert len(chosen & set(GENERALS)) > 0.8 * len(GENERALS)

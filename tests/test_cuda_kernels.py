@@ -121,6 +121,118 @@ def check_close(loss, grad, logits, targets, ulps=8, **options):
     )
 
 
+def check_traffic(launch, logits):
+    """Each element is read once and written once, all but the ends of a block's run by 128 bits."""
+    blocks, _, counts = launch
+    for accesses in (counts.loads, counts.stores):
+        assert logits.nbytes - 32 * blocks <= 16 * accesses[16] <= logits.nbytes
+
+
+# The borders of how many lanes share a row, and of the layouts on both sides
+@pytest.mark.parametrize("n_classes", [1, 2, 3, 5, 16, 17, 33, 64])
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "float64"])
+def test_few_classes(rng, fakes, kind, n_classes):
+    """Several rows to a block, the last one not full; the rows begin anywhere."""
+    dtype = np.dtype(kind) if kind != "bfloat16" else BFLOAT16
+    n_rows = 300 if n_classes < 17 else 70
+    logits = make_logits(rng, (n_rows, n_classes), dtype)
+    targets = make_targets(rng, (n_rows,), n_classes)
+    for offset in (0, 3 * dtype.itemsize % 16):
+        with emulated(capability=(8, 0), order_seed=offset) as gpu:
+            x, y, out = device_problem(gpu.gpu, logits, targets, offset=offset)
+            loss, _ = nc.cross_entropy_and_grad(x, y, reduction="none", out=out)
+            check_traffic(gpu.launches[-1], logits)
+            check_close(loss.get(), out.get(), logits, targets)
+            nc.cross_entropy_and_grad(x, y, reduction="none", out=x)
+            assert_same(x.get(), out.get())
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, y, out: nc.cross_entropy_and_grad(x, y, out=out, label_smoothing=0.1),
+        lambda x, y, out: nc.log_softmax(x, out=out),
+        lambda x, y, out: nc.row_stats(x, y),
+    ],
+    ids=["smoothing", "log_softmax", "row_stats"],
+)
+@pytest.mark.parametrize(("dtype", "n_classes"), [(np.float32, 2000), (np.float64, 70)])
+def test_one_read_for_everything(rng, fakes, function, n_classes, dtype):
+    """Rows that fit shared memory are read once, whatever is asked for, and written once."""
+    logits = make_logits(rng, (9, n_classes), dtype)
+    targets = make_targets(rng, (9,), n_classes)
+    with emulated(capability=(8, 0)) as gpu:
+        x, y, out = device_problem(gpu.gpu, logits, targets)
+        function(x, y, out)
+        large = max((launch[2] for launch in gpu.launches), key=lambda c: c.loads[16])
+        wide = 16 * large.loads[16]
+        assert logits.nbytes - 32 * 9 <= wide <= logits.nbytes
+        assert large.bytes_read[x.address] == logits.nbytes
+        assert large.bytes_written[out.address] in (0, logits.nbytes)
+
+
+@pytest.mark.parametrize("n_classes", [7, 100, 600])
+@pytest.mark.parametrize("dtype", [np.float32, BFLOAT16])
+def test_same_bits_wherever_a_staged_row_stands(rng, fakes, n_classes, dtype):
+    """In any row, at any distance from 16 bytes, in place or not, in any order of warps."""
+    row = make_logits(rng, (n_classes,), dtype)
+    logits = make_logits(rng, (40, n_classes), dtype)
+    logits[[0, 1, 2, 3, 17, 39]] = row
+    targets = np.full(40, n_classes // 2)
+    options = {"reduction": "none", "label_smoothing": 0.1}
+    found = set()
+    for offset, seed in ((0, None), (4, 1), (14 if dtype == BFLOAT16 else 12, 2)):
+        with emulated(order_seed=seed) as gpu:
+            x, y, out = device_problem(gpu.gpu, logits, targets, offset=offset)
+            loss, _ = nc.cross_entropy_and_grad(x, y, out=out, **options)
+            loss, grad = loss.get(), out.get()
+        found |= {(loss[i].tobytes(), grad[i].tobytes()) for i in (0, 1, 2, 3, 17, 39)}
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("n_classes", [3, 40, 600])
+def test_more_rows_than_the_grid_has_blocks(rng, monkeypatch, n_classes):
+    """A block then does one set of rows after the other in the same shared memory."""
+    launch = __import__("numba_ce.cuda.launch", fromlist=["MAX_GRID"])
+    monkeypatch.setattr(launch, "MAX_GRID", 2)
+    n_rows = 1100 if n_classes == 3 else 11 if n_classes == 600 else 300
+    logits, targets = make_logits(rng, (n_rows, n_classes), np.float32), None
+    targets = make_targets(rng, (n_rows,), n_classes)
+    with emulated(order_seed=3) as gpu:
+        loss, grad = nc.cross_entropy_and_grad(logits, targets, reduction="none", temperature=0.7)
+        assert gpu.launches[-1][0] == 2
+    check_close(loss, grad, logits, targets, temperature=0.7)
+
+
+@pytest.mark.parametrize("name", ["temperature", "softcap"])
+@pytest.mark.parametrize(
+    ("dtype", "most"), [(np.float32, 120), (BFLOAT16, 120), (np.float64, 1000)]
+)
+def test_extreme_temperatures_and_caps(rng, name, dtype, most):
+    """Right as far as the constants of the exponential reach, an error beyond."""
+    logits = make_logits(rng, (3, 7), dtype)
+    targets = make_targets(rng, (3,), 7)
+    tight = 1e-13 if dtype == np.float64 else 1e-6
+    for power in (-most, 1 - most, -30, 30, most - 1, most):
+        with emulated():
+            loss, grad = nc.cross_entropy_and_grad(
+                logits, targets, reduction="none", **{name: 2.0**power}
+            )
+        with nc.use_backend("numpy"):
+            loss_0, grad_0 = nc.cross_entropy_and_grad(
+                logits.astype(np.float64), targets, reduction="none", **{name: 2.0**power}
+            )
+        np.testing.assert_allclose(loss, loss_0, rtol=tight)
+        coarse = 2.0**-8 if dtype == BFLOAT16 else tight
+        np.testing.assert_allclose(np.asarray(grad, float), grad_0, rtol=coarse, atol=1e-40)
+    for power in (-most - 1, most + 1):
+        with (
+            emulated(),
+            pytest.raises(ValueError, match=f"{name} = .*: expected .* logits on CUDA"),
+        ):
+            nc.cross_entropy(logits, targets, **{name: 2.0**power})
+
+
 # ---------------------------------------------------------------- families of rows
 
 
@@ -299,30 +411,64 @@ def _without(text, pattern):
     return "\n".join("//" + line if pattern in line else line for line in text.splitlines())
 
 
+def _nth(text, pattern, n, new):
+    """PTX with the n-th occurrence of a pattern replaced."""
+    parts = text.split(pattern)
+    assert len(parts) > n + 1, f"{len(parts) - 1} times {pattern}"
+    return pattern.join(parts[: n + 1]) + new + pattern.join(parts[n + 1 :])
+
+
+# name: shape, options, mutation
+PLAIN: dict[str, object] = {}
 MUTATIONS = {
-    "no barrier": (2100, lambda t: _without(t, "bar.sync")),
+    "no barrier": ((1, 2100), PLAIN, lambda t: _without(t, "bar.sync")),
     "no wait for the cluster": (
-        16385,
+        (1, 16385),
+        PLAIN,
         lambda t: t.replace("mbarrier.try_wait.parity", "mbarrier.test_wait.parity").replace(
             "@p bra D_", "bra D_"
         ),
     ),
-    "wrong lanes": (500, lambda t: t.replace("shfl.sync.bfly", "shfl.sync.down")),
-    "no tail": (1003, lambda t: _without(t, "st.global.f32")),
-    "narrower access": (1000, lambda t: _without(t, "st.global.v4.f32")),
+    "wrong lanes": ((1, 500), PLAIN, lambda t: t.replace("shfl.sync.bfly", "shfl.sync.down")),
+    "no tail": ((1, 1003), PLAIN, lambda t: _without(t, "st.global.f32")),
+    "narrower access": ((1, 1000), PLAIN, lambda t: _without(t, "st.global.v4.f32")),
+    # The rows staged in shared memory: in, between, out, and the next ones
+    "few: rows not waited for": ((600, 3), PLAIN, lambda t: _nth(t, "bar.sync", 0, "//")),
+    "few: finished rows not waited for": ((200, 40), PLAIN, lambda t: _nth(t, "bar.sync", 1, "//")),
+    "few: gradient not waited for": ((600, 3), PLAIN, lambda t: _nth(t, "bar.sync", 2, "//")),
+    "few: no ends": ((3, 3), PLAIN, lambda t: _without(t, "st.global.b32")),
+    "few: no quads": ((600, 3), PLAIN, lambda t: _without(t, "st.global.v4")),
+    "few: wrong lanes": ((40, 40), PLAIN, lambda t: t.replace("shfl.sync.bfly", "shfl.sync.down")),
+    "staged: rows not waited for": (
+        (3, 600),
+        {"z_loss": 0.1},
+        lambda t: _nth(t, "bar.sync", 0, "//"),
+    ),
+    "staged: gradient not waited for": (
+        (3, 600),
+        {"z_loss": 0.1},
+        lambda t: _nth(t, "bar.sync", t.count("bar.sync") - 2, "//"),
+    ),
+    "staged: next rows not waited for": (
+        (3, 603),
+        {"z_loss": 0.1},
+        lambda t: _nth(t, "bar.sync", t.count("bar.sync") - 1, "//"),
+    ),
 }
 
 
 @pytest.mark.parametrize("name", MUTATIONS)
-def test_a_broken_kernel_is_noticed(rng, name):
+def test_a_broken_kernel_is_noticed(rng, monkeypatch, name):
     """What the tests above rely on: each of these is a Fault or a wrong result, on some order."""
-    n_classes, mutate = MUTATIONS[name]
-    logits, targets = make_logits(rng, (1, n_classes), np.float32), np.array([1])
+    shape, options, mutate = MUTATIONS[name]
+    launch = __import__("numba_ce.cuda.launch", fromlist=["MAX_GRID"])
+    monkeypatch.setattr(launch, "MAX_GRID", 1)  # of staged rows: several sets one after the other
+    logits, targets = make_logits(rng, shape, np.float32), make_targets(rng, shape[:1], shape[1])
 
     def run(seed, mutate=None):
         with emulated(order_seed=seed, mutate=mutate):
-            loss, grad = nc.cross_entropy_and_grad(logits, targets, reduction="none")
-            check_close(loss, grad, logits, targets)
+            loss, grad = nc.cross_entropy_and_grad(logits, targets, reduction="none", **options)
+            check_close(loss, grad, logits, targets, **options)
 
     run(1)
     found = []

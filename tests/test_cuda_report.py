@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
 
 import pytest
 
@@ -11,7 +13,7 @@ pytest.importorskip("numba_cuda")
 from emulated import emulated
 
 import numba_ce as nc
-from benchmarks import gpu_report
+from benchmarks import gpu_report, parts
 
 
 def test_correctness_finds_right_and_wrong_results(monkeypatch, capsys):
@@ -45,6 +47,107 @@ def test_report_is_saved(tmp_path):
     path = gpu_report.save(report, tmp_path)
     assert path.name == "2030-01-02-gpu-nvidia-some-gpu-80gb.json"
     assert json.loads(path.read_text()) == report
+
+
+def test_a_part_that_hangs_or_crashes_costs_no_other(tmp_path, monkeypatch):
+    """Parts are processes: here lines of Python, one of them endless, one with an error."""
+    good = f'print({parts.MARK!r} + \'{{"kind": "x"}}\')'
+    lines = list(parts.lines_of([sys.executable, "-c", good], 20))
+    assert lines == [{"kind": "x"}]
+    started = time.monotonic()
+    hangs = good.replace("')", "', flush=True)") + "; import time; time.sleep(60)"
+    lines = list(parts.lines_of([sys.executable, "-c", hangs], 3))
+    assert lines == [{"kind": "x"}, {"failed": "stopped after 3 s"}]
+    assert time.monotonic() - started < 20
+    (line,) = parts.lines_of([sys.executable, "-c", "raise SystemExit('no luck')"], 20)
+    assert line == {"failed": "exit status 1: no luck"}
+
+    def lines_of(command, seconds):
+        yield {"command": command[-1], "seconds": seconds}
+
+    monkeypatch.setattr(gpu_report, "lines_of", lines_of)
+    monkeypatch.setattr(gpu_report.shutil, "which", lambda name: None)
+    report = {"date": "2030-01-02", "gpu": "Some GPU"}
+    gpu_report.all_parts(report, False, tmp_path)
+    saved = json.loads((tmp_path / "2030-01-02-gpu-some-gpu.json").read_text())
+    assert saved == report
+    assert [line["command"] for line in saved["speed"]] == [
+        f"ours {kind}" for kind in ("bfloat16", "float32", "float16")
+    ]
+    assert len(saved["correctness"]) == 4 and len(saved["peers"]) == 3
+    assert all("not on the PATH" in line["failed"] for line in saved["sanitizer"])
+
+
+class Torch:
+    """The little of torch that the report uses, on no device."""
+
+    float32 = "float32"
+
+    class cuda:  # noqa: N801
+        @staticmethod
+        def synchronize():
+            pass
+
+        class Event:
+            def __init__(self, enable_timing):
+                pass
+
+            def record(self):
+                pass
+
+            def synchronize(self):
+                pass
+
+            def elapsed_time(self, other):
+                return 2.0
+
+    class Tensor:
+        def to(self, dtype):
+            return self
+
+        def element_size(self):
+            return 4
+
+        def copy_(self, other):
+            return self
+
+        def sum(self, dtype):
+            return self
+
+    @classmethod
+    def empty(cls, shape, dtype):
+        return cls.Tensor()
+
+    @classmethod
+    def randn(cls, shape, device):
+        return cls.Tensor()
+
+    @classmethod
+    def randint(cls, low, high, shape, device):
+        return cls.Tensor()
+
+    @classmethod
+    def empty_like(cls, other):
+        return cls.Tensor()
+
+
+@pytest.mark.parametrize("peers", [False, True])
+def test_a_failing_contender_is_named_and_the_others_are_timed(monkeypatch, peers):
+    def broken(torch, x, y):
+        yield "broken", 2, lambda: 1 / 0
+
+    def fine(torch, x, y):
+        yield "fine", 2, lambda: None
+
+    monkeypatch.setattr(gpu_report, "PEERS", (broken, fine))
+    monkeypatch.setattr(gpu_report, "ours", lambda x, y, grad: fine(None, x, y))
+    line = gpu_report.speed(Torch, "float32", 1024, 3, peers)
+    n_bytes = 4 * 1024 * line["n_rows"]
+    assert n_bytes >= 256 << 20
+    assert line["copy"] == line["fine"] == round(2 * n_bytes / 2e6, 1)
+    assert line["read"] == round(n_bytes / 2e6, 1)
+    if peers:
+        assert "ZeroDivisionError" in line["failed"]["broken"]
 
 
 def test_units():

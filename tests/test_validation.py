@@ -114,9 +114,15 @@ OUT_CASES = {
 }
 
 
+def skip_what_cuda_can_read(name, backend):
+    if backend == "cuda" and name.startswith("device"):
+        pytest.skip("what is on a device is read there")
+
+
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("function", [nc.cross_entropy, nc.cross_entropy_and_grad])
 def test_bad_arguments(backend, function, name):
+    skip_what_cuda_can_read(name, backend)
     arguments, options, error, message = CASES[name]
     with pytest.raises(error, match=re.escape(message)):
         function(*arguments, **options)
@@ -196,6 +202,7 @@ SHARED = (
 @pytest.mark.parametrize("name", SHARED)
 @pytest.mark.parametrize("function", ROW_FUNCTIONS)
 def test_every_function_checks_alike(backend, function, name):
+    skip_what_cuda_can_read(name, backend)
     call, needed = ROW_FUNCTIONS[function]
     (logits, targets), options, error, message = CASES[name]
     with pytest.raises(error, match=re.escape(message)):
@@ -205,6 +212,7 @@ def test_every_function_checks_alike(backend, function, name):
 @pytest.mark.parametrize("function", ["row_record", "grad_from_record"])
 @pytest.mark.parametrize("name", [n for n, case in CASES.items() if case[1] and "reduc" not in n])
 def test_the_record_functions_check_the_options(backend, function, name):
+    skip_what_cuda_can_read(name, backend)
     call, needed = ROW_FUNCTIONS[function]
     arguments, options, error, message = CASES[name]
     with pytest.raises(error, match=re.escape(message)):

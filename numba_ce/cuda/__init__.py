@@ -6,10 +6,13 @@ plan       what a kernel is told: addresses, strides, options
 targets    what a row is told to be: target, weights, whether it counts
 finish     a row finished in float64, by the formulas of `numba_ce._row`
 group      the threads that share a row in the general kernel
-walk       how they walk along it: 128-bit access, dtypes
+stage      rows in shared memory: one read and one write of device memory
+walk       how threads walk along a row: 128-bit access, dtypes
 measure    first pass over a row: maximum, sum of exponentials, sums of an option
 write      second pass: gradient, probabilities, Hessian
-general    the general kernel: every operation and option, two reads of a row
+kernel     what a general kernel is compiled for, and what its threads read of a row
+general    the general kernel: every operation and option
+record     its operations on records
 exchange   how the threads of a register-resident row agree on its maximum and sum
 quads      a thread's part of a row, as a tuple of 16 bytes each
 resident   the plain loss with the row in registers: one read, one write

@@ -61,28 +61,28 @@ class View:
         """Bytes of an element."""
         return int(self.dtype.itemsize)
 
-    def picked(self, address: int, axes: tuple[int, ...]) -> View:
-        """Some of the axes, from another address."""
-        return View(
-            address,
-            tuple(self.shape[a] for a in axes),
-            self.dtype,
-            tuple(self.strides[a] for a in axes),
-        )
-
 
 class DeviceArray(View):
     """An array that was passed to a public function."""
 
-    def __init__(self, owner: Any, name: str, view: View, stream: int, readonly: bool) -> None:
-        super().__init__(view.address, view.shape, view.dtype, view.strides)
+    def __init__(
+        self,
+        owner: Any,
+        name: str,
+        place: tuple[int, tuple[int, ...], Any, tuple[int, ...] | None],
+        stream: int,
+        readonly: bool,
+    ) -> None:
+        super().__init__(*place)
+        self.dense = place[3] is None
         self.owner, self.name, self.stream, self.readonly = owner, name, stream, readonly
 
     def classes_last(self, axis: int) -> DeviceArray:
         """A view with one axis at the end."""
         axes = tuple(a for a in range(self.ndim) if a != axis) + (axis,)
-        view = self.picked(self.address, axes)
-        return DeviceArray(self.owner, self.name, view, self.stream, self.readonly)
+        shape, strides = (tuple(of[a] for a in axes) for of in (self.shape, self.strides))
+        place = self.address, shape, self.dtype, strides
+        return DeviceArray(self.owner, self.name, place, self.stream, self.readonly)
 
     def __array__(self, *_: Any, **__: Any) -> Any:
         raise TypeError(f"{self.name} is on a CUDA device: copy it to the host first")
@@ -97,6 +97,8 @@ class DeviceArray(View):
 
     def span(self) -> tuple[int, int]:
         """The addresses between which the elements lie."""
+        if self.dense:
+            return self.address, self.address + self.size * self.itemsize
         low = high = self.address
         for length, stride in zip(self.shape, self.strides, strict=True):
             reach = (length - 1) * stride
@@ -115,10 +117,15 @@ def family(owner: Any) -> str:
     return root if root in ("torch", "cupy") else "numba"
 
 
+_dtypes: dict[str, Any] = {}  # by typestr
+
+
 def _dtype(owner: Any, typestr: str, name: str) -> Any:
     if typestr in ("<V2", "|V2") and str(owner.dtype).endswith("bfloat16"):
         return BFLOAT16
-    dtype = np.dtype(typestr)
+    dtype = _dtypes.get(typestr)
+    if dtype is None:
+        dtype = _dtypes[typestr] = np.dtype(typestr)
     if not dtype.isnative:
         raise TypeError(
             f"{name} on the device has byte order {typestr[0]!r}: expected the native one"
@@ -147,11 +154,13 @@ def device_array(value: Any, name: str) -> DeviceArray:
         raise TypeError(f"{name} has a mask: expected an ordinary array")
     dtype = _dtype(value, interface["typestr"], name)
     address, readonly = interface["data"]
-    shape = tuple(map(int, interface["shape"]))
-    view = View(int(address or 0), shape, dtype, interface.get("strides"))
-    if any(part % dtype.itemsize for part in (view.address, *view.strides)):
-        raise ValueError(f"{name} on the device is not aligned to its {dtype.itemsize} bytes")
-    return DeviceArray(value, name, view, _current_stream(value, interface), bool(readonly))
+    shape, strides = tuple(map(int, interface["shape"])), interface.get("strides")
+    size = dtype.itemsize
+    address = int(address or 0)
+    if address % size or (strides is not None and any(s % size for s in strides)):
+        raise ValueError(f"{name} on the device is not aligned to its {size} bytes")
+    place = address, shape, dtype, strides
+    return DeviceArray(value, name, place, _current_stream(value, interface), bool(readonly))
 
 
 def empty(like: DeviceArray, shape: tuple[int, ...], dtype: Any) -> DeviceArray:

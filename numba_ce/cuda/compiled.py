@@ -16,8 +16,9 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from numba_ce import _cache
-from numba_ce.cuda.general import Kernel, general_kernel
+from numba_ce.cuda.general import general_kernel
 from numba_ce.cuda.group import THREADS
+from numba_ce.cuda.kernel import Kernel
 from numba_ce.cuda.ptx import to_cubin, to_ptx
 from numba_ce.cuda.resident import Resident, resident_kernel
 from numba_ce.cuda.table import blocks_per_processor

@@ -6,10 +6,12 @@ import math
 from typing import Any
 
 from numba_ce._validate import float_name as checked_name
-from numba_ce.cuda.general import Kernel
+from numba_ce.cuda.group import FEW_CLASSES
 from numba_ce.cuda.intrinsics import KINDS
-from numba_ce.cuda.plan import DEFAULTS, OPERANDS, axis_fields, merged_axes
-from numba_ce.cuda.table import resident_for
+from numba_ce.cuda.kernel import Kernel
+from numba_ce.cuda.plan import DEFAULTS, MAX_AXES, OPERANDS, merged_axes, set_axes
+from numba_ce.cuda.stage import fits
+from numba_ce.cuda.table import FEW_BYTES, resident_for
 from numba_ce.cuda.walk import Access
 
 KIND_NAMES = tuple(KINDS)
@@ -36,7 +38,7 @@ def described(logits: Any, **operands: Any) -> dict[str, Any]:
             fields[name] = array.address
             if name in ("grad", "hess"):
                 fields[name + "_step"] = array.strides[-1]
-    fields.update(axis_fields(merged_axes(rows, strides)))
+    set_axes(fields, merged_axes(rows, strides))
     return fields
 
 
@@ -45,6 +47,7 @@ def describe_targets(fields: dict[str, Any], problem: Any) -> None:
     targets, weight = problem.targets, problem.sample_weight
     if targets is not None and problem.probabilities:
         fields["targets_step"] = targets.strides[-1]
+        fields["targets_kind"] = KIND_NAMES.index(float_name(targets.dtype))
     elif targets is not None:
         fields["targets_bytes"] = targets.dtype.itemsize
         fields["targets_signed"] = int(targets.dtype.kind == "i")
@@ -61,31 +64,75 @@ def describe_targets(fields: dict[str, Any], problem: Any) -> None:
         fields["class_weight_kind"] = KIND_NAMES.index(float_name(problem.class_weight.dtype))
 
 
-def describe_options(fields: dict[str, Any], options: Any) -> None:
-    """Smoothing, z-loss, soft cap and temperature."""
+def _check_scale(name: str, value: float, kind: str) -> None:
+    """Beyond these the constants of the exponential leave its type; as on the CPU."""
+    limit = 2.0 ** (1000 if kind == "float64" else 120)
+    if not 1.0 / limit <= value <= limit:
+        raise ValueError(
+            f"{name} = {value}: expected {1.0 / limit:.1g} <= {name} <= {limit:.1g} for {kind} "
+            "logits on CUDA"
+        )
+
+
+def describe_options(fields: dict[str, Any], options: Any, kind: str) -> None:
+    """Smoothing, z-loss, soft cap and temperature, for logits of a kind."""
+    if options.temperature != 1.0:
+        _check_scale("temperature", options.temperature, kind)
+    if options.softcap is not None:
+        _check_scale("softcap", options.softcap, kind)
     fields["smoothing"], fields["z_loss"] = options.label_smoothing, options.z_loss
     fields["temperature"] = options.temperature
     fields["softcap"] = options.softcap or 0.0
 
 
-def access_of(fields: dict[str, Any], kind: str, softcap: bool) -> Access:
-    """How the general kernel reads such logits."""
-    size = KINDS[kind][0]
-    contiguous = fields["logits_step"] == size
-    # Neighbouring rows side by side and neighbouring classes not: lanes go along the rows
-    beside = abs(fields["logits_3"]) < abs(fields["logits_step"]) and fields["length_3"] > 1
-    along_rows = not contiguous and beside
-    return Access(kind, contiguous and kind != "float64", along_rows, softcap)
+def _aligned_alike(fields: dict[str, Any], name: str, size: int) -> bool:
+    """Whether the rows of an output start as far from full 16 bytes as those of the logits."""
+    apart = fields[name] - fields["logits"]
+    for axis in range(MAX_AXES):
+        if fields[f"length_{axis}"] > 1:
+            apart |= fields[f"{name}_{axis}"] - fields[f"logits_{axis}"]
+    return bool(fields[f"{name}_step"] == size and apart % 16 == 0)
+
+
+def access_of(
+    fields: dict[str, Any], kind: str, softcap: bool, grad_kind: str | None, reads: int
+) -> Access:
+    """How the general kernel reads such logits, which it needs `reads` times."""
+    size, n_classes = KINDS[kind][0], fields["n_classes"]
+    if fields["logits_step"] != size:
+        # Neighbouring rows side by side and neighbouring classes not: lanes go along the rows
+        beside = abs(fields["logits_3"]) < abs(fields["logits_step"]) and fields["length_3"] > 1
+        return Access(kind, False, "beside" if beside else "row", softcap)
+    if grad_kind != kind or _aligned_alike(fields, "grad", size):
+        if n_classes <= FEW_CLASSES and _dense(fields, grad_kind == kind, n_classes * size):
+            return Access(kind, False, "few", softcap)
+        if reads > 1 and fits(kind, n_classes):
+            return Access(kind, False, "staged", softcap)
+    return Access(kind, kind != "float64", "row", softcap)
+
+
+def _dense(fields: dict[str, Any], with_grad: bool, row_bytes: int) -> bool:
+    """Whether the rows lie one after the other, without a gap."""
+    if fields["n_rows"] == 1:
+        return True
+    return (
+        fields["length_2"] == 1
+        and fields["logits_3"] == row_bytes
+        and (not with_grad or fields["grad_3"] == row_bytes)
+    )
 
 
 def general_for(operation: str, fields: dict[str, Any], problem: Any, **kinds: Any) -> Kernel:
     """The general kernel for an operation on a problem; `kinds` of the outputs."""
-    options = problem.options
+    options, grad_kind = problem.options, kinds.get("grad_kind")
+    # Of class indices, the loss and the record follow from one pass
+    once = operation in ("loss", "record") and grad_kind is None and not problem.probabilities
+    kind, softcap = float_name(problem.logits.dtype), options.softcap is not None
     return Kernel(
         operation,
-        access_of(fields, float_name(problem.logits.dtype), options.softcap is not None),
-        float_name(problem.targets.dtype) if problem.probabilities else None,
-        smoothing=options.label_smoothing != 0.0,
+        access_of(fields, kind, softcap, grad_kind, 1 if once else 2),
+        problem.probabilities,
+        smoothing=options.label_smoothing != 0.0 and not problem.probabilities,
         **kinds,
     )
 
@@ -95,6 +142,7 @@ def loss_kernel(fields: dict[str, Any], problem: Any, grad: Any, capability: Any
     options, logits = problem.options, problem.logits
     kind = float_name(logits.dtype)
     size = KINDS[kind][0]
+    grad_kind = None if grad is None else float_name(grad.dtype)
     plain = (
         not problem.probabilities
         and options.label_smoothing == 0.0
@@ -103,15 +151,13 @@ def loss_kernel(fields: dict[str, Any], problem: Any, grad: Any, capability: Any
         and options.temperature == 1.0
     )
     one_axis = fields["length_2"] == 1
-    fits = one_axis and fields["logits_step"] == size
-    if grad is not None:
-        # The two rows must start at the same distance from the full 16 bytes
-        apart = (fields["grad"] - fields["logits"]) % 16
-        apart |= (fields["grad_3"] - fields["logits_3"]) % 16 if fields["length_3"] > 1 else 0
-        fits = fits and float_name(grad.dtype) == kind and fields["grad_step"] == size and not apart
-    if plain and fits:
-        kernel = resident_for(kind, grad is not None, fields["n_classes"], capability)
-        if kernel is not None:
-            return kernel
-    grad_kind = None if grad is None else float_name(grad.dtype)
+    suits = plain and one_axis and fields["logits_step"] == size
+    if suits and grad is not None:
+        suits = grad_kind == kind and _aligned_alike(fields, "grad", size)
+    if suits:
+        row_bytes = fields["n_classes"] * size
+        if row_bytes > FEW_BYTES or not _dense(fields, grad is not None, row_bytes):
+            kernel = resident_for(kind, grad is not None, fields["n_classes"], capability)
+            if kernel is not None:
+                return kernel
     return general_for("loss", fields, problem, grad_kind=grad_kind)

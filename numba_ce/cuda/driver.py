@@ -74,16 +74,20 @@ class Driver:
         module = _checked(self._api.cuModuleLoadData(code.cubin))
         return _checked(self._api.cuModuleGetFunction(module, code.entry.encode()))
 
-    def launch(self, function: Any, grid: int, threads: int, plan: bytes, stream: int) -> None:
-        """Start a kernel; `plan` is all its parameters, which the driver copies."""
+    def launch(
+        self, function: Any, grid: int, threads: int, plan: bytes, stream: int, shared: int = 0
+    ) -> None:
+        """Start a kernel; `plan` is all its parameters, which the driver copies.
+
+        shared : bytes of shared memory beyond what the kernel itself declares
+        """
         buffer = ctypes.create_string_buffer(plan, len(plan))
         size = ctypes.c_size_t(len(plan))
         # CU_LAUNCH_PARAM_BUFFER_POINTER, .._BUFFER_SIZE, .._END
         extra = (ctypes.c_void_p * 5)(1, ctypes.addressof(buffer), 2, ctypes.addressof(size), None)
         address = ctypes.addressof(extra)
-        _checked(
-            self._api.cuLaunchKernel(function, grid, 1, 1, threads, 1, 1, 0, stream, 0, address)
-        )
+        shape = grid, 1, 1, threads, 1, 1
+        _checked(self._api.cuLaunchKernel(function, *shape, shared, stream, 0, address))
 
     def allocate(self, nbytes: int, stream: int) -> int:
         """Device memory, in the order of the stream."""

@@ -185,6 +185,94 @@ def quad_storer(kind):
     return store_quad
 
 
+# ---------------------------------------------------------------- staged rows in shared memory
+
+# Shared memory whose size the launch gives (see stage.py). One symbol, reached by name: an array of
+# size 0 of Numba's would be another symbol at every use, and LLVM takes different symbols for
+# different memory. Places are counted in 32 bits: half the instructions.
+
+
+def stage_gap(kind):
+    """Bytes left out after every 128."""
+    return max(4, KINDS[kind][0])
+
+
+def _staged(builder, byte, kind, ty):
+    module, name = builder.module, "numba_ce_stage"
+    stage = module.globals.get(name)
+    if stage is None:
+        stage = ir.GlobalVariable(module, ir.ArrayType(I8, 0), name, addrspace=SHARED)
+        stage.linkage, stage.align = "external", 16
+    byte = builder.trunc(byte, I32)
+    gaps = builder.mul(builder.lshr(byte, I32(7)), I32(stage_gap(kind)))
+    place = builder.gep(stage, [I32(0), builder.add(byte, gaps)], inbounds=True)
+    return builder.bitcast(place, ty.as_pointer(SHARED))
+
+
+@cache
+def stage_loader(kind):
+    """The function that reads the element at a byte of the stage."""
+    size, _, real = KINDS[kind]
+
+    @intrinsic
+    def load_staged(typingctx, byte):
+        def codegen(context, builder, sig, args):
+            raw = builder.load(_staged(builder, args[0], kind, _stored_type(kind)), align=size)
+            return _decode(builder, raw, kind)
+
+        return real(types.int64), codegen
+
+    return load_staged
+
+
+@cache
+def stage_storer(kind):
+    """The function that rounds a value to the kind and writes it to a byte of the stage."""
+    size, _, real = KINDS[kind]
+
+    @intrinsic
+    def store_staged(typingctx, byte, value):
+        def codegen(context, builder, sig, args):
+            raw = _encode(builder, args[1], kind)
+            builder.store(raw, _staged(builder, args[0], kind, raw.type), align=size)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, real), codegen
+
+    return store_staged
+
+
+@cache
+def stage_quads(kind):
+    """The functions that read and write 16 aligned bytes of the stage, as four uint32."""
+
+    def words(builder, byte):
+        first = _staged(builder, byte, kind, I32)
+        return [builder.gep(first, [I32(i)]) for i in range(4)]
+
+    @intrinsic
+    def load_quad(typingctx, byte):
+        result = types.UniTuple(types.uint32, 4)
+
+        def codegen(context, builder, sig, args):
+            loaded = [builder.load(word, align=4) for word in words(builder, args[0])]
+            return context.make_tuple(builder, result, loaded)
+
+        return result(types.int64), codegen
+
+    @intrinsic
+    def store_quad(typingctx, byte, a, b, c, d):
+        def codegen(context, builder, sig, args):
+            for word, value in zip(words(builder, args[0]), args[1:]):
+                builder.store(value, word, align=4)
+            return context.get_dummy_value()
+
+        word = types.uint32
+        return types.void(types.int64, word, word, word, word), codegen
+
+    return load_quad, store_quad
+
+
 # ---------------------------------------------------------------- two 16-bit floats in a word
 
 
@@ -294,6 +382,7 @@ fma = _float_operation("fma.rn.f32 $0, $1, $2, $3;", 3)
 nearest = _float_operation("cvt.rni.f32.f32 $0, $1;", 1)
 # one instruction; ignores NaN (Python's max compiles to a comparison that may keep either)
 maximum_f32 = _float_operation("max.f32 $0, $1, $2;", 2)
+minimum_f32 = _float_operation("min.f32 $0, $1, $2;", 2)
 
 # ---------------------------------------------------------------- blocks and clusters
 

@@ -7,18 +7,19 @@ from typing import Any
 from numba_ce.cuda.compiled import code_of, threads_of
 from numba_ce.cuda.driver import current_driver
 from numba_ce.cuda.group import rows_of_block
+from numba_ce.cuda.kernel import Kernel
 from numba_ce.cuda.plan import PACKER
 from numba_ce.cuda.resident import Resident
+from numba_ce.cuda.stage import stage_bytes
 
 MAX_GRID = 1 << 20  # blocks of the general kernel: each takes several rows beyond that
 
 
-def blocks_for(kernel: Any, n_rows: int) -> Any:
+def blocks_for(kernel: Any, n_rows: int, n_classes: int) -> Any:
     """Blocks of a launch over so many rows."""
     if isinstance(kernel, Resident):
         return -(-n_rows // kernel.rows_per_block) * kernel.cluster
-    at_once, _ = rows_of_block(kernel.access.along_rows)
-    return min(-(-n_rows // at_once), MAX_GRID)
+    return min(-(-n_rows // rows_of_block(kernel.access.layout, n_classes)), MAX_GRID)
 
 
 def launch(
@@ -31,5 +32,7 @@ def launch(
     if function is None:
         function = gpu.functions[key] = gpu.load(code_of(kernel, gpu.capability(device)))
     if blocks is None:
-        blocks = blocks_for(kernel, fields["n_rows"])
-    gpu.launch(function, blocks, threads_of(kernel), PACKER.pack(*fields.values()), stream)
+        blocks = blocks_for(kernel, fields["n_rows"], fields["n_classes"])
+    shared = stage_bytes(kernel.access, fields["n_classes"]) if isinstance(kernel, Kernel) else 0
+    plan = PACKER.pack(*fields.values())
+    gpu.launch(function, blocks, threads_of(kernel), plan, stream, shared)

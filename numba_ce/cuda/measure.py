@@ -9,14 +9,15 @@ from numba import cuda
 
 from numba_ce import _row
 from numba_ce.cuda.exp import exponential
-from numba_ce.cuda.group import block_reducer
-from numba_ce.cuda.intrinsics import KINDS, element_loader, inner
-from numba_ce.cuda.targets import class_weight
+from numba_ce.cuda.group import row_reducer
+from numba_ce.cuda.intrinsics import KINDS, inner
+from numba_ce.cuda.targets import class_weight, load_probability
 from numba_ce.cuda.walk import (
     Access,
     capper,
     chunk_loader,
     chunk_size,
+    inside,
     maximum,
     minus_infinity,
     walker,
@@ -31,7 +32,7 @@ class Variant(NamedTuple):
 
     access: Access
     dense: bool = False  # every class has a q: smoothing or probabilities
-    targets_kind: str | None = None  # dtype of the probabilities
+    probabilities: bool = False
     entropy: bool = False
     rank: bool = False
 
@@ -59,33 +60,33 @@ class Peak(NamedTuple):
 def peak_finder(access):
     """The function that finds the `Peak` of a row; index 0 if nothing is above -inf."""
     load_chunk = chunk_loader(access)
-    begin, inside = walker(access)
+    begin = walker(access)
     chunk = chunk_size(access)
     real = KINDS[access.kind][2]
-    largest = block_reducer("max", access.along_rows)
-    smallest = block_reducer("min", access.along_rows)
+    largest = row_reducer("max", access.layout)
+    smallest = row_reducer("min", access.layout)
     minus_inf = minus_infinity(access.kind)
 
     @inner
-    def find_peak(plan, source, place, n_classes, shared):
+    def find_peak(plan, source, row, n_classes, shared):
         """n_classes : of the row, or 0 to take part without looking"""
         values = cuda.local.array(chunk, real)
         best, index, nan_at = minus_inf, NOWHERE, NOWHERE
-        walk = begin(source, place)
+        walk = begin(source, row)
         start = walk.start
         while start < n_classes:
-            load_chunk(source, plan.logits_step, start, n_classes, values)
+            load_chunk(source, plan.logits_step, walk, start, n_classes, values)
             for i in range(chunk):
                 if values[i] > best:
-                    best, index = values[i], inside(start, i)
+                    best, index = values[i], inside(walk, start, i)
                 if values[i] != values[i]:
-                    nan_at = min(nan_at, inside(start, i))
+                    nan_at = min(nan_at, inside(walk, start, i))
             start += walk.advance
-        peak = largest(np.float64(best), shared)
+        peak = largest(np.float64(best), row, shared)
         if best != peak:
             index = NOWHERE
-        first = np.int64(smallest(np.float64(index), shared))
-        nan_first = np.int64(smallest(np.float64(nan_at), shared))
+        first = np.int64(smallest(np.float64(index), row, shared))
+        nan_first = np.int64(smallest(np.float64(nan_at), row, shared))
         return Peak(peak, first if first < NOWHERE else np.int64(0), nan_first)
 
     return find_peak
@@ -94,15 +95,13 @@ def peak_finder(access):
 @cache
 def weight_reader(variant):
     """The function that reads q_j, without the sample weight; class indices: the smoothed part."""
-    targets_kind = variant.targets_kind
-    load_target = element_loader(targets_kind) if targets_kind else None
-    probabilities = targets_kind is not None
+    probabilities = variant.probabilities
 
     @inner
     def read_weight(plan, targets, j):
         t = 0.0
         if probabilities:
-            t = np.float64(load_target(targets + j * plan.targets_step))
+            t = load_probability(plan, targets, j)
         return smoothed(t, plan.smoothing, plan.all_classes, class_weight(plan, j))
 
     return read_weight
@@ -116,19 +115,19 @@ def measurer(variant):
     dense, entropy, rank = variant.dense, variant.entropy, variant.rank
     real = KINDS[kind][2]
     load_chunk = chunk_loader(access)
-    begin, inside = walker(access)
+    begin = walker(access)
     chunk = chunk_size(access)
     rate_of, exp = exponential(kind)
     maximum_of = maximum(kind)
     cap, _ = capper(kind)
     read_weight = weight_reader(variant)
-    largest = block_reducer("max", access.along_rows)
-    add_up = block_reducer("sum", access.along_rows)
+    largest = row_reducer("max", access.layout)
+    add_up = row_reducer("sum", access.layout)
     minus_inf = minus_infinity(kind)
     zero = real(0)
 
     @inner
-    def measure(plan, source, place, n_classes, k, targets, t, shared):
+    def measure(plan, source, row, n_classes, k, targets, t, shared):
         """k : class left out, or -1; t : what `n_above` is counted against
 
         The maximum and the sum of each thread are merged as the parts of a row: a thread that saw
@@ -138,13 +137,13 @@ def measurer(variant):
         rate = rate_of(plan.temperature)
         m = minus_inf
         sum_exp = q_rest = a_rest = e_rest = n_above = 0.0
-        walk = begin(source, place)
+        walk = begin(source, row)
         start = walk.start
         while start < n_classes:
-            load_chunk(source, plan.logits_step, start, n_classes, values)
+            load_chunk(source, plan.logits_step, walk, start, n_classes, values)
             top = m
             for i in range(chunk):
-                z = minus_inf if inside(start, i) == k else values[i]
+                z = minus_inf if inside(walk, start, i) == k else values[i]
                 values[i] = cap(z, plan.softcap) if capped else z
                 top = maximum_of(top, values[i])
             if top > m:
@@ -166,7 +165,7 @@ def measurer(variant):
                 if rank and values[i] > t:
                     n_above += 1.0
                 if dense:
-                    j = inside(start, i)
+                    j = inside(walk, start, i)
                     if 0 <= j < n_classes and j != k:
                         q = read_weight(plan, targets, j)
                         if q != 0.0:
@@ -179,20 +178,20 @@ def measurer(variant):
             e_rest += np.float64(chunk_entropy)
             start += walk.advance
 
-        row_max = largest(np.float64(m), shared)
+        row_max = largest(np.float64(m), row, shared)
         shift, shrink = 0.0, 1.0
         if m > minus_inf and row_max > np.float64(m):
             shift, shrink = row_max - np.float64(m), np.float64(exp(m, real(row_max), rate))
         if entropy:
-            e_rest = add_up((e_rest + sum_exp * shift) * shrink, shared)
+            e_rest = add_up((e_rest + sum_exp * shift) * shrink, row, shared)
         if dense:
             if m > minus_inf:
                 a_rest += q_rest * (shift / plan.temperature)
-            a_rest = add_up(a_rest, shared)
-            q_rest = add_up(q_rest, shared)
+            a_rest = add_up(a_rest, row, shared)
+            q_rest = add_up(q_rest, row, shared)
         if rank:
-            n_above = add_up(n_above, shared)
-        sum_exp = add_up(sum_exp * shrink, shared)
+            n_above = add_up(n_above, row, shared)
+        sum_exp = add_up(sum_exp * shrink, row, shared)
         return Measured(row_max, sum_exp, q_rest, a_rest, e_rest, n_above)
 
     return measure

@@ -16,13 +16,14 @@ from numba_ce.cuda.describe import (
     describe_options,
     describe_targets,
     described,
+    float_name,
     general_for,
     loss_kernel,
 )
 from numba_ce.cuda.driver import current_driver
-from numba_ce.cuda.general import Kernel
+from numba_ce.cuda.kernel import Kernel
 from numba_ce.cuda.launch import launch
-from numba_ce.cuda.plan import STATE_BYTES
+from numba_ce.cuda.plan import NO_ROW, STATE_BYTES
 from numba_ce.cuda.totals import n_partials
 
 
@@ -58,29 +59,38 @@ def _fields(problem: Problem, **outputs: Any) -> dict[str, Any]:
         problem.logits, targets=problem.targets, sample_weight=problem.sample_weight, **outputs
     )
     describe_targets(fields, problem)
-    describe_options(fields, problem.options)
+    describe_options(fields, problem.options, float_name(problem.logits.dtype))
     return fields
 
 
-def _partials(fields: dict[str, Any], scratch: Scratch) -> None:
+def _add_up(fields: dict[str, Any], place: Place, scratch: Scratch) -> None:
+    """The losses of the rows, reduced, into the loss."""
     count = n_partials(fields["n_rows"])
-    fields["n_partials"] = count
-    fields["partial"] = scratch.take(8 * count)
+    if count > 1:
+        fields["n_partials"], fields["partial"] = count, scratch.take(8 * count)
+        launch("add_losses", fields, *place, blocks=count)
+    else:  # every row is a part
+        fields["n_partials"], fields["partial"] = fields["n_rows"], fields["row_loss"]
+    launch("fold", fields, *place, blocks=1)
 
 
 def _scan(fields: dict[str, Any], problem: Problem, place: Place, scratch: Scratch) -> int:
     """Check the targets and add up the weights, which stay on the device; returns their address."""
     fields = fields | {"state": scratch.take(STATE_BYTES)}
-    _partials(fields, scratch)
-    fields["partial_bad"] = scratch.take(8 * fields["n_partials"])
-    launch("scan", fields, *place, blocks=fields["n_partials"])
-    launch("fold", fields, *place, blocks=1)
+    count = fields["n_partials"] = n_partials(fields["n_rows"])
+    fields["partial"], fields["partial_bad"] = fields["state"], fields["state"] + 8
+    if count > 1:
+        fields["partial"] = scratch.take(16 * count)
+        fields["partial_bad"] = fields["partial"] + 8 * count
+    launch("scan", fields, *place, blocks=count)
+    if count > 1:
+        launch("fold", fields, *place, blocks=1)
     if problem.options.check_targets and not problem.probabilities:
         state = np.empty(STATE_BYTES // 8, np.int64)
         current_driver().copy_out(state, fields["state"], place.stream)
         current_driver().synchronize(place.stream)
-        if state[1] != 0:
-            raise bad_target_error(problem, int(state[1]) - 1, int(fields["all_classes"]))
+        if state[1] != NO_ROW:
+            raise bad_target_error(problem, int(state[1]), int(fields["all_classes"]))
     return int(fields["state"])
 
 
@@ -124,10 +134,8 @@ def loss(problem: Problem, result: Any, grad: Any, place: Place) -> None:
         kernel = loss_kernel(fields, problem, grad, current_driver().capability(place.device))
         launch(kernel, fields, *place)
         if problem.reduction != "none":
-            _partials(fields, scratch)
             _point_results(fields, {"loss": result})
-            launch("add_losses", fields, *place, blocks=fields["n_partials"])
-            launch("fold", fields, *place, blocks=1)
+            _add_up(fields, place, scratch)
 
 
 def grad_hess(problem: Problem, grad: Any, hess: Any, kind: str, place: Place) -> None:
@@ -158,10 +166,11 @@ def normalize(logits: Any, what: str, out: Any, place: Place) -> None:
     if what == "logsumexp":
         fields = described(logits)
         _point_results(fields, {"lse": out})
-        kernel = Kernel(what, access_of(fields, kind, False))
+        kernel = Kernel(what, access_of(fields, kind, False, None, 2))
     else:
         fields = described(logits, grad=out)
-        kernel = Kernel(what, access_of(fields, kind, False), grad_kind=out.dtype.name)
+        out_kind = out.dtype.name
+        kernel = Kernel(what, access_of(fields, kind, False, out_kind, 2), grad_kind=out_kind)
     launch(kernel, fields, *place)
 
 

@@ -8,7 +8,6 @@ launch packs them in one go. Addresses and strides are int64 bytes: nothing here
 import struct
 from collections import namedtuple
 
-import numpy as np
 from numba.core import types
 
 from numba_ce.cuda.intrinsics import inner
@@ -17,7 +16,8 @@ from numba_ce.cuda.intrinsics import inner
 OPERANDS = ("logits", "targets", "sample_weight", "grad", "hess")
 # Row axes that a kernel walks, neighbours merged where their strides allow
 MAX_AXES = 4
-_AXES = tuple(f"{what}_{axis}" for axis in range(MAX_AXES) for what in ("length", *OPERANDS))
+_NAMES = tuple(tuple(f"{what}_{n}" for what in ("length", *OPERANDS)) for n in range(MAX_AXES))
+_AXES = sum(_NAMES, ())
 _FLOATS = (
     "smoothing",
     "z_loss",
@@ -70,6 +70,9 @@ FIELDS = (
     "partial",  # float64 (n_partials,)
     "partial_bad",  # int64 (n_partials,)
     "n_partials",
+    # After `targets_bytes` it would make the largest register-resident kernels spill: the compiler
+    # loads the parameters in pairs
+    "targets_kind",  # index into KINDS, of probabilities
 )
 Plan = namedtuple("Plan", FIELDS)
 PLAN_TYPE = types.NamedTuple(
@@ -77,23 +80,31 @@ PLAN_TYPE = types.NamedTuple(
 )
 PACKER = struct.Struct("=" + "".join("d" if name in _FLOATS else "q" for name in FIELDS))
 DEFAULTS = dict.fromkeys(FIELDS, 0) | {"temperature": 1.0, "grad_scale": 1.0}
+DEFAULTS |= {f"length_{axis}": 1 for axis in range(MAX_AXES)}
 
-# What a check of the targets leaves on the device: the weights' sum (float64), and
-# 1 + the first row with a bad target (int64), or 0
+# What a check of the targets leaves on the device: the weights' sum (float64), and the first row
+# with a bad target (int64), or NO_ROW
 STATE_BYTES = 16
+NO_ROW = 2**52  # exact in float64
 
 
 @inner
 def locate(plan, row):
     """Byte offsets of one row in the five OPERANDS."""
-    i, j, k, first = row, np.int64(0), np.int64(0), np.int64(0)
-    if plan.length_2 > 1:  # more than one axis
-        rest = row // plan.length_3
-        i = row - rest * plan.length_3
-        outer = rest // plan.length_2
-        j = rest - outer * plan.length_2
-        first = outer // plan.length_1
-        k = outer - first * plan.length_1
+    if plan.length_2 <= 1:  # one axis
+        return (
+            row * plan.logits_3,
+            row * plan.targets_3,
+            row * plan.sample_weight_3,
+            row * plan.grad_3,
+            row * plan.hess_3,
+        )
+    rest = row // plan.length_3
+    i = row - rest * plan.length_3
+    outer = rest // plan.length_2
+    j = rest - outer * plan.length_2
+    first = outer // plan.length_1
+    k = outer - first * plan.length_1
     logits = i * plan.logits_3 + j * plan.logits_2 + k * plan.logits_1 + first * plan.logits_0
     targets = i * plan.targets_3 + j * plan.targets_2 + k * plan.targets_1 + first * plan.targets_0
     weight = i * plan.sample_weight_3 + j * plan.sample_weight_2
@@ -121,12 +132,12 @@ def merged_axes(shape, strides):
     return axes
 
 
-def axis_fields(axes):
-    """The fields for merged axes."""
+def set_axes(fields, axes):
+    """Write merged axes into the fields; the last one moves fastest."""
     if len(axes) > MAX_AXES:
         raise ValueError(
             f"the rows lie along {len(axes)} axes that cannot be merged: expected at most "
-            f"{MAX_AXES} on the device, or a contiguous array"
+            f"{MAX_AXES} on the device (copy the array into C order)"
         )
-    padded = [(1,) + (0,) * len(OPERANDS)] * (MAX_AXES - len(axes)) + list(axes)
-    return dict(zip(_AXES, (number for entry in padded for number in entry), strict=True))
+    for names, entry in zip(reversed(_NAMES), reversed(axes)):
+        fields.update(zip(names, entry))

@@ -32,7 +32,6 @@ from numba_ce.cuda.exchange import (
 )
 from numba_ce.cuda.exp import MINUS_INF, below
 from numba_ce.cuda.finish import finish_row, put_result, row_loss
-from numba_ce.cuda.general import grad_scale_of
 from numba_ce.cuda.intrinsics import (
     KINDS,
     cluster_arrive,
@@ -49,6 +48,7 @@ from numba_ce.cuda.intrinsics import (
     quad_storer,
     unpacker,
 )
+from numba_ce.cuda.kernel import grad_scale_of
 from numba_ce.cuda.quads import add, join, made, over
 from numba_ce.cuda.targets import IGNORED, KEPT, index_target
 

@@ -5,12 +5,17 @@ in registers (0 bytes spilled) for sm_80, sm_90, sm_100 and sm_120, as
 `python -m benchmarks.cuda_offline` shows.
 """
 
-from functools import cache
+from functools import cache, lru_cache
 
 from numba_ce.cuda.group import THREADS
 from numba_ce.cuda.intrinsics import KINDS
+from numba_ce.cuda.kernel import Kernel
 from numba_ce.cuda.resident import Resident
 
+# Plain rows of up to so many bytes go to the staged kernel: whole neighbouring rows by 128 bits,
+# where lanes of their own would read much of each row one by one, and a lane for each 16 classes to
+# finish rows in float64, where the smallest group here has eight
+FEW_BYTES = 256
 CLUSTERS_FROM = (9, 0)  # compute capability
 PACKED_FROM = (8, 0)  # arithmetic on two 16-bit floats
 
@@ -26,6 +31,7 @@ _LAYOUTS = (
     (64, 64, 8, 1),
     (128, 128, 8, 1),
     (256, 256, 8, 1),
+    (512, 512, 8, 1),  # instead of clusters
     (256, 256, 8, 2),
     (256, 256, 8, 4),
     (256, 256, 8, 8),
@@ -43,7 +49,9 @@ def layouts(kind, grad, capability):
     for threads, sharing, slots, cluster in _LAYOUTS:
         outside = 2 * (KINDS[kind][1] - 1)
         # The loss alone need not keep the row: beyond a block the general kernel reads it once
-        allowed = cluster == 1 or (grad and capability >= CLUSTERS_FROM)
+        allowed = threads <= 256 and cluster == 1
+        if not allowed:
+            allowed = grad and (cluster > 1) == (capability >= CLUSTERS_FROM)
         if sharing >= outside and allowed:
             kernel = Resident(kind, grad, threads, sharing, slots, cluster)
             if not found or kernel.capacity > found[-1].capacity:
@@ -51,6 +59,7 @@ def layouts(kind, grad, capability):
     return tuple(found)
 
 
+@lru_cache(maxsize=4096)
 def resident_for(kind, grad, n_classes, capability):
     """The smallest layout that holds such a row, or None."""
     for kernel in layouts(kind, grad, capability):
@@ -62,12 +71,20 @@ def resident_for(kind, grad, n_classes, capability):
 def blocks_per_processor(kernel, capability):
     """Blocks that must fit a processor at once: what registers a thread may have.
 
-    Of 65536 registers: 80 for a thread of a block of up to 256, more where several rows share one
-    or the compiler needs it (before sm_90), 64 in larger blocks, 128 in the other kernels.
+    Of 65536 registers: 80 for a thread of a block of up to 256, more where several rows share one,
+    64 in larger blocks, 128 where the compiler needs them (before sm_90, in the other kernels), 255
+    for the Hessian in float64 and, before sm_90, for staged rows in which every class has a weight.
     """
     if not isinstance(kernel, Resident):
-        return 512 // THREADS
+        wide = False
+        if isinstance(kernel, Kernel):
+            wide = kernel.operation == "hess" and kernel.access.kind == "float64"
+            dense = kernel.smoothing or kernel.probabilities
+            wide |= dense and kernel.access.staged and capability < CLUSTERS_FROM
+        return 1 if wide else 512 // THREADS
+    if capability < CLUSTERS_FROM:
+        return 512 // kernel.threads
     threads = 1024
     if kernel.threads <= 256:
-        threads = 512 if capability < CLUSTERS_FROM else 640 if kernel.sharing <= 32 else 768
+        threads = 640 if kernel.sharing <= 32 else 768
     return threads // kernel.threads

@@ -69,6 +69,12 @@ def load_weight(plan, offset):
 
 
 @inner
+def load_probability(plan, targets, j):
+    """t_j as float64; targets : address of the row's probabilities"""
+    return load_float(targets + j * plan.targets_step, plan.targets_kind)
+
+
+@inner
 def class_weight(plan, index):
     """w_c as float64; 1 without class weights."""
     if plan.class_weight == 0:

@@ -1,8 +1,8 @@
 """Sums over the rows: the check of the targets, and losses added up. Three small kernels.
 
 Each block adds up a fixed part of the rows, a last kernel of one block adds the parts in order, so
-that a sum has the same bits in every run. Nothing goes to the host: the gradient's kernel reads the
-sum of the weights where it was left.
+that a sum has the same bits in every run; where there is one part, one kernel is enough.
+Nothing goes to the host: the gradient's kernel reads the sum of the weights where it was left.
 """
 
 import math
@@ -14,15 +14,14 @@ from numba.core import types
 from numba_ce.cuda.finish import put_result
 from numba_ce.cuda.group import THREADS, block_reducer
 from numba_ce.cuda.intrinsics import load_f64, load_i64, store
-from numba_ce.cuda.plan import locate
+from numba_ce.cuda.plan import NO_ROW, locate
 from numba_ce.cuda.targets import BAD, KEPT, index_target, load_weight
 
 MAX_PARTIALS = 1024
 ROWS_PER_PARTIAL = 4 * THREADS  # at least
-NO_ROW = 2**52  # exact in float64
 
-_sum = block_reducer("sum", False)
-_min = block_reducer("min", False)
+_sum = block_reducer("sum")
+_min = block_reducer("min")
 
 
 def n_partials(n_rows):
@@ -89,7 +88,7 @@ def fold(plan):
         return
     if plan.partial_bad != 0:
         store(plan.state, value)
-        store(plan.state + 8, np.int64(first_bad + 1.0) if first_bad < NO_ROW else np.int64(0))
+        store(plan.state + 8, np.int64(first_bad))
         return
     if plan.state != 0:
         weight = load_f64(plan.state)

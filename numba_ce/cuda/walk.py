@@ -4,6 +4,8 @@ A step takes CHUNK classes: neighbours read by 128-bit loads where the row is co
 every n-th class, so that the threads side by side read side by side. A row that does not start on
 16 bytes is seen as if it did: its first and last chunk reach over its ends, and what is there of
 them is read one by one.
+
+The address of a row is in bytes; of a staged row it is its byte in the run (see `stage`).
 """
 
 import math
@@ -11,9 +13,8 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-from numba.core import types
 
-from numba_ce.cuda.group import rows_of_block
+from numba_ce.cuda.group import STAGED
 from numba_ce.cuda.intrinsics import (
     KINDS,
     element_loader,
@@ -23,6 +24,8 @@ from numba_ce.cuda.intrinsics import (
     packer,
     quad_loader,
     quad_storer,
+    stage_loader,
+    stage_storer,
     unpacker,
 )
 
@@ -32,8 +35,13 @@ class Access(NamedTuple):
 
     kind: str  # dtype of the logits
     vector: bool = False  # contiguous rows, by 128 bits
-    along_rows: bool = False
+    layout: str = "row"  # see `group`
     softcap: bool = False
+
+    @property
+    def staged(self):
+        """Whether the rows are in shared memory."""
+        return self.layout in STAGED
 
 
 class Walk(NamedTuple):
@@ -41,6 +49,7 @@ class Walk(NamedTuple):
 
     start: int
     advance: int
+    step: int  # from class to class of a chunk
 
 
 def chunk_size(access):
@@ -55,27 +64,44 @@ def minus_infinity(kind):
     return np.float64(-np.inf) if kind == "float64" else np.float32(-np.inf)
 
 
+@inner
+def inside(walk, start, i):
+    """The class of element i of a chunk."""
+    return start + i * walk.step
+
+
 @cache
 def walker(access):
-    """The functions (begin, inside): a thread's `Walk`, and the class of element i of a chunk."""
+    """The function that begins a thread's `Walk` along a row."""
     size = KINDS[access.kind][0]
-    sharing = rows_of_block(access.along_rows)[1]
     chunk = chunk_size(access)
+    vector = access.vector
 
     @inner
-    def begin(source, place):
-        """source : address of the row; place : of the thread among those of the row"""
-        if access.vector:
-            return Walk(place * chunk - (source % 16) // size, types.int64(sharing * chunk))
-        return Walk(place, types.int64(sharing * chunk))
+    def begin(source, row):
+        """source : address of the row; row : see `kernel.Row`"""
+        if vector:
+            start = row.place * chunk - (source % 16) // size
+            return Walk(start, row.sharing * chunk, np.int64(1))
+        return Walk(row.place, row.sharing * chunk, row.sharing)
+
+    return begin
+
+
+@cache
+def logit_loader(access):
+    """The function (source, step, j) that reads the logit of class j."""
+    kind, staged = access.kind, access.staged
+    size = KINDS[kind][0]
+    load, read = element_loader(kind), stage_loader(kind)
 
     @inner
-    def inside(start, i):
-        if access.vector:
-            return start + i
-        return start + i * sharing
+    def load_logit(source, step, j):
+        if staged:
+            return read(source + j * size)
+        return load(source + j * step)
 
-    return begin, inside
+    return load_logit
 
 
 @cache
@@ -117,15 +143,14 @@ def chunk_loader(access):
     """The function that fills a local array with a chunk; -inf where the row has no class."""
     kind, chunk = access.kind, chunk_size(access)
     narrow = KINDS[kind][0] == 2
-    load = element_loader(kind)
+    load = logit_loader(access)
     load_quad = quad_loader(kind)
     unpack = unpacker(kind) if narrow else None
     minus_inf = minus_infinity(kind)
-    _, inside = walker(access)
     vector = access.vector and kind != "float64"
 
     @inner
-    def load_chunk(source, step, start, n_classes, values):
+    def load_chunk(source, step, walk, start, n_classes, values):
         """values : (CHUNK,)"""
         if vector:
             if start >= 0 and start + chunk <= n_classes:
@@ -140,17 +165,24 @@ def chunk_loader(access):
                         values[i] = quad[i]
                 return
         for i in range(chunk):
-            j = inside(start, i)
-            values[i] = load(source + j * step) if 0 <= j < n_classes else minus_inf
+            j = inside(walk, start, i)
+            here = j < n_classes and (j >= 0 or not access.vector)
+            values[i] = load(source, step, j) if here else minus_inf
 
     return load_chunk
 
 
+def staged_out(access, out_kind):
+    """Whether an output of this kind leaves through the stage, in the place of its logits."""
+    return access.staged and out_kind == access.kind
+
+
 @cache
-def chunk_storer(access, out_kind):
+def chunk_storer(access, out_kind, aside=False):
     """The function that writes a chunk of float64 values, rounded to the kind of the output.
 
-    A 16-bit result is the float32 result rounded once more.
+    A 16-bit result is the float32 result rounded once more. aside : not in the place of the logits,
+    also where they are staged
     """
     chunk = chunk_size(access)
     size, lanes, real = KINDS[out_kind]
@@ -159,12 +191,13 @@ def chunk_storer(access, out_kind):
     store_element = element_storer(out_kind)
     store_quad = quad_storer(out_kind)
     pack = packer[out_kind] if narrow else None
-    _, inside = walker(access)
+    write = stage_storer(out_kind)
+    staged = staged_out(access, out_kind) and not aside
     vector = access.vector and out_kind != "float64" and chunk % lanes == 0
     packable = vector and not narrow
 
     @inner
-    def store_chunk(target, step, start, n_classes, values):
+    def store_chunk(target, step, walk, start, n_classes, values):
         if vector:
             address = target + start * size
             if step == size and address % 16 == 0 and start >= 0 and start + chunk <= n_classes:
@@ -187,8 +220,11 @@ def chunk_storer(access, out_kind):
                         )
                 return
         for i in range(chunk):
-            j = inside(start, i)
-            if 0 <= j < n_classes:
-                store_element(target + j * step, real(values[i]))
+            j = inside(walk, start, i)
+            if j < n_classes and (j >= 0 or not access.vector):
+                if staged:
+                    write(target + j * size, real(values[i]))
+                else:
+                    store_element(target + j * step, real(values[i]))
 
     return store_chunk

@@ -18,6 +18,7 @@ from numba_ce.cuda.walk import (
     chunk_loader,
     chunk_size,
     chunk_storer,
+    inside,
     walker,
 )
 
@@ -29,14 +30,14 @@ def gradient_writer(variant, out_kind):
     capped, dense = access.softcap, variant.dense
     chunk, real = chunk_size(access), KINDS[access.kind][2]
     load_chunk, store_chunk = chunk_loader(access), chunk_storer(access, out_kind)
-    begin, inside = walker(access)
+    begin = walker(access)
     rate_of, exp = exponential(access.kind)
     cap, slope = capper(access.kind)
     read_weight = weight_reader(variant)
 
     @inner
     def write_gradient(
-        plan, source, target, targets, place, n_classes, k, g_k, factor, q_factor, row_max, fill
+        plan, source, target, targets, row, n_classes, k, g_k, factor, q_factor, row_max, fill
     ):
         """source, targets, target : addresses of the row's logits, probabilities and gradient
 
@@ -45,12 +46,12 @@ def gradient_writer(variant, out_kind):
         values, results = cuda.local.array(chunk, real), cuda.local.array(chunk, np.float64)
         rate = rate_of(plan.temperature)
         origin = real(row_max) if row_max > -math.inf else real(0)
-        walk = begin(source, place)
+        walk = begin(source, row)
         start = walk.start
         while start < n_classes:
-            load_chunk(source, plan.logits_step, start, n_classes, values)
+            load_chunk(source, plan.logits_step, walk, start, n_classes, values)
             for i in range(chunk):
-                j = inside(start, i)
+                j = inside(walk, start, i)
                 x = cap(values[i], plan.softcap) if capped else values[i]
                 result = np.float64(exp(x, origin, rate)) * factor
                 if dense and 0 <= j < n_classes:
@@ -60,7 +61,7 @@ def gradient_writer(variant, out_kind):
                 if capped:
                     result *= slope(values[i], plan.softcap)
                 results[i] = factor if fill else result
-            store_chunk(target, plan.grad_step, start, n_classes, results)
+            store_chunk(target, plan.grad_step, walk, start, n_classes, results)
             start += walk.advance
 
     return write_gradient
@@ -71,19 +72,19 @@ def log_softmax_writer(access, out_kind):
     """The function that writes ``(z_j - z_k) - surprise``, z_k the row's maximum."""
     chunk, real = chunk_size(access), KINDS[access.kind][2]
     load_chunk, store_chunk = chunk_loader(access), chunk_storer(access, out_kind)
-    begin, inside = walker(access)
+    begin = walker(access)
 
     @inner
-    def write_log_softmax(plan, source, target, place, n_classes, k, peak, surprise):
+    def write_log_softmax(plan, source, target, row, n_classes, k, peak, surprise):
         values, results = cuda.local.array(chunk, real), cuda.local.array(chunk, np.float64)
-        walk = begin(source, place)
+        walk = begin(source, row)
         start = walk.start
         while start < n_classes:
-            load_chunk(source, plan.logits_step, start, n_classes, values)
+            load_chunk(source, plan.logits_step, walk, start, n_classes, values)
             for i in range(chunk):
-                below = (np.float64(values[i]) - peak) if inside(start, i) != k else 0.0
+                below = (np.float64(values[i]) - peak) if inside(walk, start, i) != k else 0.0
                 results[i] = below - surprise
-            store_chunk(target, plan.grad_step, start, n_classes, results)
+            store_chunk(target, plan.grad_step, walk, start, n_classes, results)
             start += walk.advance
 
     return write_log_softmax
@@ -95,14 +96,17 @@ def hess_writer(variant, grad_kind, hess_kind):
     access, dense = variant.access, variant.dense
     chunk, real = chunk_size(access), KINDS[access.kind][2]
     load_chunk = chunk_loader(access)
-    store_grad, store_hess = chunk_storer(access, grad_kind), chunk_storer(access, hess_kind)
-    begin, inside = walker(access)
+    store_grad, store_hess = (
+        chunk_storer(access, grad_kind),
+        chunk_storer(access, hess_kind, aside=True),
+    )
+    begin = walker(access)
     rate_of, exp = exponential(access.kind)
     read_weight = weight_reader(variant)
 
     @inner
     def write_hess(
-        plan, source, grad, hess, targets, place, n_classes, k, y, g_k, g_y, h_k, factor, q_sum, s,
+        plan, source, grad, hess, targets, row, n_classes, k, y, g_k, g_y, h_k, factor, q_sum, s,
         row_max, fill,
     ):  # fmt: skip
         """p_j = factor exp(z_j - m); grad = s (Q p - t), hess = s max(c Q p (1 - p), floor)
@@ -114,12 +118,12 @@ def hess_writer(variant, grad_kind, hess_kind):
         origin = real(row_max) if row_max > -math.inf else real(0)
         rate = rate_of(1.0)
         curvature, floor = q_sum * plan.hess_factor, plan.hess_floor
-        walk = begin(source, place)
+        walk = begin(source, row)
         start = walk.start
         while start < n_classes:
-            load_chunk(source, plan.logits_step, start, n_classes, values)
+            load_chunk(source, plan.logits_step, walk, start, n_classes, values)
             for i in range(chunk):
-                j = inside(start, i)
+                j = inside(walk, start, i)
                 p = np.float64(exp(values[i], origin, rate)) * factor
                 g, h = p * q_sum, curvature * p * (1.0 - p)
                 if dense and 0 <= j < n_classes:
@@ -132,8 +136,8 @@ def hess_writer(variant, grad_kind, hess_kind):
                     h = floor
                 grads[i] = s if fill else s * g
                 hessians[i] = s if fill else s * h
-            store_grad(grad, plan.grad_step, start, n_classes, grads)
-            store_hess(hess, plan.hess_step, start, n_classes, hessians)
+            store_grad(grad, plan.grad_step, walk, start, n_classes, grads)
+            store_hess(hess, plan.hess_step, walk, start, n_classes, hessians)
             start += walk.advance
 
     return write_hess

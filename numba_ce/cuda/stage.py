@@ -1,0 +1,127 @@
+"""Rows in shared memory: read once and written once by 128 bits, in between as often as needed.
+
+A block brings in the rows that it is about to do, neighbours in memory, as one run of 16 bytes each
+(and up to twice 15 bytes at its ends, one element at a time); its threads then walk along them
+wherever a row begins. A gradient takes the place of its logits and leaves the same way.
+
+Where a row begins is counted in bytes of the run. A word is left out after every 128 bytes (for
+float64 two), so that threads that each read a row of their own read from different banks: without
+it 16 of them would wait for each other at 16 classes.
+"""
+
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+from numba import cuda
+
+from numba_ce.cuda.group import STAGED, THREADS, rows_of_block
+from numba_ce.cuda.intrinsics import (
+    KINDS,
+    element_loader,
+    element_storer,
+    inner,
+    quad_loader,
+    quad_storer,
+    stage_gap,
+    stage_loader,
+    stage_quads,
+    stage_storer,
+)
+from numba_ce.cuda.plan import locate
+from numba_ce.cuda.quads import add, made, over
+
+SLOTS = 4  # 16 bytes that each thread has under way
+ROW_BYTES = 40 << 10  # of a row alone: with what else a block needs, below the 48 KB of any device
+load_quad, store_quad = quad_loader("words"), quad_storer("words")
+
+
+class Run(NamedTuple):
+    """The rows of a block in global memory."""
+
+    source: int  # address of the first element
+    length: int  # elements
+    skew: int  # bytes between the 16-byte boundary before it and the first element
+    head: int  # elements before the first full 16 bytes
+    n_quads: int  # full 16 bytes
+
+
+def fits(kind, n_classes):
+    """Whether a row can be staged."""
+    return n_classes * KINDS[kind][0] <= ROW_BYTES
+
+
+def stage_bytes(access, n_classes):
+    """Shared memory for the rows of a block, with any skew."""
+    if access.layout not in STAGED:
+        return 0
+    nbytes = rows_of_block(access.layout, n_classes) * n_classes * KINDS[access.kind][0] + 16
+    return nbytes + (nbytes // 128 + 1) * stage_gap(access.kind)
+
+
+@cache
+def stager(access):
+    """The functions (find, bring, leave): the `Run` of a block's rows, its way in and out."""
+    kind = access.kind
+    size, lanes, _ = KINDS[kind]
+    load, store = element_loader(kind), element_storer(kind)
+    read, write = stage_loader(kind), stage_storer(kind)
+    read_quad, write_quad = stage_quads(kind)
+    step = THREADS
+
+    @inner
+    def load_slot(slot, address, left):
+        if slot * step < left:
+            return load_quad(address + slot * step * 16)
+        return np.uint32(0), np.uint32(0), np.uint32(0), np.uint32(0)
+
+    @inner
+    def keep_slot(quad, slot, byte, left):
+        if slot * step < left:
+            write_quad(byte + slot * step * 16, quad[0], quad[1], quad[2], quad[3])
+        return 0
+
+    load_slots, keep_slots = made(SLOTS, load_slot), over(SLOTS, keep_slot, add)
+
+    @inner
+    def find(plan, first, n_rows):
+        """first : number of the first row; n_rows : of the block"""
+        source = plan.logits + locate(plan, first)[0]
+        length = n_rows * plan.n_classes
+        head = min((-source % 16) // size, length)
+        return Run(source, length, source % 16, head, (length - head) // lanes)
+
+    @inner
+    def edge(run, thread):
+        """The element outside the full 16 bytes that a thread takes, or one beyond the end."""
+        return thread if thread < run.head else thread + run.n_quads * lanes
+
+    @inner
+    def bring(run, thread):
+        slot = thread
+        address, byte = run.source + run.head * size, run.skew + run.head * size
+        while slot < run.n_quads:
+            left = run.n_quads - slot
+            quads = load_slots(0, address + slot * 16, left)
+            keep_slots(quads, 0, byte + slot * 16, left)
+            slot += SLOTS * step
+        j = edge(run, thread)
+        if j < run.length:
+            write(run.skew + j * size, load(run.source + j * size))
+        cuda.syncthreads()  # the rows are there
+
+    @inner
+    def leave(run, target, thread):
+        """target : address of the first element of the output, aligned as the logits are"""
+        cuda.syncthreads()  # every thread has written its part
+        slot = thread
+        address, byte = target + run.head * size, run.skew + run.head * size
+        while slot < run.n_quads:
+            quad = read_quad(byte + slot * 16)
+            store_quad(address + slot * 16, quad[0], quad[1], quad[2], quad[3])
+            slot += step
+        j = edge(run, thread)
+        if j < run.length:
+            store(target + j * size, read(run.skew + j * size))
+
+    return find, bring, leave
