@@ -4,7 +4,10 @@
 vector     vectors of a fixed number of lanes, as a Numba type
 element    single elements of any dtype and byte order
 exp, log   exp, tanh and log1p of a vector
-tile       loops over one tile of a row
+tile       where a tile of a row lies: in the caller's array or copied; sums in float64
+loops      loops over one tile: exponentials, sums, maximum, soft cap
+output     from a tile to the output, in any dtype, around the caches
+q          the effective targets of a row
 measure    first pass over a row: maximum, sum of exponentials, sums of an option
 write      second pass: gradient, probabilities, Hessian
 targets    what a row is told to be: target, weights, whether it counts

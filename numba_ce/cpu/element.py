@@ -9,7 +9,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from numba_ce.cpu.vector import F32, F64, I16, I32, LANES, Vector, spread
+from numba_ce.cpu.vector import F32, F64, I1, I16, I32, LANES, Vector, lanes_below, spread
 
 HALF = ir.HalfType()
 # name of a logits dtype -> (bits, Numba type it is computed in)
@@ -143,6 +143,72 @@ def store_vector(typingctx, kind, address, vector):
     def codegen(context, builder, sig, args):
         raw = encode(builder, args[2], name)
         builder.store(raw, _raw_pointer(builder, args[1], raw.type)).align = 1
+        return context.get_dummy_value()
+
+    return types.none(kind, types.intp, vector), codegen
+
+
+def _lanes_at(builder, name, address, vector):
+    """What the masked loads and stores of LLVM have in common: pointer, alignment, function."""
+    pointer = _raw_pointer(builder, address, vector)
+    suffix = f"v{vector.count}i{vector.element.width}.p0"
+    if name == "load":
+        returned, args = vector, [pointer.type, I32, ir.VectorType(I1, vector.count), vector]
+    else:
+        returned, args = ir.VoidType(), [vector, pointer.type, I32, ir.VectorType(I1, vector.count)]
+    kind = ir.FunctionType(returned, args)
+    name = f"llvm.masked.{name}.{suffix}"
+    return pointer, I32(1), cgutils.get_or_insert_function(builder.module, kind, name)
+
+
+@intrinsic(prefer_literal=True)
+def load_some(typingctx, kind, address, count):
+    """The first `count` lanes of `load_vector`, 0 in the others; nothing else is read."""
+    name = literal(kind)
+    if name is None:
+        return None
+    bits, real = KINDS[name]
+    vector = Vector(real)
+
+    def codegen(context, builder, sig, args):
+        stored = ir.VectorType(ir.IntType(bits), vector.lanes)
+        pointer, align, load = _lanes_at(builder, "load", args[1], stored)
+        mask = lanes_below(builder, args[2], vector.lanes)
+        raw = builder.call(load, [pointer, align, mask, ir.Constant(stored, None)])
+        return decode(builder, raw, name)
+
+    return vector(kind, types.intp, types.intp), codegen
+
+
+@intrinsic(prefer_literal=True)
+def store_some(typingctx, kind, address, vector, count):
+    """`store_vector` for the first `count` lanes; nothing else is touched."""
+    name = literal(kind)
+    if name is None:
+        return None
+
+    def codegen(context, builder, sig, args):
+        raw = encode(builder, args[2], name)
+        pointer, align, store = _lanes_at(builder, "store", args[1], raw.type)
+        mask = lanes_below(builder, args[3], vector.lanes)
+        builder.call(store, [raw, pointer, align, mask])
+        return context.get_dummy_value()
+
+    return types.none(kind, types.intp, vector, types.intp), codegen
+
+
+@intrinsic(prefer_literal=True)
+def stream_vector(typingctx, kind, address, vector):
+    """`store_vector` around the caches; `address` is a multiple of what is written."""
+    name = literal(kind)
+    if name is None:
+        return None
+
+    def codegen(context, builder, sig, args):
+        raw = encode(builder, args[2], name)
+        stored = builder.store(raw, _raw_pointer(builder, args[1], raw.type))
+        stored.align = raw.type.count * raw.type.element.width // 8
+        stored.set_metadata("nontemporal", builder.module.add_metadata([I32(1)]))
         return context.get_dummy_value()
 
     return types.none(kind, types.intp, vector), codegen

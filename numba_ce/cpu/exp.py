@@ -211,6 +211,40 @@ def _soft_cap_derivative(x, constants):
     return derivative
 
 
+def soft_cap_and_slope(x, cap, constants):
+    """`soft_cap` and `soft_cap_derivative` of a vector, from one exponential and one division.
+
+    The derivative is 0 where x is infinite.
+    """
+    raise NotImplementedError
+
+
+@inner_overload(soft_cap_and_slope)
+def _soft_cap_and_slope(x, cap, constants):
+    real = np.float32 if x.dtype == types.float32 else np.float64
+    magic, bias = MAGIC[x.dtype], EXPONENT_BIAS[x.dtype] + BIAS
+    zero, one, two, infinity = real(0), real(1), real(2), real(np.inf)
+    tiny, four_tiny = real(2.0**-BIAS), real(4 * 2.0**-BIAS)
+    lowest = real(1 - bias)
+
+    def capped(x, cap, constants):
+        size = absolute(x)
+        y = maximum(splat(lowest / constants[0]), zero - size)  # the slope is 0 from here on
+        shifted = fma(y, constants[0], magic)
+        n = shifted - magic
+        r = fma(n, -constants[2], fma(n, -constants[1], y)) * constants[3]
+        p = fma(r * r, polynomial(r), r)
+        lifted = times_power_of_two(splat(one), shifted, bias)  # 2**(n + BIAS): never subnormal
+        scale = lifted * tiny
+        expm1 = fma(scale, p, scale - one)  # without the cancellation for small y
+        inverse = one / (expm1 + two)
+        tanh = (zero - expm1) * inverse
+        slope = fma(lifted, p, lifted) * (inverse * inverse) * four_tiny
+        return select(size == infinity, x, with_sign_of(tanh, x) * cap), slope
+
+    return capped
+
+
 @inner
 def two_sum(a, b):
     """a + b rounded, and what the rounding lost (Knuth); scalars or vectors."""

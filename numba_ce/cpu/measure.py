@@ -8,28 +8,33 @@ import numpy as np
 from numba import types
 
 from numba_ce import _row
-from numba_ce.cpu.element import KINDS, put
+from numba_ce.cpu.element import KINDS, get, put
 from numba_ce.cpu.exp import BIAS, EXPONENT_BIAS, LOG2E, times_two_to
 from numba_ce.cpu.jit import inner, larger, smaller
+from numba_ce.cpu.loops import (
+    below_summer,
+    cappers,
+    counter_above,
+    exp_looper,
+    peak_loopers,
+    weighted_summer,
+)
+from numba_ce.cpu.q import stored_kind, weight_filler
 from numba_ce.cpu.tile import (
-    NATIVE,
     TILE,
-    cap_tile,
-    count_above,
-    exp_tile,
-    find,
-    largest,
+    group_size,
+    leaver_out,
     no_sums,
     plus_one,
     plus_times,
+    real_name,
     real_type,
     reduction_of,
-    sum_weighted,
-    tile_loader,
+    tile_finder,
     times,
     total_of,
+    whole_tile,
 )
-from numba_ce.cpu.vector import LANES, VECTOR_BYTES, fma, load, splat, store
 
 difference = inner(_row.difference)
 LN2 = math.log(2.0)
@@ -45,6 +50,7 @@ LIFT_BITS = np.int64(64)
 LIFT = 2.0**LIFT_BITS
 UNLIFT = UNBIAS / LIFT
 NO_POWER = np.int64(0)
+ROOM = TILE + 2 * group_size("float32")  # elements of the room for a tile
 AHEAD = 1024  # elements by which the prefetch runs ahead of the loop
 
 
@@ -56,6 +62,7 @@ class Variant(NamedTuple):
     softcap: bool = False
     keep: bool = False  # keep the exponentials for a second pass
     dense: bool = False  # sums over q: probabilities or label smoothing
+    smoothing: bool = False
     targets_kind: str | None = None  # dtype of the probabilities
     entropy: bool = False
     rank: bool = False
@@ -66,9 +73,9 @@ class Workspace(NamedTuple):
     """Addresses in a worker's memory, see `workspace_finder`."""
 
     exps: int
-    scales: int  # float64 (n_tiles, 2): reference and power of each tile
-    tile: int
-    weights: int
+    scales: int  # float64 (n_tiles, 4): `Scale` of each tile, the class left out and its logit
+    tile: int  # room for a `Tile`
+    weights: int  # room for a `Tile`
     logits: int
 
 
@@ -76,7 +83,7 @@ def workspace_bytes(n_classes, kind):
     """Bytes a worker needs: O(n_classes), whatever the number of rows."""
     width = 8 if kind == "float64" else 4
     n_tiles = -(-n_classes // TILE)
-    return n_tiles * (TILE * width + 64) + 3 * TILE * width + 128
+    return n_tiles * (TILE * width + 64) + 3 * ROOM * width + 128
 
 
 @lru_cache
@@ -90,8 +97,8 @@ def workspace_finder(kind):
         start = (start + 63) // 64 * 64
         n_tiles = (plan.n_classes + TILE - 1) // TILE
         tile = start + n_tiles * TILE * width
-        scales = tile + 3 * TILE * width
-        return Workspace(start, scales, tile, tile + TILE * width, tile + 2 * TILE * width)
+        scales = tile + 3 * ROOM * width
+        return Workspace(start, scales, tile, tile + ROOM * width, tile + 2 * ROOM * width)
 
     return find_workspace
 
@@ -152,68 +159,28 @@ def unscaled(total, scale, origin, temperature):
 @lru_cache
 def peak_finder(kind):
     """The function that finds a row's first maximum."""
-    real = real_type(kind)
-    lanes, size = LANES[KINDS[kind][1]], KINDS[kind][0] // 8
-    native = kind in NATIVE
+    real, group = real_type(kind), group_size(kind)
     minus_inf = real(-np.inf)
-    load_tile = tile_loader(kind)
+    find_tile = tile_finder(kind)
+    largest, find = peak_loopers(kind)
 
     @inner
     def find_peak(plan, source, work):
         """Index and value of the first maximum; the index is 0 for a row of -inf or NaN."""
         row_max, argmax = minus_inf, 0
-        step, swapped = plan.logits_step, plan.logits_swapped
+        step = plan.logits_step
         for start in range(0, plan.n_classes, TILE):
             count = smaller(TILE, plan.n_classes - start)
-            n_vectors = (count + lanes - 1) // lanes
-            tile = source + start * step
-            upcoming = tile + AHEAD * step
-            if not (native and step == size and not swapped and count % lanes == 0):
-                load_tile(tile, step, swapped, count, minus_inf, work.tile)
-                tile = work.tile
-            peak = largest(tile, n_vectors, upcoming, minus_inf)
+            n_groups = (count + group - 1) // group
+            here = source + start * step
+            tile = find_tile(here, step, plan.logits_swapped, count, minus_inf, work.tile)
+            peak = largest(tile, n_groups, here + AHEAD * step, minus_inf)
             if peak > row_max:
                 row_max = peak
-                argmax = start + find(tile, n_vectors, peak, lanes)
+                argmax = start + find(tile, n_groups, peak)
         return argmax, row_max
 
     return find_peak
-
-
-@lru_cache
-def weight_filler(kind, targets_kind):
-    """The function that computes a tile of q_c = w_c ((1 - e) t_c + e / C)."""
-    real = real_type(kind)
-    lanes, width = LANES[KINDS[kind][1]], np.dtype(real).itemsize
-    one, zero = real(1), real(0)
-    if targets_kind is not None:
-        load_targets = tile_loader(targets_kind, real)
-
-    @inner
-    def fill_weights(plan, targets, start, count, factor, work):
-        """work.weights = factor * q, 0 in the padding.
-
-        targets : address of the row's probabilities; for index targets the part of q that all
-        classes have in common, the target's share is added by the caller.
-        """
-        share = real(factor * (1.0 - plan.smoothing))
-        common = real(factor * (plan.smoothing / plan.all_classes))
-        n_vectors = (count + lanes - 1) // lanes
-        if targets_kind is not None:
-            step = plan.targets_step
-            source = targets + start * step
-            load_targets(source, step, plan.targets_swapped, count, zero, work.weights)
-        for i in range(0, n_vectors * VECTOR_BYTES, VECTOR_BYTES):
-            q = splat(common)
-            if targets_kind is not None:
-                q = fma(load(work.weights + i, one), share, common)
-            if plan.class_weight != 0:
-                q = q * load(plan.class_weight_real + start * width + i, one)
-            store(work.weights + i, q)
-        for j in range(count, n_vectors * lanes):
-            put(work.weights + j * width, zero)
-
-    return fill_weights
 
 
 def variant_of(kernel, **more):
@@ -223,6 +190,7 @@ def variant_of(kernel, **more):
         kernel.tempered,
         kernel.softcap,
         dense=kernel.smoothing or kernel.targets_kind is not None,
+        smoothing=kernel.smoothing,
         targets_kind=kernel.targets_kind,
         **more,
     )
@@ -255,23 +223,35 @@ def measurer(variant):
     kind, keep = variant.kind, variant.keep
     tempered, softcap, dense = variant.tempered, variant.softcap, variant.dense
     entropy, rank, lead = variant.entropy, variant.rank, variant.lead
+    smoothing, targets_kind = variant.smoothing, variant.targets_kind
     real_dtype = KINDS[kind][1]
     real = real_type(kind)
-    lanes, width, size = LANES[real_dtype], np.dtype(real).itemsize, KINDS[kind][0] // 8
-    native = kind in NATIVE and not softcap
+    width, group = np.dtype(real).itemsize, group_size(kind)
     minus_inf, one, zero = real(-np.inf), real(1), real(0)
     bias = EXPONENT_BIAS[real_dtype] + BIAS
-    load_tile = tile_loader(kind)
     fits, choose = scale_functions(real_dtype)
-    fill_weights = weight_filler(kind, variant.targets_kind)
+    find_tile, cap_tile = tile_finder(kind), cappers(kind)[0]
+    # What the loops read: a soft cap makes its own copy of a tile
+    tile_kind = real_name(kind) if softcap else kind
+    leave_out, exp_tile = leaver_out(tile_kind), exp_looper(tile_kind)
+    largest, find = peak_loopers(tile_kind)
+    sum_kept, count_above = weighted_summer(tile_kind, real_name(kind)), counter_above(tile_kind)
+    fill_weights, sum_below = weight_filler(kind, targets_kind), below_summer(tile_kind)
+    if targets_kind is not None:
+        weights_kind = stored_kind(kind, targets_kind)
+        find_weights, leave_out_weight = (
+            tile_finder(targets_kind, weights_kind),
+            leaver_out(weights_kind),
+        )
+        sum_targets = weighted_summer(tile_kind, weights_kind)
 
     @inner
     def measure(plan, source, k, targets, threshold, work):
         """source : address of the row; k : class left out, or -1; targets : see `fill_weights`
 
-        With `keep`, the scaled exponentials stay in `work.exps` and their scales in `work.scales`;
-        the exponential of k is 0. With `lead`, only those of the last tile stay. The class left out
-        is then the largest so far; when a larger one comes, it joins the others as a number.
+        With `keep`, the scaled exponentials stay in `work.exps` and what is known of the tiles in
+        `work.scales`. With `lead`, the class left out is the largest so far; when a larger one
+        comes, it joins the others as a number.
         """
         n_classes, step, swapped = plan.n_classes, plan.logits_step, plan.logits_swapped
         temperature = plan.temperature if tempered else 1.0
@@ -279,42 +259,46 @@ def measurer(variant):
             constants = reduction_of(plan.tempered, real)
         else:
             constants = None
-        direct = native and step == size and not swapped
+        if softcap and not dense:
+            slopes = work.weights
+        else:
+            slopes = None
         row_max, pivot = minus_inf, zero
-        peak = displaced = minus_inf
+        q_k = q_before = zero
+        peak = displaced = z_k = minus_inf
         if lead:
-            k = 0
+            k = np.int64(-1)
         reference, power = 0.0, np.int64(0)
         sums, q_sums, a_sums, e_sums, above = no_sums(), no_sums(), no_sums(), no_sums(), no_sums()
+        below = no_sums()
         for start in range(0, n_classes, TILE):
             count = smaller(TILE, n_classes - start)
-            n_vectors = (count + lanes - 1) // lanes
-            tile = source + start * step
-            upcoming = tile + AHEAD * step
-            copied = not direct or count % lanes != 0
-            if copied:
-                load_tile(tile, step, swapped, count, minus_inf, work.tile)
-                tile = work.tile
+            n_groups = (count + group - 1) // group
+            here = source + start * step
+            upcoming = here + AHEAD * step
+            if softcap:
+                tile = find_tile(here, step, swapped, count, minus_inf, work.logits)
+                capping = reduction_of(plan.capping, real)
+                cap_tile(tile, work.tile, slopes, n_groups, real(plan.softcap), capping)
+                tile = whole_tile(work.tile, width)
+            else:
+                tile = find_tile(here, step, swapped, count, minus_inf, work.tile)
             if lead:
-                here = largest(tile, n_vectors, upcoming, minus_inf)
-                has_k = here > peak
+                highest = largest(tile, n_groups, None, minus_inf)
+                has_k = highest > peak
                 if has_k:
-                    displaced, peak = peak, here
-                    k = start + find(tile, n_vectors, here, lanes)
+                    displaced, peak = peak, highest
+                    k = start + find(tile, n_groups, highest)
                 else:
                     displaced = minus_inf
             else:
                 has_k = start <= k < start + count
-            if has_k and not copied:
-                load_tile(tile, step, swapped, count, minus_inf, work.tile)
-                tile = work.tile
-            if softcap:
-                capping = reduction_of(plan.capping, real)
-                cap_tile(tile, n_vectors, real(plan.softcap), capping)
             if has_k:
-                put(tile + (k - start) * width, minus_inf)
+                tile, z_k = leave_out(tile, k - start, minus_inf)
             if keep:
-                kept = work.exps if lead else work.exps + start * width
+                kept = work.exps + start * width
+            elif entropy:
+                kept = work.exps
             else:
                 kept = None
             alive = row_max > minus_inf
@@ -322,7 +306,7 @@ def measurer(variant):
                 lowest = real((power - (bias - 1)) * LN2 * temperature)
                 scale = (real(reference), bias - power, lowest)
                 highest, new_sums = exp_tile(
-                    tile, kept, n_vectors, scale, constants, sums, upcoming, minus_inf
+                    tile, kept, slopes, n_groups, scale, constants, sums, upcoming, minus_inf
                 )
                 row_max = larger(larger(row_max, highest), displaced)
                 if fits(row_max, reference, power, temperature):
@@ -336,15 +320,19 @@ def measurer(variant):
                 if entropy:
                     e_sums = times(e_sums, factor)
                 reference, power = new_reference, new_power
-            if keep and not lead:
-                scales = work.scales + start // TILE * 16
+            if keep:
+                scales = work.scales + start // TILE * 32
                 put(scales, reference)
                 put(scales + 8, np.float64(power))
+                put(scales + 16, k if has_k else np.int64(-1))
+                put(scales + 24, np.float64(z_k))
             if (dense or entropy) and row_max > minus_inf and row_max != pivot:
                 step_up = np.float64(row_max) - np.float64(pivot)
                 pivot = row_max
                 if dense:
                     a_sums = plus_times(a_sums, q_sums, step_up)
+                if smoothing and start > 0:
+                    below = plus_one(below, np.float64(start) * step_up, one)
                 if entropy:
                     e_sums = plus_times(e_sums, sums, step_up)
             sums = new_sums
@@ -356,22 +344,56 @@ def measurer(variant):
                     e_sums = plus_one(e_sums, e * (np.float64(pivot) - z), one)
                 if rank and displaced > threshold:
                     above = plus_one(above, 1.0, one)
-            if dense:
+            if dense and lead and has_k:
+                q_before = q_k
+            if dense and plan.class_weight != 0:
                 fill_weights(plan, targets, start, count, 1.0, work)
+                weights = whole_tile(work.weights, width)
                 if has_k:
+                    q_k = get(work.weights + (k - start) * width, zero)
                     put(work.weights + (k - start) * width, zero)
-                q_sums, a_sums = sum_weighted(
-                    work.weights, tile, n_vectors, pivot, q_sums, a_sums, one
-                )
+                q_sums, a_sums = sum_kept(weights, tile, n_groups, pivot, q_sums, a_sums, None)
+            elif dense:
+                if targets_kind is not None:
+                    t_step, t_swapped = plan.targets_step, plan.targets_swapped
+                    t_here = targets + start * t_step
+                    weights = find_weights(t_here, t_step, t_swapped, count, zero, work.weights)
+                    if has_k:
+                        weights, q_k = leave_out_weight(weights, k - start, zero)
+                    upcoming = t_here + AHEAD * t_step
+                    q_sums, a_sums = sum_targets(
+                        weights, tile, n_groups, pivot, q_sums, a_sums, upcoming
+                    )
+                if smoothing:
+                    below = sum_below(tile, count, pivot, below)
+            if dense and lead and displaced > minus_inf and q_before != zero:
+                q = np.float64(q_before)
+                q_sums = plus_one(q_sums, q, one)
+                a_sums = plus_one(a_sums, q * (np.float64(pivot) - np.float64(displaced)), one)
             if entropy:
-                e_sums = sum_weighted(kept, tile, n_vectors, pivot, no_sums(), e_sums, one)[1]
+                e_sums = sum_kept(
+                    whole_tile(kept, width), tile, n_groups, pivot, no_sums(), e_sums, None
+                )[1]
             if rank:
-                above = count_above(tile, n_vectors, threshold, above, one)
+                above = count_above(tile, n_groups, threshold, above)
+        q_rest, a_rest = 0.0, 0.0
+        if dense:
+            q_rest, a_rest = total_of(q_sums, one), total_of(a_sums, one)
+            if smoothing and plan.class_weight == 0:
+                q_rest, a_rest = q_rest * (1.0 - plan.smoothing), a_rest * (1.0 - plan.smoothing)
+                common, n_rest, rest = plan.smoothing / plan.all_classes, n_classes, 0.0
+                if k >= 0:
+                    n_rest -= 1
+                    # Its rounding is one of the loss: the class k itself contributes as much
+                    rest = np.float64(pivot) - np.float64(z_k)
+                rest = total_of(below, one) - (rest if rest < math.inf else 0.0)
+                q_rest += common * n_rest
+                a_rest += common * rest
         return Measured(
             np.float64(row_max),
             total_of(sums, one),
-            total_of(q_sums, one) if dense else 0.0,
-            total_of(a_sums, one) / temperature if dense else 0.0,
+            q_rest,
+            a_rest / temperature if dense else 0.0,
             total_of(e_sums, one) if entropy else 0.0,
             total_of(above, one) if rank else 0.0,
             Scale(reference, power),

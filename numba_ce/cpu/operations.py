@@ -20,20 +20,21 @@ from numba_ce.cpu.finish import (
     row_loss,
     target_gradient,
 )
-from numba_ce.cpu.jit import inner
+from numba_ce.cpu.jit import inner, larger
 from numba_ce.cpu.measure import Variant, measurer, peak_finder, unscaled, variant_of
 from numba_ce.cpu.narrow import narrow_loss_operation, narrow_normalize_operation
 from numba_ce.cpu.plan import locate
+from numba_ce.cpu.q import probability_reader
 from numba_ce.cpu.shard import from_record_operation, record_operation
 from numba_ce.cpu.targets import (
     BAD,
     IGNORED,
     KEPT,
+    Target,
     index_target,
     load_weight,
     logit_reader,
     scan,
-    target_reader,
 )
 from numba_ce.cpu.tile import real_type
 from numba_ce.cpu.write import (
@@ -63,11 +64,12 @@ class Kernel(NamedTuple):
 def loss_operation(kernel):
     """Loss of a row, and its gradient if `grad_kind` is given."""
     kind, targets_kind, grad_kind = kernel.kind, kernel.targets_kind, kernel.grad_kind
-    variant = variant_of(kernel, keep=grad_kind is not None)
+    probabilities = targets_kind is not None
+    variant = variant_of(kernel, keep=grad_kind is not None, lead=probabilities)
     zero = real_type(kind)(0)
     measure = measurer(variant)
-    read_target = target_reader(kind, targets_kind)
     read_logit = logit_reader(kind, kernel.softcap)
+    probability = probability_reader(targets_kind)
     wants_grad = grad_kind is not None
     write_gradient = gradient_writer(variant, grad_kind or "float32")
     fill_row = row_filler(grad_kind or "float32")
@@ -76,7 +78,11 @@ def loss_operation(kernel):
     def do_row(plan, row, work):
         logits_at, targets_at, weight_at, grad_at, _ = locate(plan, row)
         source = plan.logits + logits_at
-        target = read_target(plan, source, targets_at, weight_at, work)
+        if probabilities:
+            s = load_weight(plan, weight_at)
+            target = Target(KEPT if s != 0.0 else IGNORED, -1, s, 0.0, 1.0)
+        else:
+            target = index_target(plan, targets_at, weight_at)
         if target.status != KEPT:
             loss = 0.0 if target.status == IGNORED else math.nan
             put_result(plan.loss, row, plan.loss_bytes, loss)
@@ -84,15 +90,19 @@ def loss_operation(kernel):
                 grad, value = plan.grad + grad_at, 0.0 if plan.grad_scale == 0.0 else loss
                 fill_row(plan, grad, plan.grad_step, plan.grad_swapped, value, work)
             return loss
-        k, s, temperature = target.index, target.weight, plan.temperature
-        t = np.float64(read_logit(plan, source, k, work))
         targets = plan.targets + targets_at
-        row_ = measure(plan, source, k, targets, zero, work)
+        s, k, q, temperature = target.weight, target.index, target.q, plan.temperature
+        if probabilities:  # the largest logit is left out, which the measure finds
+            row_ = measure(plan, source, k, targets, zero, work)
+            k, t = row_.k, row_.peak
+            if k >= 0:
+                q = probability(plan, targets, k)
+        else:
+            t = np.float64(read_logit(plan, source, k, work))
+            row_ = measure(plan, source, k, targets, zero, work)
         end = finish_row(row_, t, temperature)
         z_weight = target.z_weight * plan.z_loss
-        loss = s * row_loss(
-            target.q, end.surprise, row_.q_rest, row_.a_rest, end.above, z_weight, end.lse
-        )
+        loss = s * row_loss(q, end.surprise, row_.q_rest, row_.a_rest, end.above, z_weight, end.lse)
         put_result(plan.loss, row, plan.loss_bytes, loss)
         if wants_grad:
             grad = plan.grad + grad_at
@@ -100,8 +110,8 @@ def loss_operation(kernel):
                 fill_row(plan, grad, plan.grad_step, plan.grad_swapped, 0.0, work)
                 return loss
             scale = s * plan.grad_scale
-            g_k = target_gradient(target.q, end.rest, row_.q_rest, end.p_k, z_weight, end.lse)
-            alpha = probability_weight(target.q, row_.q_rest, z_weight, end.lse)
+            g_k = target_gradient(q, end.rest, row_.q_rest, end.p_k, z_weight, end.lse)
+            alpha = probability_weight(q, row_.q_rest, z_weight, end.lse)
             form = Gradient(k, scale * g_k, scale * alpha, end.origin, end.bottom, scale)
             write_gradient(plan, source, grad, targets, row_, form, work)
         return loss
@@ -167,7 +177,7 @@ def stats_operation(kernel):
     """The statistics of a row; with targets (`targets_bytes` > 0) also what they say."""
     kind = kernel.kind
     zero = real_type(kind)(0)
-    measure = measurer(Variant(kind, keep=True, entropy=True, rank=True, lead=True))
+    measure = measurer(Variant(kind, entropy=True, rank=True, lead=True))
     first_nan = nan_finder(kind)
 
     @inner
@@ -183,7 +193,7 @@ def stats_operation(kernel):
                 t = load_element(kind, at, plan.logits_swapped)
         row_ = measure(plan, source, -1, 0, t, work)
         end = finish_row(row_, row_.peak, 1.0)
-        k, row_max, lse, surprise = row_.k, row_.peak, end.lse, end.surprise
+        k, row_max, lse, surprise = larger(row_.k, 0), row_.peak, end.lse, end.surprise
         e_rest = unscaled(row_.e_total, row_.scale, end.origin, 1.0)
         d = row_max - row_.row_max
         entropy = row_entropy(end.sum_exp, e_rest, d, surprise, end.p_k, end.bottom)

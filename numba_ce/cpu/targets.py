@@ -6,16 +6,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numba_ce import _row
 from numba_ce.cpu.element import get, load_element, load_indices, load_integer, put
-from numba_ce.cpu.exp import power_of_two, two_sum
+from numba_ce.cpu.exp import power_of_two, soft_cap_and_slope, two_sum
 from numba_ce.cpu.jit import inner, smaller
 from numba_ce.cpu.measure import peak_finder
 from numba_ce.cpu.plan import locate, locate_sixteen
-from numba_ce.cpu.tile import cap_tile, fill, real_type, reduction_of
-from numba_ce.cpu.vector import prefetch, select, splat, sum_of_lanes
-
-smoothed = inner(_row.smoothed)
+from numba_ce.cpu.q import class_weight, probability_reader, smoothed
+from numba_ce.cpu.tile import real_type, reduction_of
+from numba_ce.cpu.vector import lane, prefetch, select, splat, sum_of_lanes
 
 KEPT, IGNORED, BAD = 0, 1, 2
 TARGETS_AHEAD = 2048  # bytes by which prefetches run ahead
@@ -57,14 +55,6 @@ def load_weight(plan, offset):
     if plan.sample_weight_kind == 2:
         return np.float64(load_element("float32", address, swapped))
     return load_element("float64", address, swapped)
-
-
-@inner
-def class_weight(plan, index):
-    """w_c as float64; 1 without class weights."""
-    if plan.class_weight == 0:
-        return 1.0
-    return get(plan.class_weight + index * 8, 0.0)
 
 
 @inner
@@ -159,9 +149,7 @@ def logit_reader(kind, softcap):
         value = load_element(kind, source + index * plan.logits_step, plan.logits_swapped)
         if softcap:
             capping = reduction_of(plan.capping, real)
-            fill(work.tile, 1, value)
-            cap_tile(work.tile, 1, real(plan.softcap), capping)
-            value = get(work.tile, value)
+            value = lane(soft_cap_and_slope(splat(value), real(plan.softcap), capping)[0], 0)
         return value
 
     return read_logit
@@ -170,7 +158,7 @@ def logit_reader(kind, softcap):
 @lru_cache
 def target_reader(kind, targets_kind):
     """The function that finds the class to leave out, and its q."""
-    find_peak = peak_finder(kind)
+    find_peak, probability = peak_finder(kind), probability_reader(targets_kind)
 
     @inner
     def read_target(plan, source, targets_at, weight_at, work):
@@ -180,12 +168,6 @@ def target_reader(kind, targets_kind):
         if s == 0.0:
             return Target(IGNORED, -1, 0.0, 0.0, 0.0)
         k, _ = find_peak(plan, source, work)
-        t = load_element(
-            targets_kind,
-            plan.targets + targets_at + k * plan.targets_step,
-            plan.targets_swapped,
-        )
-        q = smoothed(np.float64(t), plan.smoothing, plan.all_classes, class_weight(plan, k))
-        return Target(KEPT, k, s, q, 1.0)
+        return Target(KEPT, k, s, probability(plan, plan.targets + targets_at, k), 1.0)
 
     return read_target

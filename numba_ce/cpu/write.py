@@ -6,32 +6,29 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numba_ce.cpu.element import KINDS, get, put
-from numba_ce.cpu.exp import BIAS, mantissa_and_exponent, power_of_two, times_two_to
+from numba_ce.cpu.element import KINDS, get, load_element, store_element, store_vector
+from numba_ce.cpu.exp import (
+    BIAS,
+    mantissa_and_exponent,
+    power_of_two,
+    soft_cap_and_slope,
+    times_two_to,
+)
 from numba_ce.cpu.jit import inner, smaller
-from numba_ce.cpu.measure import LIFT_BITS, Scale, difference, lifted_factor, weight_filler
+from numba_ce.cpu.loops import cappers
+from numba_ce.cpu.measure import LIFT_BITS, Scale, difference, lifted_factor
+from numba_ce.cpu.output import Factor, Shift, mapped, mapper
+from numba_ce.cpu.q import probability_reader, stored_kind, weight_filler
 from numba_ce.cpu.tile import (
-    NATIVE,
     TILE,
-    Shift,
-    fill,
-    map_to,
-    mapped,
+    group_size,
+    real_name,
     real_type,
     reduction_of,
-    tile_loader,
+    tile_finder,
     tile_storer,
-    times_cap_derivative,
 )
-from numba_ce.cpu.vector import LANES, VECTOR_BYTES, load, maximum, splat, store
-
-
-class Factor(NamedTuple):
-    """(value + low) * power, power a power of two: products with it are rounded once."""
-
-    value: float
-    low: float | None  # float64 only
-    power: float
+from numba_ce.cpu.vector import LANES, VECTOR_BYTES, lane, load, maximum, splat, store
 
 
 class Gradient(NamedTuple):
@@ -57,10 +54,11 @@ def factor_maker(kind):
     paired = real is np.float64
 
     @inner
-    def make_factor(scale, form, temperature):
+    def make_factor(scale, form, temperature, share, common):
         """What leads from the exponentials of a tile to the gradient: amount / (bottom T), scaled.
 
         In float64 the roundings of the two divisions are kept; in float32 they do not count.
+        share, common : of the `Factor`
         """
         lifted = lifted_factor(scale, form.origin, temperature)
         if paired:
@@ -72,7 +70,7 @@ def factor_maker(kind):
         else:
             factor = form.amount * lifted / (form.bottom * temperature)
         if not abs(factor) < math.inf:
-            return Factor(real(factor), real(0) if paired else None, real(1))
+            return Factor(real(factor), real(0) if paired else None, real(1), share, common)
         mantissa, exponent = mantissa_and_exponent(factor)
         exponent -= BIAS + LIFT_BITS
         power = smaller(exponent, largest) if exponent > smallest else smallest
@@ -82,7 +80,7 @@ def factor_maker(kind):
             low = value * (lost / quotient) if quotient != 0.0 else 0.0
         else:
             low = None
-        return Factor(value, low, real(power_of_two(power)))
+        return Factor(value, low, real(power_of_two(power)), share, common)
 
     return make_factor
 
@@ -91,49 +89,51 @@ def factor_maker(kind):
 def row_filler(out_kind):
     """The function that fills a row of the output with one value."""
     real = real_type(out_kind)
-    size, n_vectors = KINDS[out_kind][0] // 8, TILE // LANES[KINDS[out_kind][1]]
-    straight, one = out_kind in NATIVE, real(1)
-    store_tile = tile_storer(out_kind)
+    name = real_name(out_kind)
+    lanes = LANES[KINDS[out_kind][1]]
+    out_size, width = KINDS[out_kind][0] // 8, np.dtype(real).itemsize
+    store_tile, map_to = tile_storer(out_kind), mapper(name, None, out_kind)
+    zero = real(0)
 
     @inner
     def fill_row(plan, target, step, swapped, value, work):
-        fill(work.tile, n_vectors, real(value))
+        for i in range(0, TILE, lanes):
+            store(work.tile + i * width, splat(real(value)))
+        contiguous = step == out_size and not swapped
         for start in range(0, plan.n_classes, TILE):
             count = smaller(TILE, plan.n_classes - start)
-            tile = target + start * step
-            if straight and step == size and not swapped:
-                map_to(work.tile, tile, count, Factor(one, None, one), size, plan.streaming)
-            else:
-                store_tile(work.tile, tile, step, swapped, count)
+            here = target + start * step
+            to = here if contiguous else work.logits
+            streaming = contiguous and plan.streaming
+            map_to(work.tile, None, to, count, Shift(zero, zero), -1, zero, streaming)
+            if not contiguous:
+                store_tile(to, here, step, swapped, count)
 
     return fill_row
-
-
-@inner
-def scaled_tile(exps, weights, tile, n_vectors, factor):
-    """tile = exps * factor - weights; weights may be None"""
-    for i in range(0, n_vectors * VECTOR_BYTES, VECTOR_BYTES):
-        result = mapped(load(exps + i, factor.value), factor)
-        if weights is not None:
-            result = result - load(weights + i, factor.value)
-        store(tile + i, result)
 
 
 @lru_cache
 def gradient_writer(variant, out_kind):
     """The function that writes a `Gradient`."""
     kind, softcap, dense = variant.kind, variant.softcap, variant.dense
-    real = real_type(kind)
-    lanes, width = LANES[KINDS[kind][1]], np.dtype(real).itemsize
-    out_size = KINDS[out_kind][0] // 8
-    plain = not dense and not softcap
-    narrow = real is np.float32
-    straight = plain and out_kind in NATIVE
-    minus_inf = real(-np.inf)
-    huge = math.sqrt(float(np.finfo(real).max)) * 1e10
-    load_tile, store_tile = tile_loader(kind), tile_storer(out_kind)
+    targets_kind, lead = variant.targets_kind, variant.lead
+    name, real = real_name(kind), real_type(kind)
+    width, out_size, group = np.dtype(real).itemsize, KINDS[out_kind][0] // 8, group_size(kind)
+    one, zero, minus_inf = real(1), real(0), real(-np.inf)
+    plain, uncapped = not dense, softcap and dense
+    to_kind = name if uncapped else out_kind
+    find_tile, store_tile = tile_finder(kind), tile_storer(out_kind)
+    probability = probability_reader(targets_kind)
+    times_cap_derivative = cappers(kind)[1]
     make_factor = factor_maker(kind)
-    fill_weights = weight_filler(kind, variant.targets_kind)
+    fill_weights = weight_filler(kind, targets_kind)
+    map_plain, map_weighted = mapper(name, None, to_kind), mapper(name, name, to_kind)
+    map_out = mapper(name, None, out_kind)
+    if targets_kind is not None:
+        weights_kind = stored_kind(kind, targets_kind)
+        targets_size = KINDS[targets_kind][0] // 8
+        find_weights = tile_finder(targets_kind, weights_kind)
+        map_targets = mapper(name, weights_kind, to_kind)
 
     @inner
     def write_gradient(plan, source, target, targets, row, form, work):
@@ -144,49 +144,71 @@ def gradient_writer(variant, out_kind):
         n_classes, temperature = plan.n_classes, plan.temperature
         k, scale = form.k, row.scale
         g_k, q_factor = form.g_k / temperature, form.q_factor / temperature
+        if softcap and not dense and k >= 0:
+            capping = reduction_of(plan.capping, real)
+            z = load_element(kind, source + k * plan.logits_step, plan.logits_swapped)
+            slopes = soft_cap_and_slope(splat(z), real(plan.softcap), capping)[1]
+            if not math.isinf(z):
+                g_k *= np.float64(lane(slopes, 0))
         step, swapped = plan.grad_step, plan.grad_swapped
-        contiguous = straight and step == out_size and not swapped
+        contiguous = step == out_size and not swapped
+        streaming = contiguous and plan.streaming and not uncapped
+        if dense:
+            share = real(q_factor * (1.0 - plan.smoothing))
+            common = real(q_factor * (plan.smoothing / plan.all_classes))
+        else:
+            share = common = None
         f_reference, f_power = scale.reference, np.float64(scale.power)
-        factor = make_factor(scale, form, temperature)
+        factor = make_factor(scale, form, temperature, share, common)
         for start in range(0, n_classes, TILE):
             count = smaller(TILE, n_classes - start)
-            n_vectors = (count + lanes - 1) // lanes
             exps = work.exps + start * width
-            scales = work.scales + start // TILE * 16
+            scales = work.scales + start // TILE * 32
             reference, scale_power = get(scales, 0.0), get(scales + 8, 0.0)
             if reference != f_reference or scale_power != f_power:
                 f_reference, f_power = reference, scale_power
                 scale = Scale(reference, np.int64(scale_power))
-                factor = make_factor(scale, form, temperature)
-            patch = has_k = start <= k < start + count
-            if narrow and plain and has_k:
-                # The value whose product with both factors is g_k (in float32 they have the digits
-                # to spare): then k needs no second visit of a line that has just been written
-                value = g_k / np.float64(factor.value) / np.float64(factor.power)
-                if 1.0 / huge < abs(value) < huge or g_k == 0.0:
-                    put(exps + (k - start) * width, real(value) if g_k != 0.0 else real(0))
-                    patch = False
-            tile_target = target + start * step
-            if contiguous:
-                map_to(exps, tile_target, count, factor, width, plan.streaming)
-                if patch:
-                    put(tile_target + (k - start) * width, real(g_k))
-                continue
-            if dense:
+                factor = make_factor(scale, form, temperature, share, common)
+            left_out, value = get(scales + 16, np.int64(0)), g_k
+            if lead:
+                if left_out >= 0 and left_out != k:
+                    # The largest class of its tile, not of the row: kept as a number
+                    d, lost = difference(get(scales + 24, 0.0), form.origin, temperature)
+                    value = form.amount / temperature * (math.exp(d) * (1.0 + lost) / form.bottom)
+                    value -= q_factor * probability(plan, targets, left_out)
+            left_out -= start
+            patch = real(value)
+            here = target + start * step
+            to = here if contiguous else work.tile
+            if uncapped:
+                to = work.tile
+            if plain:
+                map_plain(exps, None, to, count, factor, left_out, patch, streaming)
+            elif plan.class_weight != 0:
                 fill_weights(plan, targets, start, count, q_factor, work)
-                scaled_tile(exps, work.weights, work.tile, n_vectors, factor)
+                f = Factor(factor.value, factor.low, factor.power, one, zero)
+                map_weighted(exps, work.weights, to, count, f, left_out, patch, streaming)
+            elif targets_kind is not None:
+                t_step, weights = plan.targets_step, targets + start * plan.targets_step
+                if weights_kind != targets_kind or t_step != targets_size or plan.targets_swapped:
+                    find_weights(weights, t_step, plan.targets_swapped, count, zero, work.weights)
+                    weights = work.weights
+                map_targets(exps, weights, to, count, factor, left_out, patch, streaming)
             else:
-                scaled_tile(exps, None, work.tile, n_vectors, factor)
-            if patch:
-                put(work.tile + (k - start) * width, real(g_k))
-            if softcap:
+                map_plain(exps, None, to, count, factor, left_out, patch, streaming)
+            if uncapped:
                 capping = reduction_of(plan.capping, real)
-                logits = source + start * plan.logits_step
-                load_tile(
-                    logits, plan.logits_step, plan.logits_swapped, count, minus_inf, work.logits
+                n_groups = (count + group - 1) // group
+                at, logits_step = source + start * plan.logits_step, plan.logits_step
+                tile = find_tile(
+                    at, logits_step, plan.logits_swapped, count, minus_inf, work.logits
                 )
-                times_cap_derivative(work.tile, work.logits, n_vectors, capping)
-            store_tile(work.tile, tile_target, step, swapped, count)
+                times_cap_derivative(work.tile, tile, n_groups, capping)
+                to = here if contiguous else work.weights
+                same = Shift(zero, zero)
+                map_out(work.tile, None, to, count, same, -1, zero, contiguous and plan.streaming)
+            if not contiguous:
+                store_tile(to, here, step, swapped, count)
 
     return write_gradient
 
@@ -195,28 +217,29 @@ def gradient_writer(variant, out_kind):
 def log_softmax_writer(kind, out_kind):
     """The function that writes ``(z_j - peak) - surprise``, peak the row's maximum."""
     real = real_type(kind)
-    lanes, width = LANES[KINDS[kind][1]], np.dtype(real).itemsize
-    straight = kind in NATIVE and out_kind == kind
-    minus_inf = real(-np.inf)
-    load_tile, store_tile = tile_loader(kind), tile_storer(out_kind)
+    size, out_size = KINDS[kind][0] // 8, KINDS[out_kind][0] // 8
+    minus_inf, zero = real(-np.inf), real(0)
+    find_tile, store_tile = tile_finder(kind), tile_storer(out_kind)
+    map_to = mapper(kind, None, out_kind)
 
     @inner
     def write_log_softmax(plan, source, target, peak, surprise, work):
         step, swapped = plan.logits_step, plan.logits_swapped
         out_step, out_swapped = plan.grad_step, plan.grad_swapped
         shift = Shift(real(peak), real(-surprise))
-        direct = straight and step == width and not swapped
-        direct = direct and out_step == width and not out_swapped
+        direct = step == size and not swapped
+        contiguous = out_step == out_size and not out_swapped
+        streaming = contiguous and plan.streaming
         for start in range(0, plan.n_classes, TILE):
             count = smaller(TILE, plan.n_classes - start)
-            tile, out = source + start * step, target + start * out_step
-            if direct:
-                map_to(tile, out, count, shift, width, plan.streaming)
-                continue
-            load_tile(tile, step, swapped, count, minus_inf, work.tile)
-            for i in range(0, (count + lanes - 1) // lanes * VECTOR_BYTES, VECTOR_BYTES):
-                store(work.tile + i, mapped(load(work.tile + i, minus_inf), shift))
-            store_tile(work.tile, out, out_step, out_swapped, count)
+            at, here = source + start * step, target + start * out_step
+            if not direct:
+                find_tile(at, step, swapped, count, minus_inf, work.tile)
+                at = work.tile
+            to = here if contiguous else work.logits
+            map_to(at, None, to, count, shift, -1, zero, streaming)
+            if not contiguous:
+                store_tile(to, here, out_step, out_swapped, count)
 
     return write_log_softmax
 
@@ -228,6 +251,7 @@ def hess_writer(variant, grad_kind, hess_kind):
     real = real_type(kind)
     lanes, width = LANES[KINDS[kind][1]], np.dtype(real).itemsize
     one = real(1)
+    grad_size, hess_size = KINDS[grad_kind][0] // 8, KINDS[hess_kind][0] // 8
     store_grad, store_hess = tile_storer(grad_kind), tile_storer(hess_kind)
     make_factor = factor_maker(kind)
     fill_weights = weight_filler(kind, variant.targets_kind)
@@ -245,30 +269,32 @@ def hess_writer(variant, grad_kind, hess_kind):
         for start in range(0, plan.n_classes, TILE):
             count = smaller(TILE, plan.n_classes - start)
             n_vectors = (count + lanes - 1) // lanes
-            scales = work.scales + start // TILE * 16
+            scales = work.scales + start // TILE * 32
             scale = Scale(get(scales, 0.0), np.int64(get(scales + 8, 0.0)))
-            factor = make_factor(scale, form, 1.0)
-            scaled_tile(work.exps + start * width, None, work.logits, n_vectors, factor)
+            factor = make_factor(scale, form, 1.0, None, None)
+            exps = work.exps + start * width
             if dense:
                 fill_weights(plan, targets, start, count, s, work)
-            for i in range(0, n_vectors * VECTOR_BYTES, VECTOR_BYTES):
-                p = load(work.logits + i, one)
+            for i in range(n_vectors):
+                p = mapped(load(exps + i * VECTOR_BYTES, one), None, factor)
                 g = p * slope
                 if dense:
-                    g = g - load(work.weights + i, one)
-                store(work.tile + i, g)
+                    g = g - load(work.weights + i * VECTOR_BYTES, one)
+                store_vector(grad_kind, work.tile + i * lanes * grad_size, g)
                 h = p * (splat(one) - p) * curvature
                 if plan.hess_floor > 0.0:
                     h = maximum(splat(floor), h)  # NaN stays NaN
-                store(work.logits + i, h * weight)
+                store_vector(hess_kind, work.logits + i * lanes * hess_size, h * weight)
             if start <= k < start + count:
                 h_k = total * plan.hess_factor * p_k * rest
                 if plan.hess_floor > 0.0 and h_k < plan.hess_floor:
                     h_k = plan.hess_floor
-                put(work.tile + (k - start) * width, real(s * form.g_k))
-                put(work.logits + (k - start) * width, real(s * h_k))
+                g_at, h_at = (k - start) * grad_size, (k - start) * hess_size
+                store_element(grad_kind, work.tile + g_at, real(s * form.g_k), False)
+                store_element(hess_kind, work.logits + h_at, real(s * h_k), False)
             if y != k and start <= y < start + count:
-                put(work.tile + (y - start) * width, real(s * g_y))
+                g_at = (y - start) * grad_size
+                store_element(grad_kind, work.tile + g_at, real(s * g_y), False)
             grad_tile, hess_tile = grad + start * plan.grad_step, hess + start * plan.hess_step
             store_grad(work.tile, grad_tile, plan.grad_step, plan.grad_swapped, count)
             store_hess(work.logits, hess_tile, plan.hess_step, plan.hess_swapped, count)
