@@ -35,7 +35,7 @@ from numba_ce.cpu.exp import reduction
 from numba_ce.cpu.launch import run
 from numba_ce.cpu.narrow import NARROW_CLASSES
 from numba_ce.cpu.operations import Kernel
-from numba_ce.cpu.plan import DEFAULTS, collapse
+from numba_ce.cpu.plan import DEFAULTS, OPERANDS, address_of, collapse
 from numba_ce.cpu.tile import real_type
 from numba_ce.cpu.turn import BLOCK_CLASSES, ROWS
 
@@ -63,43 +63,65 @@ def _check_scale(name, value, kind):
         )
 
 
+def _form(array):
+    return None if array is None else (array.shape, array.strides, array.dtype)
+
+
+@lru_cache(maxsize=256)
+def _layout(*forms):
+    """The fields of a `PLAN` that shapes, strides and dtypes decide, and its axes.
+
+    forms : of the operands, see `_form`; remembered, because a small call would spend 3 us here
+    """
+    fields = DEFAULTS.copy()
+    fields["temperature"] = fields["grad_scale"] = 1.0
+    shape = forms[0][0]
+    n_axes = len(shape) - 1
+    fields["n_rows"] = math.prod(shape[:-1])
+    fields["n_classes"] = fields["all_classes"] = shape[-1]
+    strides = []
+    for name, form in zip(OPERANDS, forms, strict=True):
+        if form is None:
+            strides.append((0,) * n_axes)
+            continue
+        _, own, dtype = form
+        strides.append(own[:n_axes])
+        fields[name + "_swapped"] = not dtype.isnative
+        if name in ("logits", "grad", "hess"):
+            fields[name + "_step"] = own[-1]
+        elif name == "sample_weight":
+            fields["sample_weight_kind"] = KIND_NAMES.index(_name(dtype))
+        elif len(own) > n_axes:
+            fields["targets_step"] = own[-1]
+        else:
+            fields["targets_bytes"] = dtype.itemsize
+            fields["targets_signed"] = dtype.kind == "i"
+        if name == "grad":
+            fields["streaming"] = math.prod(shape) * dtype.itemsize >= STREAMING_BYTES
+    axes = collapse(shape[:-1], strides)
+    fields["axes"], fields["n_axes"] = axes.buffer_info()[0], len(axes) // (1 + len(strides))
+    return fields, axes
+
+
 class _Plan:
     """A `PLAN` in the making, and the arrays whose addresses it holds."""
 
-    def __init__(self, logits, **operands):
-        self.fields = fields = DEFAULTS.copy()
-        self.alive = [logits]
+    def __init__(self, logits, targets=None, sample_weight=None, grad=None, hess=None):
+        operands = (logits, targets, sample_weight, grad, hess)
+        fields, axes = _layout(*map(_form, operands))
+        self.fields = fields = fields.copy()
         self.kind = _kind(logits)
-        rows = logits.shape[:-1]
-        fields["n_rows"] = math.prod(rows)
-        fields["n_classes"] = fields["all_classes"] = logits.shape[-1]
-        fields["logits"], fields["logits_step"] = logits.ctypes.data, logits.strides[-1]
-        fields["logits_swapped"] = not logits.dtype.isnative
-        fields["temperature"] = fields["grad_scale"] = 1.0
-        n_axes = len(rows)
-        none = (0,) * n_axes
-        strides = [logits.strides[:-1]]
-        for name in ("targets", "sample_weight", "grad", "hess"):
-            array = operands.get(name)
-            strides.append(none if array is None else array.strides[:n_axes])
-            if array is None:
-                continue
-            self.alive.append(array)
-            fields[name] = array.ctypes.data
-            fields[name + "_swapped"] = not array.dtype.isnative
-            if name in ("grad", "hess"):
-                fields[name + "_step"] = array.strides[-1]
-        axes = collapse(rows, strides)
-        self.alive.append(axes)
-        fields["axes"], fields["n_axes"] = axes.ctypes.data, len(axes)
-        grad = operands.get("grad")
-        if grad is not None and grad.nbytes >= STREAMING_BYTES:
-            fields["streaming"] = grad.ctypes.data != logits.ctypes.data
+        self.alive = [axes, *operands]
+        for name, array in zip(OPERANDS, operands, strict=True):
+            if array is not None:
+                fields[name] = address_of(array)
+        if fields["grad"] == fields["logits"]:
+            fields["streaming"] = False
 
     def point(self, name, array):
         """Put the address of an array into a field."""
         self.alive.append(array)
-        self.fields[name] = array.ctypes.data
+        self.fields[name] = address_of(array)
 
     def point_results(self, results):
         """Put the addresses of per-row results, all of one float dtype, into fields."""
@@ -109,17 +131,9 @@ class _Plan:
                 self.fields["loss_bytes"] = array.itemsize
 
     def describe_targets(self, problem):
-        """Targets, weights and ignore_index."""
-        fields, options = self.fields, problem.options
-        if problem.targets is not None and problem.probabilities:
-            fields["targets_step"] = problem.targets.strides[-1]
-        elif problem.targets is not None:
-            fields["targets_bytes"] = problem.targets.itemsize
-            fields["targets_signed"] = problem.targets.dtype.kind == "i"
-        if problem.sample_weight is not None:
-            fields["sample_weight_kind"] = KIND_NAMES.index(_kind(problem.sample_weight))
-        ignored, signed = options.ignore_index, fields["targets_signed"]
-        lowest = -(2**63) if signed else 0
+        """ignore_index and class weights."""
+        fields, ignored = self.fields, problem.options.ignore_index
+        lowest = -(2**63) if fields["targets_signed"] else 0
         if ignored is not None and lowest <= ignored < lowest + 2**64:
             fields["has_ignore_index"] = True
             fields["ignore_index"] = ignored if ignored < 2**63 else ignored - 2**64
@@ -134,121 +148,138 @@ class _Plan:
         fields = self.fields
         fields["smoothing"], fields["z_loss"] = options.label_smoothing, options.z_loss
         real = KINDS[self.kind][1]
-        for name in ("temperature", "softcap"):
-            value = getattr(options, name)
-            if value is not None:
-                _check_scale(name, value, self.kind)
         if options.temperature != 1.0:
+            _check_scale("temperature", options.temperature, self.kind)
             fields["temperature"] = options.temperature
             fields["tempered"] = pack("4d", *reduction(real, options.temperature))
         if options.softcap is not None:
+            _check_scale("softcap", options.softcap, self.kind)
             fields["softcap"] = options.softcap
             fields["capping"] = pack("4d", *reduction(real, options.softcap / 2))
 
     def run(self, kernel):
-        return run(kernel, self.fields, self.alive)
+        """The sum of what the kernel returns for the rows."""
+        return run(kernel, self.fields)[0]
+
+    def run_checked(self, kernel, problem):
+        """The same after a look at the targets, and the sum of the weights."""
+        fields, checked = self.fields, problem.options.check_targets
+        if problem.probabilities and problem.sample_weight is None:
+            weight = float(fields["n_rows"])
+            if fields["averaged"]:
+                fields["grad_scale"] = 1.0 / weight
+            return self.run(kernel), weight
+        fields["checked"] = checked
+        total, bad, weight = run(kernel, fields, after_scan=True)
+        if bad >= 0 and checked:
+            raise bad_target_error(problem, bad, int(fields["all_classes"]))
+        return total, weight
 
 
-def _plan(problem, **outputs):
-    plan = _Plan(
-        problem.logits, targets=problem.targets, sample_weight=problem.sample_weight, **outputs
-    )
+def _plan(problem, grad=None, hess=None):
+    plan = _Plan(problem.logits, problem.targets, problem.sample_weight, grad, hess)
     plan.describe_targets(problem)
     plan.describe_options(problem.options)
     return plan
 
 
-def _kernel(operation, problem, **changes):
-    options = problem.options
-    return Kernel(
-        operation,
-        _kind(problem.logits),
-        _kind(problem.targets) if problem.probabilities else None,
-        smoothing=options.label_smoothing != 0.0,
-        tempered=options.temperature != 1.0,
-        softcap=options.softcap is not None,
-        **changes,
-    )
+@lru_cache
+def _block_of(n_classes):
+    """Classes that the kernels of `narrow` turn at a time; 0: too many classes for them."""
+    if n_classes > NARROW_CLASSES:
+        return 0
+    return min(size for size in BLOCK_CLASSES if size >= min(n_classes, ROWS))
 
 
-def _fitting(kernel, n_classes):
-    """The kernel itself, or the one of `narrow` that does the same for rows of few classes."""
-    narrow = n_classes <= NARROW_CLASSES and kernel.kind != "float64"
-    if not narrow or kernel.targets_kind is not None:
-        return kernel
-    block = min(size for size in BLOCK_CLASSES if size >= min(n_classes, ROWS))
-    return kernel._replace(operation="narrow_" + kernel.operation, block=block)
+@lru_cache
+def _fitting(operation, kind, targets_kind, grad_kind, block, *options):
+    """The kernel for these dtypes: the one of `narrow` where it exists."""
+    if block and kind != "float64" and targets_kind is None:
+        operation = "narrow_" + operation
+    else:
+        block = 0
+    return Kernel(operation, kind, targets_kind, grad_kind, None, *options, block=block)
 
 
-def _scan(problem, plan):
-    """Sum of the weights of the rows kept; raises for the first bad target."""
-    if problem.probabilities and problem.sample_weight is None:
-        return float(plan.fields["n_rows"])
-    weight, bad = plan.run(Kernel("scan"))
-    if bad >= 0 and problem.options.check_targets:
-        raise bad_target_error(problem, bad, int(plan.fields["all_classes"]))
-    return weight
+def _options(options):
+    """The options that make another kernel."""
+    return options.label_smoothing != 0.0, options.temperature != 1.0, options.softcap is not None
+
+
+def _targets_kind(problem):
+    return _kind(problem.targets) if problem.probabilities else None
 
 
 def run_loss(problem, loss_rows, grad):
     """Row losses and gradient; returns the sums of the weighted losses and of the weights."""
     plan = _plan(problem, grad=grad)
-    weight = _scan(problem, plan)
     if loss_rows is not None:
         plan.point_results({"loss": loss_rows})
-    if grad is not None and problem.reduction == "mean":
-        plan.fields["grad_scale"] = 1.0 / weight if weight != 0.0 else 0.0
-    grad_kind = None if grad is None else _kind(grad)
-    kernel = _kernel("loss", problem, grad_kind=grad_kind)
-    total, _ = plan.run(_fitting(kernel, problem.logits.shape[-1]))
-    return total, weight
+    grad_kind = None
+    if grad is not None:
+        grad_kind, plan.fields["averaged"] = _kind(grad), problem.reduction == "mean"
+    logits = problem.logits
+    kernel = _fitting(
+        "loss",
+        _kind(logits),
+        _targets_kind(problem),
+        grad_kind,
+        _block_of(logits.shape[-1]),
+        *_options(problem.options),
+    )
+    return plan.run_checked(kernel, problem)
 
 
 def run_grad_hess(problem, grad, hess, kind):
     """Gradient and diagonal Hessian of the row losses."""
     plan = _plan(problem, grad=grad, hess=hess)
-    _scan(problem, plan)
     n_classes = problem.logits.shape[-1]
     lightgbm = n_classes / (n_classes - 1) if n_classes > 1 else 0.0
     plan.fields["hess_factor"] = {"diagonal": 1.0, "xgboost": 2.0, "lightgbm": lightgbm}[kind]
     plan.fields["hess_floor"] = 1e-16 if kind == "xgboost" else 0.0
-    plan.run(_kernel("hess", problem, grad_kind=_kind(grad), hess_kind=_kind(hess)))
+    kernel = Kernel("hess", _kind(problem.logits), _targets_kind(problem), _kind(grad), _kind(hess))
+    plan.run_checked(kernel, problem)
 
 
 def run_row_stats(problem, outputs):
     """The fields of `RowStats`, each into its array."""
     plan = _plan(problem)
-    if problem.targets is not None:
-        _scan(problem, plan)
     plan.point_results(outputs)
-    plan.run(Kernel("stats", _kind(problem.logits)))
+    kernel = Kernel("stats", _kind(problem.logits))
+    if problem.targets is None:
+        plan.run(kernel)
+    else:
+        plan.run_checked(kernel, problem)
 
 
 def run_normalize(logits, what, out):
     """softmax, log_softmax or logsumexp."""
-    kernel = Kernel(what, _kind(logits))
     if what == "logsumexp":
-        plan = _Plan(logits)
+        plan, out_kind = _Plan(logits), None
         plan.point_results({"lse": out})
     else:
-        plan, kernel = _Plan(logits, grad=out), kernel._replace(grad_kind=_kind(out))
-    plan.run(_fitting(kernel, logits.shape[-1]))
+        plan, out_kind = _Plan(logits, grad=out), _kind(out)
+    plan.run(_fitting(what, _kind(logits), None, out_kind, _block_of(logits.shape[-1])))
 
 
 def run_row_record(problem, class_offset, n_classes, record):
     """The record of each row, or of the part of it in this shard."""
     plan = _plan(problem)
     plan.fields["class_offset"], plan.fields["all_classes"] = class_offset, n_classes
-    _scan(problem, plan)
     plan.point("record", record)
-    plan.run(_kernel("record", problem))
+    kind, targets_kind = _kind(problem.logits), _targets_kind(problem)
+    kernel = Kernel("record", kind, targets_kind, None, None, *_options(problem.options))
+    plan.run_checked(kernel, problem)
 
 
 def run_grad_from_record(problem, record, class_offset, grad):
     """Gradient of the classes of this shard, from the merged records."""
     plan = _plan(problem, grad=grad)
-    n_classes = int(record[..., 8].max())
-    plan.fields["class_offset"], plan.fields["all_classes"] = class_offset, n_classes
-    _scan(problem, plan)
+    plan.fields["class_offset"] = class_offset
+    plan.fields["all_classes"] = int(record[..., 8].max())
     plan.point("record", record)
-    plan.run(_kernel("from_record", problem, grad_kind=_kind(grad)))
+    kind, targets_kind = _kind(problem.logits), _targets_kind(problem)
+    kernel = Kernel(
+        "from_record", kind, targets_kind, _kind(grad), None, *_options(problem.options)
+    )
+    plan.run_checked(kernel, problem)

@@ -174,3 +174,9 @@ def whole_kernel(signature):
 def smaller(a, b):
     """min(a, b): Numba compiles a function of its own for each call of the builtin."""
     return a if a < b else b
+
+
+@inner
+def larger(a, b):
+    """a where it is larger, else b: a NaN in a is lost."""
+    return a if a > b else b

@@ -10,6 +10,7 @@ functions by their address.
 import ctypes
 import gc
 import importlib.metadata
+import math
 import os
 from contextlib import contextmanager
 from functools import cache
@@ -22,10 +23,10 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 from numba_ce._backend import is_serial
-from numba_ce.cpu.element import put, take_ticket
+from numba_ce.cpu.element import get, put, take_ticket
 from numba_ce.cpu.jit import smaller, whole_kernel
 from numba_ce.cpu.measure import workspace_bytes, workspace_finder
-from numba_ce.cpu.operations import OPERATIONS
+from numba_ce.cpu.operations import OPERATIONS, Kernel
 from numba_ce.cpu.plan import PLAN_TYPE, address_of, packed
 from numba_ce.cpu.sixteen import narrow_bytes
 from numba_ce.cpu.vector import fence
@@ -34,6 +35,7 @@ from numba_ce.cpu.vector import fence
 BLOCK_ELEMENTS = 65536
 # Below this many logits waking the threads (5 to 50 us) costs more than they save
 SERIAL_ELEMENTS = 32768
+SCAN = Kernel("scan")
 
 
 def rows_per_block(n_classes):
@@ -97,15 +99,42 @@ def converts_float16():
 
 @intrinsic
 def _call(typingctx, function, plan, worker):
-    """Call the serial function at an address."""
+    """Call the serial function at an address; the plan is an address or a pointer."""
 
     def codegen(context, builder, sig, args):
         i64 = ir.IntType(64)
+        address, plan, worker = args
+        if not isinstance(plan.type, ir.IntType):
+            plan = builder.ptrtoint(plan, i64)
         signature = ir.FunctionType(ir.VoidType(), [i64, i64])
-        builder.call(builder.inttoptr(args[0], signature.as_pointer()), args[1:])
+        builder.call(builder.inttoptr(address, signature.as_pointer()), [plan, worker])
         return i64(1)
 
-    return types.int64(types.intp, types.intp, types.intp), codegen
+    return types.int64(types.intp, plan, types.intp), codegen
+
+
+@cache
+@collector_paused()
+def scan_first():
+    """The function that scans the targets of one block and then runs a kernel on it.
+
+    For small problems: the second call from Python would cost 4 us.
+    """
+
+    @whole_kernel(types.void(types.CPointer(PLAN_TYPE), types.intp))
+    def scan_and_run(pointer, worker):
+        plan = carray(pointer, 1)[0]
+        _call(plan.scan, pointer, worker)
+        weight = get(plan.block_sum, 0.0)
+        put(plan.weight, weight)
+        if plan.checked and get(plan.block_bad, np.int64(0)) > 0:
+            return
+        if plan.averaged:
+            plan.grad_scale = 1.0 / weight if weight != 0.0 else 0.0
+        put(plan.tickets, np.int64(0))
+        _call(plan.kernel, pointer, worker)
+
+    return scan_and_run, scan_and_run.ctypes
 
 
 @cache
@@ -136,11 +165,14 @@ def _preload_tbb():
                 return
 
 
-def run(kernel, fields, kept_alive):
+def run(kernel, fields, *, after_scan=False):
     """Run a kernel over all rows of a plan, given as the dictionary of its fields.
 
-    kept_alive : the arrays behind the addresses in the plan, held until the rows are done
-    Returns the sums of the blocks added up in order, and the first bad row or -1.
+    after_scan : scan the targets and weights first. A bad target stops it, if `checked`; the
+    weights set `grad_scale`, if `averaged`.
+
+    Returns the sums of the blocks added up in order, the first bad row or -1, and the sum of the
+    weights if there was a scan.
     """
     function, call = compiled(kernel)
     n_rows, n_classes = fields["n_rows"], fields["n_classes"]
@@ -148,29 +180,42 @@ def run(kernel, fields, kept_alive):
     n_blocks = -(-n_rows // per_block)
     n_workers = 1
     if n_blocks > 1 and n_rows * n_classes >= SERIAL_ELEMENTS and not is_serial():
-        loop = parallel_loop()
         n_workers = min(numba.get_num_threads(), n_blocks)
     size = narrow_bytes(n_classes) if kernel.block else workspace_bytes(n_classes, kernel.kind)
-    # one counter for the tickets, then for each block its sum and its first bad row
-    results = np.zeros(1 + 2 * n_blocks)
+    # the counter of the tickets, the weight, then for each block its sum and its first bad row
+    results = np.zeros(2 + 2 * n_blocks)
     workspace = np.empty(n_workers * size, np.uint8)
-    tickets = results.ctypes.data
-    fields = fields | {
-        "rows_per_block": per_block,
-        "n_blocks": n_blocks,
-        "tickets": tickets,
-        "block_sum": tickets + 8,
-        "block_bad": tickets + 8 + 8 * n_blocks,
-        "workspace": workspace.ctypes.data,
-        "workspace_bytes": size,
-    }
-    plan, _view = address_of(packed(fields))
+    tickets = address_of(results)
+    fields["rows_per_block"], fields["n_blocks"] = per_block, n_blocks
+    fields["tickets"], fields["weight"] = tickets, tickets + 8
+    fields["block_sum"], fields["block_bad"] = tickets + 16, tickets + 16 + 8 * n_blocks
+    fields["workspace"], fields["workspace_bytes"] = address_of(workspace), size
+    if after_scan:
+        scan = compiled(SCAN)
+        if n_blocks == 1:
+            fields["scan"], fields["kernel"] = scan[0].address, function.address
+            call = scan_first()[1]
+        else:
+            scanning = n_workers if n_rows >= SERIAL_ELEMENTS else 1
+            results[1], bad = _launch(*scan, fields, scanning, results)
+            if bad >= 0 and fields["checked"]:
+                return math.nan, bad, math.nan
+            if fields["averaged"]:
+                fields["grad_scale"] = 1.0 / results[1] if results[1] != 0.0 else 0.0
+            results[0] = 0.0
+    total, bad = _launch(function, call, fields, n_workers, results)
+    return total, bad, float(results[1])
+
+
+def _launch(function, call, fields, n_workers, results):
+    """Run one kernel in so many threads; returns the sum of the blocks and the first bad row."""
+    record = packed(fields)
     if n_workers == 1:
-        call(plan, 0)
+        call(address_of(record), 0)
     else:
-        loop(function.address, plan, np.zeros(n_workers, np.int64))
-    del kept_alive
-    block_sum, block_bad = results[1 : 1 + n_blocks], results[1 + n_blocks :].view(np.int64)
+        parallel_loop()(function.address, address_of(record), np.zeros(n_workers, np.int64))
+    n_blocks = fields["n_blocks"]
+    block_sum, block_bad = results[2 : 2 + n_blocks], results[2 + n_blocks :].view(np.int64)
     if n_blocks == 1:
         return float(block_sum[0]), int(block_bad[0]) - 1
     bad = block_bad[block_bad > 0]

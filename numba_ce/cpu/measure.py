@@ -8,17 +8,19 @@ import numpy as np
 from numba import types
 
 from numba_ce import _row
-from numba_ce.cpu.element import KINDS, get, put
+from numba_ce.cpu.element import KINDS, put
 from numba_ce.cpu.exp import BIAS, EXPONENT_BIAS, LOG2E, times_two_to
-from numba_ce.cpu.jit import inner, smaller
+from numba_ce.cpu.jit import inner, larger, smaller
 from numba_ce.cpu.tile import (
     NATIVE,
     TILE,
     cap_tile,
     count_above,
     exp_tile,
+    find,
     largest,
     no_sums,
+    plus_one,
     plus_times,
     real_type,
     reduction_of,
@@ -57,6 +59,7 @@ class Variant(NamedTuple):
     targets_kind: str | None = None  # dtype of the probabilities
     entropy: bool = False
     rank: bool = False
+    lead: bool = False  # the class left out is the row's first maximum, found along the way
 
 
 class Workspace(NamedTuple):
@@ -150,7 +153,7 @@ def unscaled(total, scale, origin, temperature):
 def peak_finder(kind):
     """The function that finds a row's first maximum."""
     real = real_type(kind)
-    lanes, width, size = LANES[KINDS[kind][1]], np.dtype(real).itemsize, KINDS[kind][0] // 8
+    lanes, size = LANES[KINDS[kind][1]], KINDS[kind][0] // 8
     native = kind in NATIVE
     minus_inf = real(-np.inf)
     load_tile = tile_loader(kind)
@@ -164,16 +167,14 @@ def peak_finder(kind):
             count = smaller(TILE, plan.n_classes - start)
             n_vectors = (count + lanes - 1) // lanes
             tile = source + start * step
+            upcoming = tile + AHEAD * step
             if not (native and step == size and not swapped and count % lanes == 0):
                 load_tile(tile, step, swapped, count, minus_inf, work.tile)
                 tile = work.tile
-            peak = largest(tile, n_vectors, minus_inf)
+            peak = largest(tile, n_vectors, upcoming, minus_inf)
             if peak > row_max:
                 row_max = peak
-                for j in range(count):
-                    if get(tile + j * width, minus_inf) == peak:
-                        argmax = start + j
-                        break
+                argmax = start + find(tile, n_vectors, peak, lanes)
         return argmax, row_max
 
     return find_peak
@@ -244,6 +245,8 @@ class Measured(NamedTuple):
     e_total: float  # sum of the exponentials times (m - z_c)
     n_above: float  # number of classes above a threshold
     scale: Scale
+    k: int  # the class left out, and with `lead` its logit
+    peak: float
 
 
 @lru_cache
@@ -251,7 +254,7 @@ def measurer(variant):
     """The function that measures a row without its class k."""
     kind, keep = variant.kind, variant.keep
     tempered, softcap, dense = variant.tempered, variant.softcap, variant.dense
-    entropy, rank = variant.entropy, variant.rank
+    entropy, rank, lead = variant.entropy, variant.rank, variant.lead
     real_dtype = KINDS[kind][1]
     real = real_type(kind)
     lanes, width, size = LANES[real_dtype], np.dtype(real).itemsize, KINDS[kind][0] // 8
@@ -267,7 +270,8 @@ def measurer(variant):
         """source : address of the row; k : class left out, or -1; targets : see `fill_weights`
 
         With `keep`, the scaled exponentials stay in `work.exps` and their scales in `work.scales`;
-        the exponential of k is 0.
+        the exponential of k is 0. With `lead`, only those of the last tile stay. The class left out
+        is then the largest so far; when a larger one comes, it joins the others as a number.
         """
         n_classes, step, swapped = plan.n_classes, plan.logits_step, plan.logits_swapped
         temperature = plan.temperature if tempered else 1.0
@@ -277,6 +281,9 @@ def measurer(variant):
             constants = None
         direct = native and step == size and not swapped
         row_max, pivot = minus_inf, zero
+        peak = displaced = minus_inf
+        if lead:
+            k = 0
         reference, power = 0.0, np.int64(0)
         sums, q_sums, a_sums, e_sums, above = no_sums(), no_sums(), no_sums(), no_sums(), no_sums()
         for start in range(0, n_classes, TILE):
@@ -284,28 +291,40 @@ def measurer(variant):
             n_vectors = (count + lanes - 1) // lanes
             tile = source + start * step
             upcoming = tile + AHEAD * step
-            has_k = start <= k < start + count
-            if has_k or not direct or count % lanes != 0:
+            copied = not direct or count % lanes != 0
+            if copied:
                 load_tile(tile, step, swapped, count, minus_inf, work.tile)
                 tile = work.tile
-                if softcap:
-                    capping = reduction_of(plan.capping, real)
-                    cap_tile(tile, n_vectors, real(plan.softcap), capping)
+            if lead:
+                here = largest(tile, n_vectors, upcoming, minus_inf)
+                has_k = here > peak
                 if has_k:
-                    put(tile + (k - start) * width, minus_inf)
+                    displaced, peak = peak, here
+                    k = start + find(tile, n_vectors, here, lanes)
+                else:
+                    displaced = minus_inf
+            else:
+                has_k = start <= k < start + count
+            if has_k and not copied:
+                load_tile(tile, step, swapped, count, minus_inf, work.tile)
+                tile = work.tile
+            if softcap:
+                capping = reduction_of(plan.capping, real)
+                cap_tile(tile, n_vectors, real(plan.softcap), capping)
+            if has_k:
+                put(tile + (k - start) * width, minus_inf)
             if keep:
-                kept = work.exps + start * width
+                kept = work.exps if lead else work.exps + start * width
             else:
                 kept = None
             alive = row_max > minus_inf
             for _ in range(2):  # the second time with a scale that serves this tile
                 lowest = real((power - (bias - 1)) * LN2 * temperature)
                 scale = (real(reference), bias - power, lowest)
-                peak, new_sums = exp_tile(
+                highest, new_sums = exp_tile(
                     tile, kept, n_vectors, scale, constants, sums, upcoming, minus_inf
                 )
-                if peak > row_max:
-                    row_max = peak
+                row_max = larger(larger(row_max, highest), displaced)
                 if fits(row_max, reference, power, temperature):
                     break
                 new_reference, new_power = choose(row_max, temperature)
@@ -317,7 +336,7 @@ def measurer(variant):
                 if entropy:
                     e_sums = times(e_sums, factor)
                 reference, power = new_reference, new_power
-            if keep:
+            if keep and not lead:
                 scales = work.scales + start // TILE * 16
                 put(scales, reference)
                 put(scales + 8, np.float64(power))
@@ -329,6 +348,14 @@ def measurer(variant):
                 if entropy:
                     e_sums = plus_times(e_sums, sums, step_up)
             sums = new_sums
+            if lead and displaced > minus_inf:
+                z = np.float64(displaced)
+                e = rescale(z, np.int64(BIAS), reference, power, temperature)
+                sums = plus_one(sums, e, one)
+                if entropy:
+                    e_sums = plus_one(e_sums, e * (np.float64(pivot) - z), one)
+                if rank and displaced > threshold:
+                    above = plus_one(above, 1.0, one)
             if dense:
                 fill_weights(plan, targets, start, count, 1.0, work)
                 if has_k:
@@ -348,6 +375,8 @@ def measurer(variant):
             total_of(e_sums, one) if entropy else 0.0,
             total_of(above, one) if rank else 0.0,
             Scale(reference, power),
+            k,
+            np.float64(peak),
         )
 
     return measure

@@ -114,11 +114,11 @@ def normalize_operation(kernel):
     """softmax, log_softmax or logsumexp of a row; lse goes where losses go."""
     kind, grad_kind = kernel.kind, kernel.grad_kind
     real = real_type(kind)
-    zero, minus_inf = real(0), real(-np.inf)
+    zero = real(0)
     is_softmax, is_log = kernel.operation == "softmax", kernel.operation == "log_softmax"
-    variant = Variant(kind, keep=is_softmax)
+    # but for softmax 1 + the sum of the others: its logarithm keeps all digits
+    variant = Variant(kind, keep=is_softmax, lead=not is_softmax)
     measure = measurer(variant)
-    find_peak = peak_finder(kind)
     first_nan = nan_finder(kind)
     write_softmax = gradient_writer(variant, grad_kind or "float32")
     write_log = log_softmax_writer(kind, grad_kind or "float32")
@@ -127,13 +127,11 @@ def normalize_operation(kernel):
     def do_row(plan, row, work):
         logits_at, _, _, grad_at, _ = locate(plan, row)
         source, out = plan.logits + logits_at, plan.grad + grad_at
-        k, peak = -1, minus_inf
-        if not is_softmax:  # 1 + the sum of the others: its logarithm keeps all digits
-            k, peak = find_peak(plan, source, work)
-        row_ = measure(plan, source, k, 0, zero, work)
-        end = finish_row(row_, np.float64(peak), 1.0)
+        row_ = measure(plan, source, -1, 0, zero, work)
+        peak = row_.peak
+        end = finish_row(row_, peak, 1.0)
         if is_log:
-            write_log(plan, source, out, k, peak, end.surprise, work)
+            write_log(plan, source, out, peak, end.surprise, work)
         elif is_softmax:
             form = Gradient(-1, 0.0, 1.0, end.origin, end.bottom, 0.0)
             write_softmax(plan, source, out, 0, row_, form, work)
@@ -141,7 +139,7 @@ def normalize_operation(kernel):
             lse = end.lse
             if math.isinf(peak):
                 # -inf: no class at all. inf: the sum is NaN, which may hide a NaN among the logits
-                lse = np.float64(peak) if first_nan(plan, source) < 0 else math.nan
+                lse = peak if first_nan(plan, source) < 0 else math.nan
             put_result(plan.lse, row, plan.loss_bytes, lse)
         return 0.0
 
@@ -169,14 +167,13 @@ def stats_operation(kernel):
     """The statistics of a row; with targets (`targets_bytes` > 0) also what they say."""
     kind = kernel.kind
     zero = real_type(kind)(0)
-    measure = measurer(Variant(kind, keep=True, entropy=True, rank=True))
-    find_peak, first_nan = peak_finder(kind), nan_finder(kind)
+    measure = measurer(Variant(kind, keep=True, entropy=True, rank=True, lead=True))
+    first_nan = nan_finder(kind)
 
     @inner
     def do_row(plan, row, work):
         logits_at, targets_at, weight_at, _, _ = locate(plan, row)
         source, size, n_classes = plan.logits + logits_at, plan.loss_bytes, plan.n_classes
-        k, peak = find_peak(plan, source, work)
         status, y, t = IGNORED, np.int64(-1), zero
         if plan.targets != 0:
             target = index_target(plan, targets_at, weight_at)
@@ -184,9 +181,9 @@ def stats_operation(kernel):
             if status == KEPT:
                 at = source + y * plan.logits_step
                 t = load_element(kind, at, plan.logits_swapped)
-        row_ = measure(plan, source, k, 0, t, work)
-        end = finish_row(row_, np.float64(peak), 1.0)
-        row_max, lse, surprise = np.float64(peak), end.lse, end.surprise
+        row_ = measure(plan, source, -1, 0, t, work)
+        end = finish_row(row_, row_.peak, 1.0)
+        k, row_max, lse, surprise = row_.k, row_.peak, end.lse, end.surprise
         e_rest = unscaled(row_.e_total, row_.scale, end.origin, 1.0)
         d = row_max - row_.row_max
         entropy = row_entropy(end.sum_exp, e_rest, d, surprise, end.p_k, end.bottom)
@@ -208,9 +205,9 @@ def stats_operation(kernel):
                 target_logit = np.float64(t)
                 loss = surprise
                 if y != k and not broken:
-                    loss = (peak - target_logit) + surprise
+                    loss = (row_max - target_logit) + surprise
                 if not broken:
-                    rank = np.int64(row_.n_above) + (1 if peak > t else 0)
+                    rank = np.int64(row_.n_above) + (1 if row_max > target_logit else 0)
             elif status == BAD:
                 loss = math.nan
             put_result(plan.target_logit, row, size, target_logit)

@@ -6,6 +6,7 @@ gaps) or in scratch memory, where every dtype, stride and byte order has been ma
 
 import math
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numba import types
@@ -24,6 +25,7 @@ from numba_ce.cpu.vector import (
     LANES,
     VECTOR_BYTES,
     first_lanes,
+    first_set,
     fma,
     high_as_float64,
     lane,
@@ -181,6 +183,21 @@ def plus_times(sums, others, factor):
     return sums[0] + others[0] * factor, sums[1] + others[1] * factor
 
 
+def plus_one(sums, value, like):
+    """Sums with one more term, a float64."""
+    raise NotImplementedError
+
+
+@inner_overload(plus_one)
+def _plus_one(sums, value, like):
+    if like == types.float32:
+        return lambda sums, value, like: (
+            sums[0] + select(first_lanes(1, 0.0), splat(value), 0.0),
+            sums[1],
+        )
+    return lambda sums, value, like: add_to(sums, select(first_lanes(1, 0.0), splat(value), 0.0))
+
+
 # The loops
 
 
@@ -228,12 +245,36 @@ def exp_tile(tile, kept, n_vectors, scale, constants, sums, upcoming, minus_inf)
 
 
 @inner
-def largest(tile, n_vectors, lowest):
-    """The largest element of a tile, or `lowest`; NaN is ignored unless it comes last."""
-    peak = splat(lowest)
-    for i in range(0, n_vectors * VECTOR_BYTES, VECTOR_BYTES):
-        peak = maximum(load(tile + i, lowest), peak)
-    return largest_lane(peak)
+def largest(tile, n_vectors, upcoming, lowest):
+    """The largest element of a tile, or `lowest`; NaN is ignored.
+
+    upcoming : address to prefetch along with the loop
+    """
+    peak0 = peak1 = peak2 = peak3 = splat(lowest)
+    grouped = n_vectors // 4 * 4
+    for i in range(0, grouped * VECTOR_BYTES, 4 * VECTOR_BYTES):
+        prefetch(upcoming + i)
+        prefetch(upcoming + i + VECTOR_BYTES)
+        prefetch(upcoming + i + 2 * VECTOR_BYTES)
+        prefetch(upcoming + i + 3 * VECTOR_BYTES)
+        peak0 = maximum(load(tile + i, lowest), peak0)
+        peak1 = maximum(load(tile + i + VECTOR_BYTES, lowest), peak1)
+        peak2 = maximum(load(tile + i + 2 * VECTOR_BYTES, lowest), peak2)
+        peak3 = maximum(load(tile + i + 3 * VECTOR_BYTES, lowest), peak3)
+    for i in range(grouped * VECTOR_BYTES, n_vectors * VECTOR_BYTES, VECTOR_BYTES):
+        prefetch(upcoming + i)
+        peak0 = maximum(load(tile + i, lowest), peak0)
+    return largest_lane(maximum(maximum(peak3, peak2), maximum(peak1, peak0)))
+
+
+@inner
+def find(tile, n_vectors, value, lanes):
+    """The index of the first element equal to a value, which the tile holds."""
+    for i in range(n_vectors):
+        at = first_set(load(tile + i * VECTOR_BYTES, value) == value)
+        if at < lanes:
+            return i * lanes + at
+    return 0
 
 
 @inner
@@ -284,27 +325,35 @@ def fill(tile, n_vectors, value):
         store(tile + i, splat(value))
 
 
-def multiplied(exps, factor):
-    """A vector of exponentials times a `Factor`."""
+class Shift(NamedTuple):
+    """(x - value) + offset"""
+
+    value: float
+    offset: float
+
+
+def mapped(x, how):
+    """A vector of exponentials times a `Factor`, or one of logits moved by a `Shift`."""
     raise NotImplementedError
 
 
-@inner_overload(multiplied)
-def _multiplied(exps, factor):
-    if isinstance(factor[1], types.NoneType):
-        return lambda exps, factor: exps * factor.value * factor.power
-    return lambda exps, factor: fma(exps, factor.value, exps * factor.low) * factor.power
+@inner_overload(mapped)
+def _mapped(x, how):
+    if how.instance_class is Shift:
+        return lambda x, how: (x - how.value) + how.offset
+    if isinstance(how[1], types.NoneType):
+        return lambda x, how: x * how.value * how.power
+    return lambda x, how: fma(x, how.value, x * how.low) * how.power
 
 
 @inner
-def scale_to(exps, target, count, factor, size, streaming):
-    """target = exps * factor, for `count` neighbouring elements of `size` bytes.
+def map_to(source, target, count, how, size, streaming):
+    """target = `mapped` source, for `count` neighbouring elements of `size` bytes.
 
-    `factor` is a `Factor`, so that a tiny probability is rounded once. `streaming` writes whole
-    lines around the caches (they are not read first: 8 bytes of traffic per float32 element
-    instead of 12); the partial lines at both ends are written through masks.
+    `streaming` writes whole lines around the caches (they are not read first: 8 bytes of traffic
+    per float32 element instead of 12); the partial lines at both ends are written through masks.
     """
-    lanes, like = VECTOR_BYTES // size, factor.value
+    lanes, like = VECTOR_BYTES // size, how.value
     start = 0
     # An array that is not even aligned to its elements has no whole lines
     streaming = streaming and target % size == 0
@@ -312,15 +361,15 @@ def scale_to(exps, target, count, factor, size, streaming):
         start = smaller(count, (-target % VECTOR_BYTES) // size)
         if start > 0:
             head = first_lanes(start, like)
-            store_lanes(target, head, multiplied(load_lanes(exps, head, splat(like)), factor))
+            store_lanes(target, head, mapped(load_lanes(source, head, splat(like)), how))
     whole = start + (count - start) // lanes * lanes
     if streaming:
         for j in range(start * size, whole * size, VECTOR_BYTES):
-            stream(target + j, multiplied(load(exps + j, like), factor))
+            stream(target + j, mapped(load(source + j, like), how))
     else:
         for j in range(start * size, whole * size, VECTOR_BYTES):
-            store(target + j, multiplied(load(exps + j, like), factor))
+            store(target + j, mapped(load(source + j, like), how))
     if whole < count:
         tail, j = first_lanes(count - whole, like), whole * size
-        rest = load_lanes(exps + j, tail, splat(like))
-        store_lanes(target + j, tail, multiplied(rest, factor))
+        rest = load_lanes(source + j, tail, splat(like))
+        store_lanes(target + j, tail, mapped(rest, how))

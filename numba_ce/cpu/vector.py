@@ -308,6 +308,19 @@ def first_lanes(typingctx, count, like):
     return Mask(lanes)(types.intp, like), codegen
 
 
+@intrinsic
+def first_set(typingctx, mask):
+    """The first lane of a mask that is set; the number of lanes if none is."""
+    lanes = mask.lanes
+
+    def codegen(context, builder, sig, args):
+        bits = builder.zext(builder.bitcast(args[0], ir.IntType(lanes)), I64)
+        bits = builder.or_(bits, I64(1 << lanes))
+        return builder.cttz(bits, ir.Constant(ir.IntType(1), 1))
+
+    return types.intp(mask), codegen
+
+
 # Memory
 
 

@@ -13,11 +13,12 @@ from numba_ce.cpu.measure import LIFT_BITS, Scale, difference, lifted_factor, we
 from numba_ce.cpu.tile import (
     NATIVE,
     TILE,
+    Shift,
     fill,
-    multiplied,
+    map_to,
+    mapped,
     real_type,
     reduction_of,
-    scale_to,
     tile_loader,
     tile_storer,
     times_cap_derivative,
@@ -100,7 +101,7 @@ def row_filler(out_kind):
             count = smaller(TILE, plan.n_classes - start)
             tile = target + start * step
             if straight and step == size and not swapped:
-                scale_to(work.tile, tile, count, Factor(one, None, one), size, plan.streaming)
+                map_to(work.tile, tile, count, Factor(one, None, one), size, plan.streaming)
             else:
                 store_tile(work.tile, tile, step, swapped, count)
 
@@ -111,7 +112,7 @@ def row_filler(out_kind):
 def scaled_tile(exps, weights, tile, n_vectors, factor):
     """tile = exps * factor - weights; weights may be None"""
     for i in range(0, n_vectors * VECTOR_BYTES, VECTOR_BYTES):
-        result = multiplied(load(exps + i, factor.value), factor)
+        result = mapped(load(exps + i, factor.value), factor)
         if weights is not None:
             result = result - load(weights + i, factor.value)
         store(tile + i, result)
@@ -166,7 +167,7 @@ def gradient_writer(variant, out_kind):
                     patch = False
             tile_target = target + start * step
             if contiguous:
-                scale_to(exps, tile_target, count, factor, width, plan.streaming)
+                map_to(exps, tile_target, count, factor, width, plan.streaming)
                 if patch:
                     put(tile_target + (k - start) * width, real(g_k))
                 continue
@@ -191,25 +192,30 @@ def gradient_writer(variant, out_kind):
 
 @lru_cache
 def log_softmax_writer(kind, out_kind):
-    """The function that writes ``(z_j - z_k) - surprise``, z_k the row's maximum."""
+    """The function that writes ``(z_j - peak) - surprise``, peak the row's maximum."""
     real = real_type(kind)
     lanes, width = LANES[KINDS[kind][1]], np.dtype(real).itemsize
+    straight = kind in NATIVE and out_kind == kind
     minus_inf = real(-np.inf)
     load_tile, store_tile = tile_loader(kind), tile_storer(out_kind)
 
     @inner
-    def write_log_softmax(plan, source, target, k, peak, surprise, work):
+    def write_log_softmax(plan, source, target, peak, surprise, work):
         step, swapped = plan.logits_step, plan.logits_swapped
-        minus_surprise = real(-surprise)
+        out_step, out_swapped = plan.grad_step, plan.grad_swapped
+        shift = Shift(real(peak), real(-surprise))
+        direct = straight and step == width and not swapped
+        direct = direct and out_step == width and not out_swapped
         for start in range(0, plan.n_classes, TILE):
             count = smaller(TILE, plan.n_classes - start)
-            load_tile(source + start * step, step, swapped, count, minus_inf, work.tile)
+            tile, out = source + start * step, target + start * out_step
+            if direct:
+                map_to(tile, out, count, shift, width, plan.streaming)
+                continue
+            load_tile(tile, step, swapped, count, minus_inf, work.tile)
             for i in range(0, (count + lanes - 1) // lanes * VECTOR_BYTES, VECTOR_BYTES):
-                store(work.tile + i, (load(work.tile + i, peak) - peak) + minus_surprise)
-            if start <= k < start + count:
-                put(work.tile + (k - start) * width, minus_surprise)
-            out = target + start * plan.grad_step
-            store_tile(work.tile, out, plan.grad_step, plan.grad_swapped, count)
+                store(work.tile + i, mapped(load(work.tile + i, minus_inf), shift))
+            store_tile(work.tile, out, out_step, out_swapped, count)
 
     return write_log_softmax
 
