@@ -126,6 +126,21 @@ def test_two_backward_passes_and_confident_rows(path):
     np.testing.assert_allclose([loss.item(), -first[0, 0].item()], expected, rtol=1e-6)
 
 
+def test_each_backward_pass_gets_a_gradient_of_its_own(path):
+    """The kept one is given away without a copy, and made once more if it is asked for again."""
+    z = torch.tensor([[3.0, 0.0], [1.0, 2.0]], requires_grad=True)
+    loss = cross_entropy(z, torch.tensor([0, 0]))
+    (first,) = torch.autograd.grad(3 * loss, z, retain_graph=True)
+    (second,) = torch.autograd.grad(3 * loss, z)
+    assert first.data_ptr() != second.data_ptr()
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    torch.testing.assert_close(
+        second, torch.autograd.grad(3 * F.cross_entropy(z, torch.tensor([0, 0])), z)[0]
+    )
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        loss.backward()
+
+
 def test_ignored_rows(path):
     z = torch.zeros(2, 3)
     z[0] = torch.nan

@@ -29,7 +29,7 @@ def _array(tensor: Tensor | None) -> Any:
     if tensor is None:
         return None
     tensor = tensor.detach()
-    if tensor.device.type != "cpu":
+    if not tensor.is_cpu:
         return tensor
     if tensor.dtype == torch.bfloat16:
         import ml_dtypes
@@ -38,9 +38,20 @@ def _array(tensor: Tensor | None) -> Any:
     return tensor.numpy()
 
 
-def _tensor(loss: Any, like: Tensor) -> Tensor:
+def _tensor(array: Any) -> Tensor:
+    """The memory of a fresh array as a tensor."""
+    if isinstance(array, Tensor):
+        return array
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def _loss_tensor(loss: Any, like: Tensor) -> Tensor:
     """A loss as torch returns it: in the dtype of the logits."""
-    return torch.as_tensor(np.asarray(loss), device=like.device).to(like.dtype)
+    if isinstance(loss, (float, np.floating)):
+        return torch.scalar_tensor(loss, dtype=like.dtype)
+    return _tensor(loss).to(like.dtype)
 
 
 def _denominator(targets: Any, options: dict[str, Any], n_rows: int) -> float:
@@ -54,28 +65,43 @@ def _denominator(targets: Any, options: dict[str, Any], n_rows: int) -> float:
     return float(weights.sum(where=kept, dtype=np.float64))
 
 
+def _loss_and_grad(
+    logits: Tensor, target: Any, options: dict[str, Any], reduction: str
+) -> tuple[Any, Tensor]:
+    # A fresh array, not `out`: no overlap to look for, which takes 5 us
+    loss, grad = numba_ce.cross_entropy_and_grad(
+        _array(logits), target, reduction=reduction, **options
+    )
+    return loss, _tensor(grad)
+
+
 class _Small(torch.autograd.Function):
-    """Loss and gradient in one pass; the gradient is kept."""
+    """Loss and gradient in one pass; the gradient is kept for the first backward pass."""
 
     @staticmethod
     def forward(
         ctx: Any, logits: Tensor, target: Any, options: dict[str, Any], reduction: str
     ) -> Tensor:
-        grad = torch.empty_like(logits)
-        loss, _ = numba_ce.cross_entropy_and_grad(
-            _array(logits), target, reduction=reduction, out=_array(grad), **options
-        )
-        ctx.save_for_backward(grad)
-        ctx.axis = options["axis"] if reduction == "none" else None
-        return _tensor(loss, logits)
+        loss, ctx.grad = _loss_and_grad(logits, target, options, reduction)
+        ctx.save_for_backward(logits)
+        ctx.arguments = target, options, reduction
+        return _loss_tensor(loss, logits)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> Any:
-        (grad,) = ctx.saved_tensors
-        if ctx.axis is not None:
-            grad_output = grad_output.unsqueeze(ctx.axis)
-        return grad * grad_output, None, None, None
+        # Given away, and not copied: whoever asks again (retain_graph) gets another. `pop` is one
+        # step, so that no two threads get the same.
+        grad = vars(ctx).pop("grad", None)
+        target, options, reduction = ctx.arguments
+        if grad is None:
+            (logits,) = ctx.saved_tensors
+            _, grad = _loss_and_grad(logits, target, options, reduction)
+        if reduction == "none":
+            grad.mul_(grad_output.unsqueeze(options["axis"]))
+        elif grad_output.item() != 1.0:
+            grad.mul_(grad_output)
+        return grad, None, None, None
 
 
 class _Recomputed(torch.autograd.Function):
@@ -93,13 +119,13 @@ class _Recomputed(torch.autograd.Function):
         ctx.save_for_backward(logits)
         ctx.target, ctx.options, ctx.record, ctx.scale = target, options, record, 1.0
         if reduction == "none":
-            return _tensor(loss, logits)
+            return _loss_tensor(loss, logits)
         total = float(loss.sum())
         if reduction == "mean":
             denominator = _denominator(target, options, loss.size)
             ctx.scale = 1.0 / denominator if denominator else 0.0
             total = total / denominator if denominator else float("nan")
-        return _tensor(total, logits)
+        return _loss_tensor(total, logits)
 
     @staticmethod
     @once_differentiable
@@ -112,17 +138,15 @@ class _Recomputed(torch.autograd.Function):
         upstream = np.broadcast_to(upstream, record.shape[:-1])
         # The rows that do not count: of weight 0, as their part of a record that is not a number
         record[upstream == 0.0, _LINEAR] = 0.0
-        grad = torch.empty_like(logits)
-        numba_ce.grad_from_record(
+        grad = numba_ce.grad_from_record(
             _array(logits),
             ctx.target,
             record,
             class_offset=0,
             sample_weight=upstream,
-            out=_array(grad),
             **ctx.options,
         )
-        return grad, None, None, None
+        return _tensor(grad), None, None, None
 
 
 def _cross_entropy(
@@ -144,7 +168,7 @@ def _cross_entropy(
     }
     if not (torch.is_grad_enabled() and logits.requires_grad):
         loss = numba_ce.cross_entropy(_array(logits), targets, reduction=reduction, **options)
-        return _tensor(loss, logits)
+        return _loss_tensor(loss, logits)
     function = _Small if logits.numel() <= SMALL else _Recomputed
     result: Tensor = function.apply(logits, targets, options, reduction)  # type: ignore[no-untyped-call]
     return result
