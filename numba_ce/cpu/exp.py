@@ -229,12 +229,14 @@ def _soft_cap_and_slope(x, cap, constants):
 
     def capped(x, cap, constants):
         size = absolute(x)
-        y = maximum(splat(lowest / constants[0]), zero - size)  # the slope is 0 from here on
+        saturated = splat_like(lowest / constants[0], x)  # the slope is 0 from here on
+        y = maximum(saturated, zero - size)
         shifted = fma(y, constants[0], magic)
         n = shifted - magic
         r = fma(n, -constants[2], fma(n, -constants[1], y)) * constants[3]
         p = fma(r * r, polynomial(r), r)
-        lifted = times_power_of_two(splat(one), shifted, bias)  # 2**(n + BIAS): never subnormal
+        # 2**(n + BIAS): never subnormal
+        lifted = times_power_of_two(splat_like(one, x), shifted, bias)
         scale = lifted * tiny
         expm1 = fma(scale, p, scale - one)  # without the cancellation for small y
         inverse = one / (expm1 + two)
