@@ -130,7 +130,8 @@ def narrow_loss_operation(kernel):
                 q = q * real(get(plan.class_weight + c * 8, 0.0))
             is_target = y == np.float32(c)
             q_y = select(is_target, q, q_y)
-            store(at, select(is_target, zero, q))
+            # What an ignored row says, or one that is not there, does not count
+            store(at, select(is_target, zero, select(y < F32_0, zero, q)))
         return q_y
 
     @inner

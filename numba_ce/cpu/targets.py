@@ -6,16 +6,30 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numba_ce.cpu.element import get, load_element, load_indices, load_integer, put
+from numba_ce.cpu.element import KINDS, get, load_element, load_indices, load_integer, put
 from numba_ce.cpu.exp import power_of_two, soft_cap_and_slope, two_sum
 from numba_ce.cpu.jit import inner, smaller
 from numba_ce.cpu.measure import peak_finder
 from numba_ce.cpu.plan import locate, locate_sixteen
 from numba_ce.cpu.q import class_weight, probability_reader, smoothed
 from numba_ce.cpu.tile import real_type, reduction_of
-from numba_ce.cpu.vector import lane, prefetch, select, splat, sum_of_lanes
+from numba_ce.cpu.vector import (
+    gather_float64,
+    high_as_float64,
+    joined,
+    lane,
+    load,
+    load_sixteen,
+    low_as_float64,
+    prefetch,
+    select,
+    splat,
+    splat_sixteen,
+    sum_of_lanes,
+)
 
 KEPT, IGNORED, BAD = 0, 1, 2
+FLOAT32, FLOAT64 = list(KINDS).index("float32"), list(KINDS).index("float64")
 TARGETS_AHEAD = 2048  # bytes by which prefetches run ahead
 
 
@@ -116,27 +130,65 @@ def sixteen_targets(plan, offset):
 
 
 @inner
+def weights_are_neighbours(plan, steps):
+    """Whether `sixteen_weights` can read the sample weights of the next sixteen rows."""
+    kind, step = plan.sample_weight_kind, steps[2]
+    floats = (kind == FLOAT32 and step == 4) or (kind == FLOAT64 and step == 8)
+    return plan.sample_weight == 0 or (floats and not plan.sample_weight_swapped)
+
+
+@inner
+def sixteen_weights(plan, offset):
+    """s_i of sixteen rows, neighbours in memory, as float64; 1 without sample weights."""
+    if plan.sample_weight == 0:
+        return splat_sixteen(1.0)
+    source = plan.sample_weight + offset
+    if plan.sample_weight_kind == FLOAT64:
+        return load_sixteen(source, 0.0)
+    x = load(source, np.float32(0))
+    return joined(low_as_float64(x), high_as_float64(x), 0.0)
+
+
+@inner
 def scan(plan, first, last, work):
     """The weights of the rows of a block in the mean; notes its first bad target.
 
-    Sixteen at a time where rows have no weights: 0.4 ns a row on two cores.
+    Sixteen at a time where they are neighbours: 0.4 ns a row on two cores.
     """
     unweighted = plan.sample_weight == 0 and plan.class_weight == 0
+    indices = plan.targets_bytes != 0
+    # In a shard of the classes targets may lie beyond the class weights
+    in_reach = plan.class_weight == 0 or plan.n_classes == plan.all_classes
     one, zero = splat(np.float32(1)), splat(np.float32(0))
     kept, total, lost = zero, 0.0, 0.0
+    totals, all_lost = splat_sixteen(0.0), splat_sixteen(0.0)
     for row in range(first, last, 16):
         offsets, steps, even = locate_sixteen(plan, row)
-        if unweighted and last - row >= 16 and neighbours(plan, steps, even):
-            y = sixteen_targets(plan, offsets[1])
+        whole = in_reach and even and last - row >= 16 and weights_are_neighbours(plan, steps)
+        if whole and (not indices or neighbours(plan, steps, even)):
+            y = sixteen_targets(plan, offsets[1]) if indices else zero
             if sum_of_lanes(select(y == np.float32(-2), one, zero)) == 0.0:
-                kept = kept + select(y < np.float32(0), zero, one)
+                if unweighted:
+                    kept = kept + select(y < np.float32(0), zero, one)
+                    continue
+                s = sixteen_weights(plan, offsets[2])
+                weight = s
+                if indices and plan.class_weight != 0:
+                    weight = s * gather_float64(plan.class_weight, y)
+                weight = select(y < np.float32(0), 0.0, select(s == 0.0, 0.0, weight))
+                totals, roundings = two_sum(totals, weight)
+                all_lost = all_lost + roundings
                 continue
         for i in range(row, smaller(row + 16, last)):
             total, rounding = two_sum(total, note_weight(plan, i))
             lost += rounding
-    if not math.isinf(total):
-        total += lost
-    return total + np.float64(sum_of_lanes(kept))
+    for sums in (totals, all_lost):
+        for i in range(16):
+            total, rounding = two_sum(total, lane(sums, i))
+            lost += rounding
+    if math.isinf(total) or math.isnan(lost):
+        return total
+    return (total + lost) + np.float64(sum_of_lanes(kept))
 
 
 @lru_cache
