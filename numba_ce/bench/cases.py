@@ -161,7 +161,7 @@ ELEMENTS = 40_000_000  # beyond the caches, also of hosts that share theirs
 
 def shape_of(n_classes: int) -> tuple[int, int]:
     """A shape of about 40 million logits."""
-    return ELEMENTS // n_classes, n_classes
+    return max(1, ELEMENTS // n_classes), n_classes
 
 
 def _cases(ops: str, classes: str, dtypes: str = "float32", variants: str = "") -> list[Case]:
@@ -176,7 +176,7 @@ def _cases(ops: str, classes: str, dtypes: str = "float32", variants: str = "") 
 
 #: Each a part of "full"
 PARTS = {
-    "large": _cases("grad", "1000 32000 50257 128256 262144"),
+    "large": _cases("grad", "512 1000 4096 32000 50257 128256 262144"),
     "few": _cases("grad", "2 3 5 10 16 32 100 256"),
     "loss": _cases("loss", "2 10 100 1000 32000 128256"),
     "in_place": _cases("grad_in_place", "10 1000 32000 128256"),

@@ -20,6 +20,8 @@ from numba_ce.bench.cases import Case, Problem
 
 Call = Callable[[], Any]
 GRADS = ("grad", "grad_probs")
+NORMALIZE = ("softmax", "log_softmax", "logsumexp")
+NUMPY_DTYPES = ("float32", "float64")
 
 
 def ours(case: Case, problem: Problem) -> Call:
@@ -56,7 +58,7 @@ def ours(case: Case, problem: Problem) -> Call:
 
 def plain_numpy(case: Case, problem: Problem) -> Call | None:
     """The formula as one writes it in NumPy."""
-    if case.dtype not in ("float32", "float64"):
+    if case.dtype not in NUMPY_DTYPES:
         return None
     logits, targets, axis = problem.logits, problem.targets, case.axis
     count = logits.dtype.type(targets.size)
@@ -110,32 +112,37 @@ def plain_numpy(case: Case, problem: Problem) -> Call | None:
     return calls.get(case.op)
 
 
-def _tensors(problem: Problem) -> tuple[Any, Any]:
+def _as_tensor(array: Any) -> Any:
     """Share the memory; torch and NumPy have no common bfloat16."""
     import torch
 
-    def share(array: Any) -> Any:
-        if array.dtype.name == "bfloat16":
-            return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-        return torch.from_numpy(array)
-
-    return share(problem.logits), share(problem.targets)
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
 
 
-def _torch_function(case: Case) -> Any:
-    import torch
-
-    if case.op in ("loss", *GRADS):
-        return torch.nn.functional.cross_entropy
-    function = getattr(torch, case.op, None)
-    return None if function is None else lambda z, y: function(z, case.axis)
-
-
-def _torch_call(case: Case, problem: Problem, function: Any) -> Call:
+def _torch(case: Case, problem: Problem, compiled: bool) -> Call | None:
+    """Forward, and for a gradient backward by autograd."""
     import torch
 
     torch.set_num_threads(numba.get_num_threads())
-    z, y = _tensors(problem)
+    torch._dynamo.reset()  # it compiles a function for 8 shapes only, then runs it eagerly
+    z, y = _as_tensor(problem.logits), _as_tensor(problem.targets)
+    if case.op in ("loss", *GRADS):
+        function = torch.nn.functional.cross_entropy
+    elif case.op in NORMALIZE:
+        one = getattr(torch, case.op)
+        # eagerly into an array that is there, as ours; compiled code makes one
+        out = None if compiled else _as_tensor(problem.out)
+        if case.op == "logsumexp" and out is not None:
+            out = torch.empty(case.rows, dtype=z.dtype)
+
+        def function(z: Any, y: Any) -> Any:
+            return one(z, case.axis) if out is None else one(z, case.axis, out=out)
+    else:
+        return None
+    if compiled:
+        function = torch.compile(function, dynamic=False)
     if case.op not in GRADS:
 
         def forward() -> Any:
@@ -145,28 +152,23 @@ def _torch_call(case: Case, problem: Problem, function: Any) -> Call:
         return forward
     z.requires_grad_()
 
-    def step() -> None:
+    def step() -> Any:
         z.grad = None
-        function(z, y).backward()
+        loss = function(z, y)
+        loss.backward()
+        return loss, z.grad
 
     return step
 
 
 def torch_eager(case: Case, problem: Problem) -> Call | None:
-    """Forward and backward by autograd."""
-    function = _torch_function(case)
-    return None if function is None else _torch_call(case, problem, function)
+    """Kernel by kernel."""
+    return _torch(case, problem, compiled=False)
 
 
 def torch_compiled(case: Case, problem: Problem) -> Call | None:
-    """The same compiled for this shape."""
-    import torch
-
-    function = _torch_function(case)
-    if function is None:
-        return None
-    torch._dynamo.reset()  # it compiles a function for 8 shapes only, then runs it eagerly
-    return _torch_call(case, problem, torch.compile(function, dynamic=False))
+    """Compiled for this shape."""
+    return _torch(case, problem, compiled=True)
 
 
 def jax_jit(case: Case, problem: Problem) -> Call | None:
@@ -186,13 +188,12 @@ def jax_jit(case: Case, problem: Problem) -> Call | None:
     if case.op in ("loss", *GRADS):
         function = loss_of_probabilities if case.op == "grad_probs" else loss
         function = jax.jit(jax.value_and_grad(function) if case.op in GRADS else function)
-    elif case.op in ("softmax", "log_softmax", "logsumexp"):
+    elif case.op in NORMALIZE:
         one = getattr(jax.nn, case.op)
         function = jax.jit(lambda z, y: one(z, axis=axis))
     else:
         return None
-    x64 = jax.enable_x64(case.dtype == "float64")
-    with x64:
+    with jax.enable_x64(case.dtype == "float64"):
         z, y = jnp.asarray(problem.logits), jnp.asarray(problem.targets)
 
     def call() -> Any:
@@ -204,10 +205,10 @@ def jax_jit(case: Case, problem: Problem) -> Call | None:
 
 def sklearn_loss(case: Case, problem: Problem) -> Call | None:
     """The loss of its linear models and of its gradient boosting; a private module."""
-    if case.dtype not in ("float32", "float64") or len(case.shape) != 2 or case.axis != -1:
+    if case.dtype not in NUMPY_DTYPES or len(case.shape) != 2 or case.axis != -1:
         return None
-    if case.op not in ("loss", "grad") or case.n_classes > 1000:
-        return None  # with many classes a call takes minutes
+    if case.op not in ("loss", "grad"):
+        return None
     from sklearn._loss import HalfMultinomialLoss
 
     loss = HalfMultinomialLoss(n_classes=case.n_classes)
@@ -227,10 +228,7 @@ def scipy_special(case: Case, problem: Problem) -> Call | None:
     """softmax, log_softmax and logsumexp of scipy.special."""
     from scipy import special
 
-    if case.op not in ("softmax", "log_softmax", "logsumexp") or case.dtype not in (
-        "float32",
-        "float64",
-    ):
+    if case.op not in NORMALIZE or case.dtype not in NUMPY_DTYPES:
         return None
     function = getattr(special, case.op)
     return lambda: function(problem.logits, axis=case.axis)
