@@ -1,4 +1,4 @@
-"""The commands demo, eval and info."""
+"""The commands demo, eval, bench and info."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import platform
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numba
 import numpy as np
@@ -125,6 +125,74 @@ def _print_evaluation(result: Evaluation, reduction: str) -> None:
     table.add_row("top-5 accuracy", f"{result.top5_accuracy:.4%}")
     table.add_row("mean entropy", f"{result.mean_entropy:.6f}")
     table.add_row("throughput", f"{result.gb_per_second:.2f} GB/s, {result.seconds:.3f} s")
+    Console().print(table)
+
+
+@app.command()
+def bench(
+    preset: Annotated[
+        str | None, typer.Option(help="quick, full, or parts of full with commas; see --list.")
+    ] = None,
+    shapes: Annotated[
+        str | None,
+        typer.Option(help="Instead of a preset: 4096x1000,1000 (so many classes, 40 M logits)."),
+    ] = None,
+    axis: Annotated[int, typer.Option(help="Class axis of --shapes.")] = -1,
+    dtypes: Annotated[str | None, typer.Option(help="float32,float64,float16,bfloat16")] = None,
+    ops: Annotated[str | None, typer.Option(help="grad,loss,softmax,...; see --list.")] = None,
+    variants: Annotated[str | None, typer.Option(help="plain,class_weight,...")] = None,
+    peers: Annotated[
+        str | None, typer.Option(help="torch,JAX,... or none; all installed if not given.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.0, help="For each contender of a case.")] = 0.5,
+    as_json: Annotated[
+        Path | None,
+        typer.Option("--json", help="The file for the results; benchmarks/results/DATE-cpu.json."),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the picture: .png or .svg.")] = None,
+    show: Annotated[bool, typer.Option("--list", help="Only list the cases.")] = False,
+) -> None:
+    """Time ours, the memory of this machine and other libraries, in turns in one run."""
+    from numba_ce.bench import command, results
+
+    try:
+        cases = command.select(preset, shapes, axis, ops, dtypes, variants)
+        if show:
+            typer.echo("\n".join(map(str, cases)))
+            return
+        found = command.select_peers(peers)
+        path = results.default_path() if as_json is None else as_json
+        with _progress() as bar:
+            task = bar.add_task("", total=len(cases))
+            data = command.run(
+                cases,
+                found,
+                seconds,
+                path,
+                lambda done, case: bar.update(task, completed=done, description=case),
+            )
+        _print_bench(data)
+        Console().print(f"saved {path}", soft_wrap=True, highlight=False)
+        if plot is not None:
+            from numba_ce.bench.report import picture
+
+            picture(data, plot)
+    except (OSError, ValueError, TypeError, ImportError) as error:
+        errors.print(f"numba-ce bench: {error}", markup=False)
+        raise typer.Exit(2) from None
+
+
+def _print_bench(data: dict[str, Any]) -> None:
+    from numba_ce.bench.report import HEADINGS, cells
+
+    machine = data["machine"]
+    table = Table(title=f"{machine['processor']}, {machine['threads']} threads")
+    for heading in HEADINGS:
+        table.add_column(heading, justify="left" if heading == "case" else "right")
+    for entry in data["results"]:
+        table.add_row(*cells(entry))
+        for name, reason in entry["failures"].items():
+            table.add_row(escape(f"  {name} failed: {reason}"))
     Console().print(table)
 
 

@@ -1,0 +1,181 @@
+"""From results to a table, for the terminal or a page, and to the one picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from numba_ce.bench.cases import OPERATIONS
+from numba_ce.bench.measure import COMPARED, OURS
+
+COLOURS = {
+    OURS: "#d1495b",
+    "torch.compile": "#30638e",
+    "JAX": "#5b8e7d",
+    "torch": "#8d99ae",
+    "scikit-learn": "#edae49",
+    "NumPy": "#777777",
+    "SciPy": "#9c6bae",
+}
+HEADINGS = (
+    "case", "time", "GB/s", "limit", "of the limit", "best peer", "over it", "time over compared",
+)  # fmt: skip
+#: A limit measured on arrays smaller than this may be that of a cache
+BEYOND_CACHES = 100_000_000
+
+
+class Line(NamedTuple):
+    """An entry of the results as a person reads it; None where there is no such figure."""
+
+    case: str
+    seconds: float
+    gb_per_second: float
+    limit: float  # GB/s of the sweep
+    share: float | None  # of the time that the limit leaves for all bytes, over ours
+    peer: str | None  # the fastest
+    peer_seconds: float | None
+    ratio: float | None  # of its time over ours
+    compared: float | None  # our time over that of the case compared with
+
+
+def line(entry: dict[str, Any]) -> Line:
+    """The figures of an entry."""
+    seconds, counted = entry["seconds"], entry["counted_bytes"]
+    ours, limit = seconds[OURS], seconds[OPERATIONS[entry["op"]].limit]
+    peers = peers_of(entry)
+    peer = min(peers, key=lambda name: peers[name]) if peers else None
+    fits_a_cache = counted / OPERATIONS[entry["op"]].arrays < BEYOND_CACHES * 0.7
+    return Line(
+        entry["case"],
+        ours,
+        counted / ours / 1e9,
+        counted / limit / 1e9,
+        None if fits_a_cache else limit * entry["all_bytes"] / counted / ours,
+        peer,
+        None if peer is None else peers[peer],
+        None if peer is None else peers[peer] / ours,
+        ours / seconds[COMPARED] if COMPARED in seconds else None,
+    )
+
+
+def peers_of(entry: dict[str, Any]) -> dict[str, float]:
+    """Seconds of the other libraries."""
+    own = (OURS, COMPARED, OPERATIONS[entry["op"]].limit)
+    return {name: value for name, value in entry["seconds"].items() if name not in own}
+
+
+def duration(seconds: float) -> str:
+    """In the unit that suits."""
+    return f"{seconds * 1e6:.1f} us" if seconds < 1e-3 else f"{seconds * 1e3:.1f} ms"
+
+
+def cells(entry: dict[str, Any]) -> list[str]:
+    """A line of the table, in the order of HEADINGS."""
+    found = line(entry)
+    return [
+        found.case,
+        duration(found.seconds),
+        f"{found.gb_per_second:.1f}",
+        f"{found.limit:.1f}",
+        "" if found.share is None else f"{found.share:.2f}",
+        "" if found.peer_seconds is None else f"{found.peer} {duration(found.peer_seconds)}",
+        "" if found.ratio is None else f"{found.ratio:.1f} x",
+        "" if found.compared is None else f"{found.compared:.2f}",
+    ]
+
+
+def markdown_table(headings: tuple[str, ...], rows: list[list[str]]) -> str:
+    """The first column to the left, the others to the right."""
+    lines = ["| " + " | ".join(headings) + " |", "|---|" + "---:|" * (len(headings) - 1)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def libraries_table(entries: list[dict[str, Any]]) -> str:
+    """GB/s of every library, as Markdown."""
+    names = [name for name in COLOURS if any(name in entry["seconds"] for entry in entries)]
+    rows = []
+    for entry in entries:
+        speeds = [
+            f"{entry['counted_bytes'] / entry['seconds'][name] / 1e9:.1f}"
+            if name in entry["seconds"]
+            else ""
+            for name in names
+        ]
+        rows.append([entry["case"], f"{line(entry).limit:.1f}", *speeds])
+    return markdown_table(("case", "limit", *names), rows)
+
+
+def curve(data: dict[str, Any]) -> list[dict[str, Any]]:
+    """The entries of the picture: gradients of float32 rows, plain, beyond the caches."""
+    wanted = {"op": "grad", "dtype": "float32", "variant": "", "axis": -1}
+    entries = [
+        entry
+        for entry in data["results"]
+        if all(entry[key] == value for key, value in wanted.items())
+        if len(entry["shape"]) == 2 and line(entry).share is not None
+    ]
+    return sorted(entries, key=lambda entry: int(entry["shape"][1]))
+
+
+def picture(data: dict[str, Any], path: Path) -> None:
+    """Share of the hardware limit over the number of classes, a line for each library."""
+    try:
+        import matplotlib as mpl
+    except ImportError:
+        raise ImportError("the picture needs matplotlib: pip install 'numba-ce[bench]'") from None
+    entries = curve(data)
+    if not entries:
+        raise ValueError(
+            "no entry for the picture: expected cases of op grad, float32, without a variant, "
+            f"of {BEYOND_CACHES / 1e6:.0f} MB or more"
+        )
+    mpl.use("agg")
+    mpl.rcParams["svg.hashsalt"] = "numba_ce"  # the same bytes every time
+    from matplotlib import pyplot
+    from matplotlib.ticker import NullLocator, PercentFormatter
+
+    figure, axes = pyplot.subplots(figsize=(8, 4), layout="constrained")
+    for name, colour in COLOURS.items():
+        points = [(e["shape"][1], share_of(e, name)) for e in entries if name in e["seconds"]]
+        if points:
+            ours = name == OURS
+            axes.plot(
+                *zip(*points, strict=True),
+                label=name, color=colour, marker="o", ms=4, lw=2.5 if ours else 1.3,
+                zorder=3 if ours else 2,
+            )  # fmt: skip
+    axes.axhline(1.0, color="black", lw=1)
+    axes.set_xscale("log")
+    classes = [entry["shape"][1] for entry in entries]
+    axes.set_xticks(ticks_of(classes), [str(n) for n in ticks_of(classes)])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_ylim(0.0, 1.04)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.grid(axis="y", color="#dddddd", lw=0.6)
+    axes.set_xlabel("classes (rows so that there are some 40 million float32 logits)")
+    axes.set_ylabel("of the time that memory allows")
+    axes.set_title(
+        f"Loss and gradient: share of the hardware limit, {data['machine']['processor']}, "
+        f"{data['machine']['threads']} threads",
+        fontsize=10,
+    )
+    axes.legend(frameon=False, loc="upper left", ncols=2)
+    axes.spines[["top", "right"]].set_visible(False)
+    metadata = {"Date": None} if path.suffix == ".svg" else None
+    figure.savefig(path, dpi=150, metadata=metadata)
+    pyplot.close(figure)
+
+
+def share_of(entry: dict[str, Any], name: str) -> float:
+    """Of the limit, for one library."""
+    limit = entry["seconds"][OPERATIONS[entry["op"]].limit]
+    return float(limit * entry["all_bytes"] / entry["counted_bytes"] / entry["seconds"][name])
+
+
+def ticks_of(classes: list[int]) -> list[int]:
+    """Some of them, at least a factor 1.7 apart, so that the labels do not touch."""
+    ticks: list[int] = []
+    for n in classes:
+        if not ticks or n >= 1.7 * ticks[-1]:
+            ticks.append(n)
+    return ticks
