@@ -449,13 +449,18 @@ def interrupt(arguments):
     """SIGINT while a call runs that would take more than ten seconds; then another call."""
     import numba_ce as nc
 
+    # A process started in the background by a shell ignores the signal, and its children do
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     row = np.linspace(-1, 1, 32000)
     targets = np.broadcast_to(np.int64(7), (4_000_000,))
     wide = np.broadcast_to(row.astype(np.float32), (4_000_000, 32000))
-    narrow = np.broadcast_to(row[:10].astype(np.float32), (400_000_000, 10))
+    many = 4_000_000_000
+    narrow = np.broadcast_to(row[:10].astype(np.float32), (many, 10))
     calls = {
         "loss": lambda n: nc.cross_entropy(wide[:n], targets[:n]),
-        "narrow": lambda n: nc.logsumexp(narrow[: n * 10]),
+        "narrow": lambda n: nc.cross_entropy(
+            narrow[: n * 1000], np.broadcast_to(np.int64(7), (many,))[: n * 1000]
+        ),
         "options": lambda n: nc.cross_entropy(
             np.broadcast_to(row, (4_000_000, 32000))[:n],
             np.broadcast_to(np.abs(row) / 16000, (4_000_000, 32000))[:n],

@@ -1,4 +1,4 @@
-"""What can be timed: an operation on logits of a shape and dtype, plain or with one thing changed."""
+"""What can be timed: an operation on logits of a shape and dtype, plain or with one change."""
 
 from __future__ import annotations
 
@@ -61,9 +61,10 @@ class Case:
     def counted_bytes(self) -> int:
         """Of logits, gradient and probabilities: what GB/s mean in the table."""
         size = np.dtype(numpy_dtype(self.dtype)).itemsize
-        return OPERATIONS[self.op].arrays * math.prod(self.shape) * size
+        return int(OPERATIONS[self.op].arrays * math.prod(self.shape) * size)
 
     def __str__(self) -> str:
+        """As the tables name it."""
         shape = "x".join(map(str, self.shape))
         axis = "" if self.axis == -1 else f" axis {self.axis}"
         return f"{self.op} {shape}{axis} {self.dtype} {self.variant}".rstrip()

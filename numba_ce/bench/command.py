@@ -27,7 +27,7 @@ def chosen(name: str, text: str | None, allowed: Any) -> list[str] | None:
 
 
 def parse_shape(text: str) -> tuple[int, ...]:
-    """"4096x1000", or "1000" for so many classes and about 40 million logits."""
+    """ "4096x1000", or "1000" for so many classes and about 40 million logits."""
     try:
         shape = tuple(map(int, text.strip().split("x")))
     except ValueError:

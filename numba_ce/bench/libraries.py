@@ -31,12 +31,10 @@ def ours(case: Case, problem: Problem) -> Call:
 
     def call() -> Any:
         if case.op.startswith("grad"):
-            place = logits if case.op == "grad_in_place" else out
+            place: Any = logits if case.op == "grad_in_place" else out
             if case.variant == "new_array":
                 place = None
-            return numba_ce.cross_entropy_and_grad(
-                logits, targets, axis=axis, out=place, **options
-            )
+            return numba_ce.cross_entropy_and_grad(logits, targets, axis=axis, out=place, **options)
         if case.op == "loss":
             return numba_ce.cross_entropy(logits, targets, axis=axis, **options)
         if case.op == "row_stats":
@@ -129,7 +127,7 @@ def _torch(case: Case, problem: Problem, compiled: bool) -> Call | None:
     torch._dynamo.reset()  # it compiles a function for 8 shapes only, then runs it eagerly
     z, y = _as_tensor(problem.logits), _as_tensor(problem.targets)
     if case.op in ("loss", *GRADS):
-        function = torch.nn.functional.cross_entropy
+        function: Any = torch.nn.functional.cross_entropy
     elif case.op in NORMALIZE:
         one = getattr(torch, case.op)
         # eagerly into an array that is there, as ours; compiled code makes one
@@ -137,8 +135,10 @@ def _torch(case: Case, problem: Problem, compiled: bool) -> Call | None:
         if case.op == "logsumexp" and out is not None:
             out = torch.empty(case.rows, dtype=z.dtype)
 
-        def function(z: Any, y: Any) -> Any:
+        def into_out(z: Any, y: Any) -> Any:
             return one(z, case.axis) if out is None else one(z, case.axis, out=out)
+
+        function = into_out
     else:
         return None
     if compiled:
@@ -154,7 +154,7 @@ def _torch(case: Case, problem: Problem, compiled: bool) -> Call | None:
 
     def step() -> Any:
         z.grad = None
-        loss = function(z, y)
+        loss: Any = function(z, y)
         loss.backward()
         return loss, z.grad
 
@@ -198,7 +198,8 @@ def jax_jit(case: Case, problem: Problem) -> Call | None:
 
     def call() -> Any:
         with jax.enable_x64(case.dtype == "float64"):
-            return jax.block_until_ready(function(z, y))
+            ready: Any = jax.block_until_ready
+            return ready(function(z, y))
 
     return call
 

@@ -21,6 +21,13 @@ DISTRIBUTIONS = (
 )  # fmt: skip
 
 
+def _cores() -> int | None:
+    """Of this process, where the system tells."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
+
+
 def _model() -> str:
     """The name that the processor gives itself, where Linux tells it."""
     try:
@@ -50,7 +57,9 @@ def machine() -> dict[str, Any]:
         "processor": _model(),
         "llvm_name": binding.get_host_cpu_name(),
         "features": [name for name in wanted if features.get(name)],
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
         "threads": numba.get_num_threads(),
         "caches": _caches(),
         "system": platform.platform(),

@@ -70,5 +70,3 @@ def take_turns(contenders: list[Contender], seconds: float) -> None:
     finally:
         if enabled:
             gc.enable()
-
-

@@ -50,7 +50,7 @@ def _tensor(array: Any) -> Tensor:
 def _loss_tensor(loss: Any, like: Tensor) -> Tensor:
     """A loss as torch returns it: in the dtype of the logits."""
     if isinstance(loss, (float, np.floating)):
-        return torch.scalar_tensor(loss, dtype=like.dtype)
+        return torch.scalar_tensor(float(loss), dtype=like.dtype)
     return _tensor(loss).to(like.dtype)
 
 
