@@ -261,6 +261,7 @@ def narrow_normalize_operation(kernel):
     is_log = kernel.operation == "narrow_log_softmax"
     real = real_type(kind)
     pitch, zero, infinity = ROWS * real().itemsize, real(0), real(np.inf)
+    minus_inf = real(-np.inf)
     read_logits, cut_up = tile_reader(kind, kernel.block), cutter(kind)
     write_tile = tile_writer(kernel.grad_kind or kind, kernel.block)
     find_scale, find_peaks = scale_finder(real, False), peak_of_sixteen(real)
@@ -271,22 +272,35 @@ def narrow_normalize_operation(kernel):
     size = real().itemsize
 
     @inner
+    def second_peak(tile, end, k):
+        row_max, c = splat_sixteen(minus_inf), F32_0
+        for at in range(tile, end, pitch):
+            row_max = maximum(select(k == c, minus_inf, load_sixteen(at, zero)), row_max)
+            c += F32_1
+        return row_max
+
+    @inner
     def do_rows(plan, first, count, lanes):
         end = lanes.tile + plan.n_classes * pitch
         place = place_of(plan, first, count)
         read_logits(plan, place, 0, plan.logits, plan.logits_step, plan.logits_swapped, lanes.tile)
         peak, k, poison = find_peaks(lanes.tile, end)
-        scale = find_scale(plan, peak)
+        # Sums without the largest class are relative to the largest of the others
+        row_max = peak if is_softmax else second_peak(lanes.tile, end, k)
+        scale = find_scale(plan, row_max)
         reference, exponent, lowest = scale[0], scale[2], scale[3]
         sums, c = no_sums(), F32_0
         for at in range(lanes.tile, end, pitch):
-            e = exp_scaled(load_sixteen(at, zero), reference, exponent, lowest, None)
+            x = load_sixteen(at, zero)
+            if not is_softmax:
+                x = select(k == c, minus_inf, x)
+            e = exp_scaled(x, reference, exponent, lowest, None)
             if is_softmax:
                 store(at, e)
-            sums = add(sums, select(k == c, zero, e))
+                e = select(k == c, zero, e)
+            sums = add(sums, e)
             c += F32_1
-        # Nothing but the largest class is left out: the others are relative to it
-        low, high = finish_sixteen(sums, peak, peak, scale, 1.0, 1.0)
+        low, high = finish_sixteen(sums, row_max, peak, scale, 1.0, 1.0)
         if is_softmax:
             one = splat(1.0)
             factor = join_factors(times_amount(low.factor, one), times_amount(high.factor, one))
