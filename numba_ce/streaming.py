@@ -29,6 +29,7 @@ from numba_ce.api import (
     cross_entropy,
     cross_entropy_and_grad,
     no_classes,
+    result_dtype,
 )
 from numba_ce.blocks import (
     Block,
@@ -131,7 +132,8 @@ class _Job(NamedTuple):
 
     blocks: Iterator[Block]
     options: Options
-    n_rows: int | None
+    rows: tuple[int, ...] | None  # their shape
+    dtype: np.dtype[Any]  # of the losses
     weight: float
     sink: Any
 
@@ -149,7 +151,8 @@ def _prepare(
     if is_blocks(logits, "logits"):
         if grad_out is not None:
             raise ValueError("grad_out: not with blocks of logits, expected them in one array")
-        return _Job(blocks_of_blocks(logits, others, options.axis), options, None, 0.0, None)
+        blocks = blocks_of_blocks(logits, others, options.axis)
+        return _Job(blocks, options, None, np.dtype(np.float64), 0.0, None)
     source = Source.of(logits, "logits")
     close_later(source.close)
     shape, dtype = source.shape, source.dtype
@@ -167,7 +170,8 @@ def _prepare(
     weight = _weigh(source, targets, sample_weight, options, indices)
     blocks = blocks_of_arrays(source, targets, sample_weight, axis, indices)
     sink = None if grad_out is None else _sink(grad_out, source, axis)
-    return _Job(blocks, options, math.prod(shape[:axis] + shape[axis + 1 :]), weight, sink)
+    rows = shape[:axis] + shape[axis + 1 :]
+    return _Job(blocks, options, rows, result_dtype(stand_in(shape, dtype)), weight, sink)
 
 
 def _compute(block: Block, job: _Job) -> Array:
@@ -185,6 +189,8 @@ def _compute(block: Block, job: _Job) -> Array:
         out=block.logits if in_place else None,
         **options.per_row(s),
     )
+    if options.reduction == "mean" and job.weight == 0.0:
+        grad[...] = 0  # also where a bad target that was not to be checked gave NaN
     job.sink[full_index(block.rows, options.axis)] = grad
     return np.asarray(loss)
 
@@ -202,11 +208,11 @@ def run(
     begin = time.perf_counter()
     per_row: list[tuple[Index, Array]] = []
     n_rows = n_classes = n_bytes = 0
-    total, dtype = 0.0, np.dtype(np.float64)
+    total = 0.0
     with contextlib.ExitStack() as stack:
         others = {"targets": targets, "sample_weight": sample_weight}
         job = _prepare(logits, others, options, grad_out, stack.callback)
-        options, weight = job.options, job.weight
+        options, weight, dtype = job.options, job.weight, job.dtype
         if isinstance(job.sink, NpyWriter):
             stack.callback(job.sink.discard)  # of nothing, once it is committed
         elif job.sink is not None:
@@ -214,7 +220,7 @@ def run(
         blocks = read_ahead(job.blocks)
         stack.callback(blocks.close)
         for block in blocks:
-            if job.n_rows is None:
+            if job.rows is None:
                 problem = options.problem(block.logits, block.targets, block.sample_weight)
                 weight += total_weight(problem, tuple(i.start for i in block.rows))
             if visit is not None:
@@ -228,11 +234,13 @@ def run(
             n_classes, dtype = block.logits.shape[options.axis], loss.dtype
             del block, loss  # before the next one is waited for: a block less in memory
             if progress is not None:
-                progress(n_rows, job.n_rows)
+                progress(n_rows, None if job.rows is None else math.prod(job.rows))
         if isinstance(job.sink, NpyWriter):
             job.sink.commit()
-    result: Any = _assembled(per_row, dtype)
-    if options.reduction != "none":
+    result: Any
+    if options.reduction == "none":
+        result = _assembled(per_row, job.rows, dtype)
+    else:
         if options.reduction == "mean":
             weighted = job.sink is not None  # then the rows came out divided already
             total = math.nan if weight == 0.0 else total if weighted else total / weight
@@ -247,10 +255,14 @@ def _note_parts(kind: Any, error: BaseException | None, traceback: Any) -> None:
         error.add_note("numba_ce was interrupted: the array grad_out may be partly written")
 
 
-def _assembled(parts: list[tuple[Index, Array]], dtype: Any) -> Any:
-    """The losses of all rows."""
-    shape = [max(axis.stop for axis in axes) for axes in zip(*(i for i, _ in parts), strict=True)]
-    whole = np.empty(shape or (0,), dtype)
+def _assembled(
+    parts: list[tuple[Index, Array]], rows: tuple[int, ...] | None, dtype: np.dtype[Any]
+) -> Any:
+    """The losses of all rows, whose shape is that of the blocks seen if it was not known before."""
+    if rows is None:
+        ends = zip(*(index for index, _ in parts), strict=True)
+        rows = tuple(max(axis.stop for axis in axes) for axes in ends) or (0,)
+    whole = np.empty(rows, dtype)
     for index, part in parts:
         whole[index] = part
     return whole

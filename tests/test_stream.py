@@ -191,6 +191,16 @@ def test_all_ignored(cpu, rng, tmp_path):
 # ---------------------------------------------------------------- errors
 
 
+def test_without_rows_and_without_anything_to_average(backend):
+    result = nc.stream(np.zeros((3, 0, 5), np.float32), np.zeros((3, 0), int), reduction="none")
+    assert (result.loss.shape, result.loss.dtype) == ((3, 0), np.float32)
+    logits, grad = np.ones((2, 3)), np.full((2, 3), 7.0)
+    result = nc.stream(logits, np.array([-100, 9]), check_targets=False, grad_out=grad)
+    expected = nc.cross_entropy_and_grad(logits, [-100, 9], check_targets=False)
+    np.testing.assert_array_equal(result.loss, expected[0])
+    np.testing.assert_array_equal(grad, expected[1])
+
+
 def test_bad_target_is_named_by_its_place_before_anything_is_written(cpu, rng, tmp_path):
     logits, targets = make(rng)
     targets[41] = C
