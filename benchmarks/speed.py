@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 import numba_ce
+from numba_ce.bench import limits
 
-from . import baseline, limits
+from . import baseline
 
 BY = ["cpu", "cuda", "plain numpy"]
 SHAPES = ["1048576x10", "16384x1000", "1024x32000"]
@@ -127,8 +128,8 @@ class OverLimit(Base):
         super().setup(by, shape)
         # ones: pages of zeros that nobody has written share one page, which stays in the caches
         self.source, self.target = (np.ones(BEYOND_CACHES // 4, np.float32) for _ in range(2))
-        limits.streaming_copy(self.source, self.target)
-        limits.in_place(self.target)
+        limits.copy(self.source, self.target)
+        limits.flip(self.target)
         limits.read(self.source)
 
     def call(self, by: str) -> Any:
@@ -138,14 +139,12 @@ class OverLimit(Base):
         return over(call, limit) * BEYOND_CACHES / self.logits.nbytes
 
     def track_loss_and_grad_over_copy(self, by: str, shape: str) -> float:
-        return self.over(
-            lambda: self.call(by), lambda: limits.streaming_copy(self.source, self.target)
-        )
+        return self.over(lambda: self.call(by), lambda: limits.copy(self.source, self.target))
 
     def track_in_place_over_read_and_write(self, by: str, shape: str) -> float:
         return self.over(
             lambda: InPlace.call(self, by),  # type: ignore[arg-type]
-            lambda: limits.in_place(self.target),
+            lambda: limits.flip(self.target),
         )
 
     def track_loss_over_read(self, by: str, shape: str) -> float:

@@ -1,0 +1,102 @@
+"""asv: every public function, every option, every dtype; sizes at which a whole run is bearable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+import numba_ce
+from numba_ce.bench.cases import OPERATIONS, VARIANTS, Case, make
+from numba_ce.bench.libraries import ours
+
+CLASSES = [10, 1000, 32000]
+ELEMENTS = 4_000_000
+DTYPES = ["float16", "float32", "float64"]
+OPTIONS = ["class_weight", "sample_weight", "label_smoothing", "z_loss", "softcap", "temperature"]
+DATA = ["ignored", "trained", "int32"]
+assert {*OPTIONS, *DATA} <= VARIANTS.keys()
+
+
+class _Timed:
+    call: Callable[[], Any]
+
+    def prepare(self, op: str, classes: int, dtype: str = "float32", variant: str = "") -> None:
+        case = Case(op, (ELEMENTS // classes, classes), dtype, variant=variant)
+        self.call = ours(case, make(case))
+        self.call()
+
+
+class Operations(_Timed):
+    params = [list(OPERATIONS), CLASSES, DTYPES]
+    param_names = ["operation", "classes", "dtype"]
+
+    def setup(self, operation: str, classes: int, dtype: str) -> None:
+        self.prepare(operation, classes, dtype)
+
+    def time_operation(self, operation: str, classes: int, dtype: str) -> None:
+        self.call()
+
+
+class Options(_Timed):
+    params = [OPTIONS + DATA, CLASSES]
+    param_names = ["option", "classes"]
+
+    def setup(self, option: str, classes: int) -> None:
+        self.prepare("grad", classes, variant=option)
+
+    def time_loss_and_grad(self, option: str, classes: int) -> None:
+        self.call()
+
+
+class Others:
+    """What has no line in the table of `numba-ce bench`."""
+
+    params = [10, 1000]
+    param_names = ["classes"]
+
+    def setup(self, classes: int) -> None:
+        rng = np.random.default_rng(0)
+        rows = 400_000 // classes
+        self.logits = rng.standard_normal((rows, classes), dtype=np.float32)
+        self.targets = rng.integers(0, classes, rows)
+        self.hidden = rng.standard_normal((rows, 64), dtype=np.float32)
+        self.weight = rng.standard_normal((classes, 64), dtype=np.float32)
+        self.record = numba_ce.row_record(
+            self.logits, self.targets, class_offset=0, n_classes=classes
+        )
+        self.objective = numba_ce.multinomial_objective(
+            self.hidden.astype(np.float64), self.targets, classes
+        )
+        self.parameters = np.zeros((classes, 65)).ravel()
+        for name in dir(self):
+            if name.startswith("time_"):
+                getattr(self, name)(classes)
+
+    def time_grad_and_hess(self, classes: int) -> None:
+        numba_ce.cross_entropy_grad_and_hess(self.logits, self.targets)
+
+    def time_row_record(self, classes: int) -> None:
+        numba_ce.row_record(self.logits, self.targets, class_offset=0, n_classes=classes)
+
+    def time_merge_records(self, classes: int) -> None:
+        numba_ce.merge_records(self.record, self.record)
+
+    def time_loss_from_record(self, classes: int) -> None:
+        numba_ce.loss_from_record(self.record)
+
+    def time_grad_from_record(self, classes: int) -> None:
+        numba_ce.grad_from_record(self.logits, self.targets, self.record, class_offset=0)
+
+    def time_linear_loss(self, classes: int) -> None:
+        numba_ce.linear_cross_entropy(self.hidden, self.weight, self.targets)
+
+    def time_linear_loss_and_grad(self, classes: int) -> None:
+        numba_ce.linear_cross_entropy_and_grad(self.hidden, self.weight, self.targets)
+
+    def time_multinomial_objective(self, classes: int) -> None:
+        self.objective(self.parameters)
+
+    def time_stream(self, classes: int) -> None:
+        numba_ce.stream(self.logits, self.targets)
