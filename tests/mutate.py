@@ -44,7 +44,7 @@ FAULTS = (
     Fault("16 targets read where fewer are left", "cpu/sixteen.py",
           "if count == ROWS and neighbours", "if neighbours", GUARD),
     Fault("scan reads 16 targets where fewer are left", "cpu/targets.py",
-          "whole = in_reach and even and last - row >= 16 and", "whole = in_reach and even and", GUARD),
+          "in_reach and even and last - row >= 16 and", "in_reach and even and", GUARD),
     Fault("tail of a tile read whole", "cpu/tile.py",
           "mask = first_lanes(n_bytes // 4 - i, like)", "mask = first_lanes(16, like)", GUARD),
     Fault("tail of a gradient row not written", "cpu/output.py",
