@@ -57,9 +57,7 @@ def machine() -> dict[str, Any]:
         "processor": _model(),
         "llvm_name": binding.get_host_cpu_name(),
         "features": [name for name in wanted if features.get(name)],
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": _cores(),
         "threads": numba.get_num_threads(),
         "caches": _caches(),
         "system": platform.platform(),

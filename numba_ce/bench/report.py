@@ -21,7 +21,7 @@ HEADINGS = (
     "case", "time", "GB/s", "limit", "of the limit", "best peer", "over it", "time over compared",
 )  # fmt: skip
 #: A limit measured on arrays smaller than this may be that of a cache
-BEYOND_CACHES = 100_000_000
+BEYOND_CACHES = 70_000_000
 
 
 class Line(NamedTuple):
@@ -44,7 +44,7 @@ def line(entry: dict[str, Any]) -> Line:
     ours, limit = seconds[OURS], seconds[OPERATIONS[entry["op"]].limit]
     peers = peers_of(entry)
     peer = min(peers, key=lambda name: peers[name]) if peers else None
-    fits_a_cache = counted / OPERATIONS[entry["op"]].arrays < BEYOND_CACHES * 0.7
+    fits_a_cache = counted / OPERATIONS[entry["op"]].arrays < BEYOND_CACHES
     return Line(
         entry["case"],
         ours,
