@@ -27,8 +27,9 @@ from numba_ce.cpu.exp import (
 )
 from numba_ce.cpu.jit import OPTIONS, KernelCompiler, inner
 from numba_ce.cpu.log import log1p
+from numba_ce.cpu.memory import load, store
 from numba_ce.cpu.tile import reduction_of
-from numba_ce.cpu.vector import VECTOR_BYTES, load, store
+from numba_ce.cpu.vector import VECTOR_BYTES
 
 FLOATS = (np.float32, np.float64)
 # What links the parts of a kernel: plain njit does not

@@ -2,6 +2,7 @@
 
 ========== =========================================================================
 vector     vectors of a fixed number of lanes, as a Numba type
+memory     vectors read and written, around the caches, ahead of time
 element    single elements of any dtype and byte order
 exp, log   exp, tanh and log1p of a vector
 tile       where a tile of a row lies: in the caller's array or copied; sums in float64
@@ -16,7 +17,7 @@ operations what is done with a row, one function for each operation
 shard      the same for a part of a row: records
 narrow     rows of few classes, sixteen at a time: the operations
 sixteen    their rows in and out, and their targets
-sixteen_finish  how they are finished, for float32 and for float64
+sixteen_finish: how they are finished, for float32 and for float64
 turn       from rows of neighbouring classes to one vector for each class, and back
 plan       what a kernel is told: addresses, strides, options
 jit        how the inner functions are compiled

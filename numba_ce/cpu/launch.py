@@ -21,11 +21,11 @@ from numba_ce.cpu.cache import cached
 from numba_ce.cpu.element import get, put, take_ticket
 from numba_ce.cpu.jit import call_address, collector_paused, smaller, whole_kernel
 from numba_ce.cpu.measure import workspace_bytes, workspace_finder
+from numba_ce.cpu.memory import fence
 from numba_ce.cpu.operations import OPERATIONS, Kernel
 from numba_ce.cpu.plan import PLAN_TYPE, address_of, packed
 from numba_ce.cpu.sixteen import narrow_bytes
 from numba_ce.cpu.threads import n_threads, run_blocks
-from numba_ce.cpu.vector import fence
 
 # A block is long enough (some 20 us) that drawing it costs nothing
 BLOCK_ELEMENTS = 65536

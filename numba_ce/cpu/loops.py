@@ -8,6 +8,7 @@ from numba import types
 from numba_ce.cpu.element import KINDS, load_vector
 from numba_ce.cpu.exp import exp_scaled, soft_cap_and_slope, soft_cap_derivative
 from numba_ce.cpu.jit import inner, inner_overload
+from numba_ce.cpu.memory import load, prefetch, store
 from numba_ce.cpu.tile import (
     GROUP_BYTES,
     VECTORS,
@@ -22,12 +23,9 @@ from numba_ce.cpu.vector import (
     first_lanes,
     first_set,
     largest_lane,
-    load,
     maximum,
-    prefetch,
     select,
     splat,
-    store,
 )
 
 

@@ -16,6 +16,12 @@ import numpy as np
 from numba_ce.cpu.element import get
 from numba_ce.cpu.exp import exp_scaled, soft_cap, soft_cap_derivative
 from numba_ce.cpu.jit import inner, smaller
+from numba_ce.cpu.memory import (
+    load,
+    load_sixteen,
+    store,
+    store_lanes,
+)
 from numba_ce.cpu.sixteen import (
     F32_0,
     cutter,
@@ -34,15 +40,11 @@ from numba_ce.cpu.vector import (
     fma,
     high_as_float64,
     joined,
-    load,
-    load_sixteen,
     low_as_float64,
     maximum,
     select,
     splat,
     splat_sixteen,
-    store,
-    store_lanes,
     sum_of_lanes,
 )
 

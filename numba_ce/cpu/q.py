@@ -7,8 +7,14 @@ import numpy as np
 from numba_ce import _row
 from numba_ce.cpu.element import KINDS, get, load_element, put
 from numba_ce.cpu.jit import inner
+from numba_ce.cpu.memory import load, store
 from numba_ce.cpu.tile import real_name, real_type, tile_finder
-from numba_ce.cpu.vector import LANES, VECTOR_BYTES, fma, load, splat, store
+from numba_ce.cpu.vector import (
+    LANES,
+    VECTOR_BYTES,
+    fma,
+    splat,
+)
 
 smoothed = inner(_row.smoothed)
 

@@ -8,6 +8,14 @@ import numpy as np
 
 from numba_ce.cpu.element import KINDS, get, load_element, put, store_element
 from numba_ce.cpu.jit import inlined, inner, smaller
+from numba_ce.cpu.memory import (
+    gather_float64,
+    load,
+    load_sixteen,
+    prefetch,
+    prefetch_to_write,
+    store,
+)
 from numba_ce.cpu.plan import locate, locate_sixteen
 from numba_ce.cpu.targets import (
     BAD,
@@ -23,15 +31,9 @@ from numba_ce.cpu.turn import ROWS, load_turned, store_turned
 from numba_ce.cpu.vector import (
     VECTOR_BYTES,
     first_lanes,
-    gather_float64,
-    load,
-    load_sixteen,
-    prefetch,
-    prefetch_to_write,
     select,
     splat,
     splat_sixteen,
-    store,
 )
 
 F32_0 = np.float32(0)

@@ -23,19 +23,18 @@ from numba_ce.cpu.exp import (
 from numba_ce.cpu.jit import inlined, inner
 from numba_ce.cpu.log import LN2_HI, LN2_LO, log1p, log1p64
 from numba_ce.cpu.measure import ZERO_REFERENCE
+from numba_ce.cpu.memory import load_sixteen, store
 from numba_ce.cpu.tile import reduction_of
 from numba_ce.cpu.vector import (
     absolute,
     fma,
     high_as_float64,
     joined,
-    load_sixteen,
     low_as_float64,
     maximum,
     select,
     splat,
     splat_sixteen,
-    store,
     times_power_of_two,
 )
 

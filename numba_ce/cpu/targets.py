@@ -10,18 +10,20 @@ from numba_ce.cpu.element import KINDS, get, load_element, load_indices, load_in
 from numba_ce.cpu.exp import power_of_two, soft_cap_and_slope, two_sum
 from numba_ce.cpu.jit import inner, smaller
 from numba_ce.cpu.measure import peak_finder
+from numba_ce.cpu.memory import (
+    gather_float64,
+    load,
+    load_sixteen,
+    prefetch,
+)
 from numba_ce.cpu.plan import locate, locate_sixteen
 from numba_ce.cpu.q import class_weight, probability_reader, smoothed
 from numba_ce.cpu.tile import real_type, reduction_of
 from numba_ce.cpu.vector import (
-    gather_float64,
     high_as_float64,
     joined,
     lane,
-    load,
-    load_sixteen,
     low_as_float64,
-    prefetch,
     select,
     splat,
     splat_sixteen,

@@ -16,19 +16,21 @@ from numba import types
 from numba_ce.cpu.element import KINDS, load_element, store_element, store_vector
 from numba_ce.cpu.exp import two_sum
 from numba_ce.cpu.jit import inner, inner_overload
+from numba_ce.cpu.memory import (
+    load,
+    load_lanes,
+    store,
+    store_lanes,
+)
 from numba_ce.cpu.vector import (
     LANES,
     VECTOR_BYTES,
     first_lanes,
     high_as_float64,
     lane,
-    load,
-    load_lanes,
     low_as_float64,
     select,
     splat,
-    store,
-    store_lanes,
     sum_of_lanes,
 )
 

@@ -44,7 +44,7 @@ class Mask(types.Type):
 @register_model(Vector)
 class _VectorModel(models.PrimitiveModel):
     def __init__(self, manager, fe_type):
-        super().__init__(manager, fe_type, _llvm(fe_type))
+        super().__init__(manager, fe_type, llvm_type(fe_type))
 
 
 @register_model(Mask)
@@ -53,7 +53,7 @@ class _MaskModel(models.PrimitiveModel):
         super().__init__(manager, fe_type, ir.VectorType(I1, fe_type.lanes))
 
 
-def _llvm(vector):
+def llvm_type(vector):
     return ir.VectorType(F32 if vector.dtype == types.float32 else F64, vector.lanes)
 
 
@@ -151,14 +151,14 @@ def splat_sixteen(typingctx, scalar):
     return vector(scalar), codegen
 
 
-def _suffix(vector):
+def suffix(vector):
     return f"v{vector.count}{'f32' if vector.element == F32 else 'f64'}"
 
 
 def _call(builder, name, args):
     vector = args[0].type
     kind = ir.FunctionType(vector, [vector] * len(args))
-    name = f"{name}.{_suffix(vector)}"
+    name = f"{name}.{suffix(vector)}"
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
 
 
@@ -230,7 +230,7 @@ def times_power_of_two(typingctx, value, magic, exponent):
         if exponent.type != integers.element:
             exponent = builder.trunc(exponent, integers.element)
         n = builder.add(builder.bitcast(args[1], integers), spread(builder, exponent, value.lanes))
-        return builder.fmul(args[0], builder.bitcast(builder.shl(n, shift), _llvm(value)))
+        return builder.fmul(args[0], builder.bitcast(builder.shl(n, shift), llvm_type(value)))
 
     return value(value, magic, types.intp), codegen
 
@@ -337,6 +337,16 @@ def first_lanes(typingctx, count, like):
 
 
 @intrinsic
+def lane(typingctx, vector, i):
+    """Lane `i` of a vector."""
+
+    def codegen(context, builder, sig, args):
+        return builder.extract_element(*args)
+
+    return vector.dtype(vector, types.intp), codegen
+
+
+@intrinsic
 def first_set(typingctx, mask):
     """The first lane of a mask that is set; the number of lanes if none is."""
     lanes = mask.lanes
@@ -347,161 +357,3 @@ def first_set(typingctx, mask):
         return builder.cttz(bits, ir.Constant(ir.IntType(1), 1))
 
     return types.intp(mask), codegen
-
-
-# Memory
-
-
-def _pointer(builder, address, to):
-    return builder.inttoptr(address, to.as_pointer())
-
-
-def _load(vector, like):
-    def codegen(context, builder, sig, args):
-        loaded = builder.load(_pointer(builder, args[0], _llvm(vector)))
-        loaded.align = 1
-        return loaded
-
-    return vector(types.intp, like), codegen
-
-
-@intrinsic
-def load(typingctx, address, like):
-    """The vector at `address`, of the element type of the scalar `like`."""
-    return _load(Vector(like), like)
-
-
-@intrinsic
-def load_sixteen(typingctx, address, like):
-    """Sixteen lanes at `address`, of the element type of the scalar `like`."""
-    return _load(Vector(like, SIXTEEN), like)
-
-
-@intrinsic
-def store(typingctx, address, vector):
-    """Write a vector to any address."""
-
-    def codegen(context, builder, sig, args):
-        builder.store(args[1], _pointer(builder, args[0], _llvm(vector))).align = 1
-        return context.get_dummy_value()
-
-    return types.none(types.intp, vector), codegen
-
-
-@intrinsic
-def stream(typingctx, address, vector):
-    """Write a vector around the caches; `address` is a multiple of VECTOR_BYTES."""
-
-    def codegen(context, builder, sig, args):
-        stored = builder.store(args[1], _pointer(builder, args[0], _llvm(vector)))
-        stored.align = VECTOR_BYTES
-        stored.set_metadata("nontemporal", builder.module.add_metadata([I32(1)]))
-        return context.get_dummy_value()
-
-    return types.none(types.intp, vector), codegen
-
-
-@intrinsic
-def load_lanes(typingctx, address, mask, other):
-    """The masked lanes at `address`, the lanes of `other` elsewhere; nothing else is read."""
-
-    def codegen(context, builder, sig, args):
-        address, mask, other = args
-        vector = _llvm(sig.args[2])
-        name = f"llvm.masked.load.{_suffix(vector)}.p0"
-        pointer = ir.PointerType(vector)
-        kind = ir.FunctionType(vector, [pointer, I32, mask.type, vector])
-        function = cgutils.get_or_insert_function(builder.module, kind, name)
-        return builder.call(function, [_pointer(builder, address, vector), I32(1), mask, other])
-
-    return other(types.intp, mask, other), codegen
-
-
-@intrinsic
-def gather_float64(typingctx, address, index):
-    """Of each lane of a vector of whole numbers the float64 with that index, 0 below index 0."""
-    lanes = index.lanes
-
-    def codegen(context, builder, sig, args):
-        found, pointers = ir.VectorType(F64, lanes), ir.VectorType(F64.as_pointer(), lanes)
-        integers, zero = ir.VectorType(I64, lanes), ir.Constant(args[1].type, [0.0] * lanes)
-        here = builder.fcmp_ordered(">=", args[1], zero)
-        offsets = builder.mul(builder.fptosi(args[1], integers), ir.Constant(integers, [8] * lanes))
-        addresses = builder.add(offsets, spread(builder, args[0], lanes))
-        kind = ir.FunctionType(found, [pointers, I32, here.type, found])
-        name = f"llvm.masked.gather.v{lanes}f64.v{lanes}p0"
-        function = cgutils.get_or_insert_function(builder.module, kind, name)
-        nothing = ir.Constant(found, [0.0] * lanes)
-        return builder.call(
-            function, [builder.inttoptr(addresses, pointers), I32(8), here, nothing]
-        )
-
-    return Vector(types.float64, lanes)(types.intp, index), codegen
-
-
-@intrinsic
-def store_lanes(typingctx, address, mask, vector):
-    """Write the masked lanes; nothing else is touched."""
-
-    def codegen(context, builder, sig, args):
-        address, mask, value = args
-        name = f"llvm.masked.store.{_suffix(value.type)}.p0"
-        pointer = ir.PointerType(value.type)
-        kind = ir.FunctionType(ir.VoidType(), [value.type, pointer, I32, mask.type])
-        function = cgutils.get_or_insert_function(builder.module, kind, name)
-        builder.call(function, [value, _pointer(builder, address, value.type), I32(1), mask])
-        return context.get_dummy_value()
-
-    return types.none(types.intp, mask, vector), codegen
-
-
-def _prefetch(builder, address, writes):
-    pointer = I8.as_pointer()
-    function = builder.module.declare_intrinsic(
-        "llvm.prefetch", [pointer], ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32])
-    )
-    keep_close, data = I32(3), I32(1)
-    builder.call(function, [_pointer(builder, address, I8), I32(writes), keep_close, data])
-
-
-@intrinsic
-def prefetch(typingctx, address):
-    """Ask for the cache line of `address`, which may lie outside every array."""
-
-    def codegen(context, builder, sig, args):
-        _prefetch(builder, args[0], 0)
-        return context.get_dummy_value()
-
-    return types.none(types.intp), codegen
-
-
-@intrinsic
-def prefetch_to_write(typingctx, address):
-    """The same, as the owner of the line."""
-
-    def codegen(context, builder, sig, args):
-        _prefetch(builder, args[0], 1)
-        return context.get_dummy_value()
-
-    return types.none(types.intp), codegen
-
-
-@intrinsic
-def fence(typingctx):
-    """Make streamed stores visible before anything that follows."""
-
-    def codegen(context, builder, sig, args):
-        builder.fence("seq_cst")
-        return context.get_dummy_value()
-
-    return types.none(), codegen
-
-
-@intrinsic
-def lane(typingctx, vector, i):
-    """Lane `i` of a vector."""
-
-    def codegen(context, builder, sig, args):
-        return builder.extract_element(*args)
-
-    return vector.dtype(vector, types.intp), codegen

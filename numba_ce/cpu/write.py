@@ -17,6 +17,7 @@ from numba_ce.cpu.exp import (
 from numba_ce.cpu.jit import inner, smaller
 from numba_ce.cpu.loops import cappers
 from numba_ce.cpu.measure import LIFT_BITS, Scale, difference, lifted_factor
+from numba_ce.cpu.memory import load, store
 from numba_ce.cpu.output import Factor, Shift, mapped, mapper
 from numba_ce.cpu.q import probability_reader, stored_kind, weight_filler
 from numba_ce.cpu.tile import (
@@ -28,7 +29,13 @@ from numba_ce.cpu.tile import (
     tile_finder,
     tile_storer,
 )
-from numba_ce.cpu.vector import LANES, VECTOR_BYTES, lane, load, maximum, splat, store
+from numba_ce.cpu.vector import (
+    LANES,
+    VECTOR_BYTES,
+    lane,
+    maximum,
+    splat,
+)
 
 
 class Gradient(NamedTuple):

@@ -1,0 +1,150 @@
+"""Vectors in memory, which is named by byte addresses (``intp``), aligned to one byte at least."""
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from numba_ce.cpu.vector import (
+    F64,
+    I8,
+    I32,
+    I64,
+    SIXTEEN,
+    Vector,
+    llvm_type,
+    spread,
+    suffix,
+)
+
+
+def _pointer(builder, address, to):
+    return builder.inttoptr(address, to.as_pointer())
+
+
+def _load(vector, like):
+    def codegen(context, builder, sig, args):
+        loaded = builder.load(_pointer(builder, args[0], llvm_type(vector)))
+        loaded.align = 1
+        return loaded
+
+    return vector(types.intp, like), codegen
+
+
+@intrinsic
+def load(typingctx, address, like):
+    """The vector at `address`, of the element type of the scalar `like`."""
+    return _load(Vector(like), like)
+
+
+@intrinsic
+def load_sixteen(typingctx, address, like):
+    """Sixteen lanes at `address`, of the element type of the scalar `like`."""
+    return _load(Vector(like, SIXTEEN), like)
+
+
+@intrinsic
+def store(typingctx, address, vector):
+    """Write a vector to any address."""
+
+    def codegen(context, builder, sig, args):
+        builder.store(args[1], _pointer(builder, args[0], llvm_type(vector))).align = 1
+        return context.get_dummy_value()
+
+    return types.none(types.intp, vector), codegen
+
+
+@intrinsic
+def load_lanes(typingctx, address, mask, other):
+    """The masked lanes at `address`, the lanes of `other` elsewhere; nothing else is read."""
+
+    def codegen(context, builder, sig, args):
+        address, mask, other = args
+        vector = llvm_type(sig.args[2])
+        name = f"llvm.masked.load.{suffix(vector)}.p0"
+        pointer = ir.PointerType(vector)
+        kind = ir.FunctionType(vector, [pointer, I32, mask.type, vector])
+        function = cgutils.get_or_insert_function(builder.module, kind, name)
+        return builder.call(function, [_pointer(builder, address, vector), I32(1), mask, other])
+
+    return other(types.intp, mask, other), codegen
+
+
+@intrinsic
+def gather_float64(typingctx, address, index):
+    """Of each lane of a vector of whole numbers the float64 with that index, 0 below index 0."""
+    lanes = index.lanes
+
+    def codegen(context, builder, sig, args):
+        found, pointers = ir.VectorType(F64, lanes), ir.VectorType(F64.as_pointer(), lanes)
+        integers, zero = ir.VectorType(I64, lanes), ir.Constant(args[1].type, [0.0] * lanes)
+        here = builder.fcmp_ordered(">=", args[1], zero)
+        offsets = builder.mul(builder.fptosi(args[1], integers), ir.Constant(integers, [8] * lanes))
+        addresses = builder.add(offsets, spread(builder, args[0], lanes))
+        kind = ir.FunctionType(found, [pointers, I32, here.type, found])
+        name = f"llvm.masked.gather.v{lanes}f64.v{lanes}p0"
+        function = cgutils.get_or_insert_function(builder.module, kind, name)
+        nothing = ir.Constant(found, [0.0] * lanes)
+        return builder.call(
+            function, [builder.inttoptr(addresses, pointers), I32(8), here, nothing]
+        )
+
+    return Vector(types.float64, lanes)(types.intp, index), codegen
+
+
+@intrinsic
+def store_lanes(typingctx, address, mask, vector):
+    """Write the masked lanes; nothing else is touched."""
+
+    def codegen(context, builder, sig, args):
+        address, mask, value = args
+        name = f"llvm.masked.store.{suffix(value.type)}.p0"
+        pointer = ir.PointerType(value.type)
+        kind = ir.FunctionType(ir.VoidType(), [value.type, pointer, I32, mask.type])
+        function = cgutils.get_or_insert_function(builder.module, kind, name)
+        builder.call(function, [value, _pointer(builder, address, value.type), I32(1), mask])
+        return context.get_dummy_value()
+
+    return types.none(types.intp, mask, vector), codegen
+
+
+def _prefetch(builder, address, writes):
+    pointer = I8.as_pointer()
+    function = builder.module.declare_intrinsic(
+        "llvm.prefetch", [pointer], ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32])
+    )
+    keep_close, data = I32(3), I32(1)
+    builder.call(function, [_pointer(builder, address, I8), I32(writes), keep_close, data])
+
+
+@intrinsic
+def prefetch(typingctx, address):
+    """Ask for the cache line of `address`, which may lie outside every array."""
+
+    def codegen(context, builder, sig, args):
+        _prefetch(builder, args[0], 0)
+        return context.get_dummy_value()
+
+    return types.none(types.intp), codegen
+
+
+@intrinsic
+def prefetch_to_write(typingctx, address):
+    """The same, as the owner of the line."""
+
+    def codegen(context, builder, sig, args):
+        _prefetch(builder, args[0], 1)
+        return context.get_dummy_value()
+
+    return types.none(types.intp), codegen
+
+
+@intrinsic
+def fence(typingctx):
+    """Make streamed stores visible before anything that follows."""
+
+    def codegen(context, builder, sig, args):
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.none(), codegen
