@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 Array = np.ndarray[Any, Any]
 Result = tuple[Array, Array, Array | None]  # losses, gradient of their sum, lse
@@ -143,6 +142,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "accuracy.md")
     arguments = parser.parse_args()
+    # not when it is imported: asv does so, and has to find the installed package, not this folder's
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     from wide import wide_rows
 
     from benchmarks.families import FAMILIES

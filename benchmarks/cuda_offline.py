@@ -24,8 +24,9 @@ try:
     from numba_ce.cuda.stage import SLOTS
     from numba_ce.cuda.table import blocks_per_processor, layouts
     from numba_ce.cuda.walk import Access, staged_out
-except ModuleNotFoundError:
-    # asv imports every module of this folder, also where numba-cuda is not installed
+except ImportError:
+    # asv imports every module of this folder, also where numba-cuda is not installed and Numba's own
+    # numba.cuda, which has other names in it, is found
     if __name__ == "__main__":
         raise
 
