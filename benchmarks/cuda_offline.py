@@ -25,8 +25,8 @@ try:
     from numba_ce.cuda.table import blocks_per_processor, layouts
     from numba_ce.cuda.walk import Access, staged_out
 except ImportError:
-    # asv imports every module of this folder, also where numba-cuda is not installed and Numba's own
-    # numba.cuda, which has other names in it, is found
+    # asv imports every module of this folder, also where numba-cuda is not installed: then Numba's
+    # own numba.cuda is found, which has other names in it
     if __name__ == "__main__":
         raise
 
