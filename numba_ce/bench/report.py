@@ -173,9 +173,9 @@ def share_of(entry: dict[str, Any], name: str) -> float:
 
 
 def ticks_of(classes: list[int]) -> list[int]:
-    """Some of them, at least a factor 1.7 apart, so that the labels do not touch."""
+    """Some of them, so far apart that the labels, longer with more digits, do not touch."""
     ticks: list[int] = []
     for n in classes:
-        if not ticks or n >= 1.7 * ticks[-1]:
+        if not ticks or n >= (1.7 + 0.15 * len(str(n))) * ticks[-1]:
             ticks.append(n)
     return ticks
