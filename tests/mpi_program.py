@@ -128,6 +128,45 @@ def raises(error, function, *arguments, **options):
     raise AssertionError(f"no {error}")
 
 
+def check_an_error_of_one_rank(z):
+    """It raises there what it always raises; the others learn of it and do not wait."""
+    y = np.arange(4)
+    readonly = z.copy()
+    readonly.flags.writeable = False
+    bad_calls = (
+        ({"local_logits": z.astype(int)}, TypeError),
+        ({"local_logits": z[:3]}, ValueError),  # the targets have four rows
+        ({"local_logits": [[1.0], [1.0, 2.0]]}, ValueError),
+        ({"class_weight": np.ones(7)}, ValueError),
+        ({"class_offset": 100}, ValueError),
+        ({"temperature": -1.0}, ValueError),
+        ({"axis": 5}, np.exceptions.AxisError),
+        ({"reduction": "avg"}, ValueError),
+        ({"out": np.zeros((4, 5))}, ValueError),
+        ({"out": readonly}, ValueError),
+    )
+    for last in {0, size - 1}:
+        for collectives in (1, 2):
+            for n_classes in (6 * size, None):
+                good = {
+                    "local_logits": z, "targets": y, "class_offset": 6 * rank, "comm": comm,
+                    "n_classes": n_classes, "collectives": collectives,
+                }  # fmt: skip
+                for bad, error in bad_calls:
+                    call = good | bad if rank == last else good
+                    kind = error if rank == last else RuntimeError
+                    message = raises(kind, cross_entropy_and_grad, **call)
+                    assert rank == last or f"rank {last}" in message
+                cross_entropy_and_grad(**good)  # and nothing is left in the way of the next call
+    if size > 1:  # one row less on one rank, which is right by itself
+        n = 3 if rank == 0 else 4
+        message = raises(ValueError, cross_entropy_and_grad, z[:n], y[:n], 6 * rank, comm)
+        assert "[3, 4" in message
+        bad = z.astype(int) if rank == 0 else z
+        kind = TypeError if rank == 0 else RuntimeError
+        raises(kind, cross_entropy_and_grad, bad, y, 6 * rank, comm)
+
+
 def check_errors():
     z = np.zeros((4, 6))
     bad = np.array([0, 1, 6 * size, 0])
@@ -138,7 +177,8 @@ def check_errors():
     targets = np.full(4, 9 if rank == size - 1 else 0)
     kind = ValueError if rank == size - 1 else RuntimeError
     message = raises(kind, row_sharded_cross_entropy_and_grad, z, targets, comm)
-    assert ("targets[0] = 9" if rank == size - 1 else f"[{size - 1}]") in message
+    assert ("targets[0] = 9" if rank == size - 1 else f"rank {size - 1}") in message
+    check_an_error_of_one_rank(z)
     # All ignored
     loss, grad = cross_entropy_and_grad(z, np.full(4, -100), 6 * rank, comm)
     assert np.isnan(loss) and not grad.any()

@@ -163,10 +163,28 @@ def test_errors_come_when_the_graph_is_made(cpu, rng):
     ):
         with pytest.raises(error, match=message):
             integration.cross_entropy_and_grad(*arguments, **options)
-    for chunks in CHUNKS:
-        bad = integration.cross_entropy(z.rechunk(chunks), np.full(N, C))
-        with pytest.raises(ValueError, match="= 19 is not a class index"):
-            bad.compute()
+
+
+@pytest.mark.parametrize("chunks", CHUNKS, ids=str)
+def test_a_bad_target_is_named_by_its_place_in_the_whole(cpu, rng, chunks):
+    logits, targets = make_logits(rng, (N, C)), np.zeros(N, np.int16)
+    targets[[3, 21]], z = (-100, C), lazy(logits, chunks)
+    message = r"targets\[21\] = 19 is not a class index: expected 0 <= target < 19 or ignore"
+    for lazy_result in (
+        integration.cross_entropy(z, targets, reduction="none"),
+        integration.cross_entropy(z, targets),
+        integration.cross_entropy_and_grad(z, targets)[1],
+        integration.row_stats(z, targets).loss,
+    ):
+        with pytest.raises(ValueError, match=message):
+            lazy_result.compute()
+    loss = integration.cross_entropy(z, targets, reduction="none", check_targets=False)
+    assert np.flatnonzero(np.isnan(loss.compute())).tolist() == [21]
+    turned = lazy(np.broadcast_to(logits, (3, N, C)), (2, *chunks))
+    places = np.zeros((3, N), int)
+    places[2, 17] = -1
+    with pytest.raises(ValueError, match=r"targets\[2, 17\] = -1 .* < 19$"):
+        integration.cross_entropy(turned, places, ignore_index=None).compute()
 
 
 # ---------------------------------------------------------------- what is read, and how much held

@@ -9,11 +9,14 @@ Rows (data-parallel): each rank has some rows. Only sums are exchanged.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import math
 from typing import Any
 
 import numpy as np
 from mpi4py import MPI
+from numpy.lib.array_utils import normalize_axis_index
 
 import numba_ce
 
@@ -48,10 +51,9 @@ def _operation() -> tuple[Any, Any]:
 
 def _merged(parts: Any, comm: Any, collectives: int) -> Any:
     """The records of all ranks as one, on every rank."""
-    parts = np.ascontiguousarray(parts)
     merged = np.empty_like(parts)
     n_records = parts.size // N_NUMBERS
-    if collectives == 1:
+    if collectives != 2:
         operation, record = _operation()
         comm.Allreduce([parts, n_records, record], [merged, n_records, record], op=operation)
         return merged
@@ -61,6 +63,68 @@ def _merged(parts: Any, comm: Any, collectives: int) -> Any:
         merged[...] = functools.reduce(_merge, everybody)
     comm.Bcast(merged)
     return merged
+
+
+# ---------------------------------------------------------------- ranks that fail
+
+
+def _n_rows(targets: Any, logits: Any, axis: Any) -> int:
+    """The number of rows as the targets tell it, which every rank has; also if all else is bad."""
+    shape = list(np.shape(targets))
+    with contextlib.suppress(ValueError, TypeError, IndexError):
+        if len(shape) == np.ndim(logits):  # probabilities
+            del shape[axis]
+    return math.prod(shape)
+
+
+def _flag(error: BaseException | None, rank: int) -> Any:
+    """One more record: it carries the number of the ranks that failed, and the highest of them."""
+    flag = np.zeros((1, N_NUMBERS))
+    flag[0, :3] = (-np.inf if error is None else rank, 0.0, -np.inf)
+    flag[0, 7:] = (1.0, 1.0, error is not None)
+    return flag
+
+
+def _check_choices(reduction: Any, collectives: Any) -> None:
+    if collectives not in (1, 2):
+        raise ValueError(f"collectives = {collectives!r}: expected 1 or 2")
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction = {reduction!r}: expected 'mean', 'sum' or 'none'")
+
+
+def _check_out(out: Any, logits: Any, axis: int) -> None:
+    """Raise for an `out` that would not do once the other ranks have their results."""
+    if out is None:
+        return
+    if np.shape(out) != logits.shape:
+        raise ValueError(f"out has shape {np.shape(out)}: expected {logits.shape}, as the logits")
+    nothing = np.arange(logits.ndim) == axis % logits.ndim
+    index = tuple(slice(None) if classes else slice(0) for classes in nothing)
+    targets = np.zeros([0] * (logits.ndim - 1), np.int8)
+    numba_ce.cross_entropy_and_grad(logits[index], targets, axis=axis, out=out[index])
+
+
+def _raise_together(error: BaseException | None, n_failed: int, highest: int) -> None:
+    """The error of this rank, or that there is one on another."""
+    if error is not None:
+        raise error
+    if n_failed:
+        others = f" and {n_failed - 1} more" if n_failed > 1 else ""
+        raise RuntimeError(
+            f"cross-entropy failed on rank {highest}{others}: the errors there say why"
+        )
+
+
+def _agree(here: int, n_rows: int, error: BaseException | None, comm: Any) -> int:
+    """The number of classes of all ranks; raises on every rank unless all have as many rows."""
+    everybody = np.empty((comm.Get_size(), 3), np.int64)
+    comm.Allgather(np.array([here, n_rows, error is not None]), everybody)
+    failed = np.flatnonzero(everybody[:, 2])
+    _raise_together(error, failed.size, failed.max(initial=-1))
+    rows = everybody[:, 1].tolist()
+    if len(set(rows)) > 1:
+        raise ValueError(f"the ranks have {rows} rows: expected the same on each")
+    return int(everybody[:, 0].sum())
 
 
 # ---------------------------------------------------------------- what a row weighs
@@ -140,8 +204,8 @@ def cross_entropy_and_grad(
     comm : mpi4py.MPI.Comm
         The ranks.
     n_classes : int, optional
-        Number of classes of all ranks; if it is not given the ranks add theirs up, in one more
-        collective of 8 bytes.
+        Number of classes of all ranks. If it is not given the ranks add theirs up, and make sure
+        that all have as many rows, in one more collective of 24 bytes per rank.
     class_weight : array_like, optional
         The weights of the classes here. Given on all ranks or on none.
     axis, sample_weight, label_smoothing, ignore_index, z_loss, softcap, temperature, check_targets
@@ -151,9 +215,9 @@ def cross_entropy_and_grad(
     out : ndarray, optional
         As for `numba_ce.cross_entropy_and_grad`, of the shape of `local_logits`.
     collectives : {1, 2}
-        1: one reduction, of 80 bytes per row, with an operation that merges records. 2: a gather to
-        the first rank, which merges, and a broadcast, where the MPI library or the communicator
-        has no operations of its own.
+        1: one reduction, of 80 bytes per row and 80 more, with an operation that merges records.
+        2: a gather to the first rank, which merges, and a broadcast, where the MPI library or the
+        communicator has no operations of its own.
 
     Returns
     -------
@@ -165,8 +229,11 @@ def cross_entropy_and_grad(
     Raises
     ------
     ValueError, TypeError
-        As `numba_ce.row_record`. Bad targets are found by all ranks. An error in what differs
-        between the ranks, as the shape of the logits, leaves the others waiting: abort then.
+        As `numba_ce.row_record`, on the rank whose arguments they are about. Bad targets are found
+        by all ranks. If the ranks have different numbers of rows, and n_classes is not given.
+    RuntimeError
+        On the other ranks then. If n_classes is given, all must have as many rows: there is no
+        exchange in which they could learn that they do not.
 
     Notes
     -----
@@ -177,16 +244,12 @@ def cross_entropy_and_grad(
     --------
     >>> import numpy as np
     >>> from mpi4py import MPI
+    from numpy.lib.array_utils import normalize_axis_index
     >>> from numba_ce.integrations.mpi import cross_entropy_and_grad
     >>> loss, grad = cross_entropy_and_grad(np.zeros((2, 4)), [0, 3], 0, MPI.COMM_SELF)
     >>> round(float(loss), 4)
     1.3863
     """
-    if collectives not in (1, 2):
-        raise ValueError(f"collectives = {collectives!r}: expected 1 or 2")
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction = {reduction!r}: expected 'mean', 'sum' or 'none'")
-    logits, targets = np.asanyarray(local_logits), np.asanyarray(targets)
     options: dict[str, Any] = {
         "class_offset": class_offset,
         "axis": axis,
@@ -198,25 +261,44 @@ def cross_entropy_and_grad(
         "temperature": temperature,
         "check_targets": check_targets,
     }
-    here = logits.shape[axis] if logits.ndim else 0
+    error: Exception | None = None
+    n_rows = here = 0
+    logits: Any = None
+    record: Any = None
+    # Whatever this rank finds wrong, the others wait for it: it takes part, and raises afterwards
+    try:
+        n_rows = _n_rows(targets, local_logits, axis)
+        logits, targets = np.asanyarray(local_logits), np.asanyarray(targets)
+        here = logits.shape[normalize_axis_index(axis, logits.ndim)] if logits.ndim else 0
+        _check_choices(reduction, collectives)
+    except Exception as caught:
+        error = caught
     if n_classes is None:
-        n_classes = int(comm.allreduce(here))
-    record = numba_ce.row_record(
-        logits, targets, n_classes=n_classes, sample_weight=sample_weight, **options
-    )
-    rows = record.shape[:-1]
-    weights = _weights(
-        targets, rows, class_offset, here, class_weight, sample_weight, ignore_index,
-        comm.Get_rank() == 0,
-    )  # fmt: skip
-    merged = _merged(np.concatenate([record, weights[..., None]], axis=-1), comm, collectives)
+        n_classes = _agree(here, n_rows, error, comm)
+    parts = np.zeros((n_rows, N_NUMBERS))
+    try:
+        if error is None:
+            _check_out(out, logits, axis)
+            record = numba_ce.row_record(
+                logits, targets, n_classes=n_classes, sample_weight=sample_weight, **options
+            )
+            weights = _weights(
+                targets, record.shape[:-1], class_offset, here, class_weight, sample_weight,
+                ignore_index, comm.Get_rank() == 0,
+            )  # fmt: skip
+            parts[:, :9], parts[:, 9] = record.reshape(-1, 9), weights.ravel()
+    except Exception as caught:
+        error = caught
+    merged = _merged(np.concatenate([parts, _flag(error, comm.Get_rank())]), comm, collectives)
+    _raise_together(error, int(merged[-1, 9]), int(max(merged[-1, 0], 0.0)))
+    merged = merged[:-1].reshape(*record.shape[:-1], N_NUMBERS)
     record, weight = merged[..., :9].copy(), float(merged[..., 9].sum())
     loss = _reduced(numba_ce.loss_from_record(record), weight, reduction, _dtype(logits))
     if reduction == "mean":
         scale = np.float64(1.0 / weight if weight else 0.0)
         record[..., _LINEAR] = record[..., _LINEAR] * scale if weight else 0.0
-        s = np.ones(rows) if sample_weight is None else np.asarray(sample_weight, np.float64)
-        sample_weight = s * scale
+        s = 1.0 if sample_weight is None else np.asarray(sample_weight, np.float64)
+        sample_weight = np.broadcast_to(s * scale, record.shape[:-1])
     grad = numba_ce.grad_from_record(
         logits, targets, record, sample_weight=sample_weight, out=out, **options
     )
@@ -273,6 +355,7 @@ def row_sharded_cross_entropy_and_grad(
     --------
     >>> import numpy as np
     >>> from mpi4py import MPI
+    from numpy.lib.array_utils import normalize_axis_index
     >>> from numba_ce.integrations.mpi import row_sharded_cross_entropy_and_grad
     >>> loss, grad = row_sharded_cross_entropy_and_grad(np.zeros((2, 4)), [0, 3], MPI.COMM_SELF)
     >>> round(float(loss), 4)
@@ -305,11 +388,8 @@ def row_sharded_cross_entropy_and_grad(
         error, numbers[2] = caught, 1.0
     everybody = np.empty((comm.Get_size(), 3))
     comm.Allgather(numbers, everybody)
-    if error is not None:
-        raise error
-    if everybody[:, 2].any():
-        failed = np.flatnonzero(everybody[:, 2]).tolist()
-        raise RuntimeError(f"cross-entropy failed on the ranks {failed}: their errors say why")
+    failed = np.flatnonzero(everybody[:, 2])
+    _raise_together(error, failed.size, failed.max(initial=-1))
     if reduction == "none":
         return loss, grad
     total, weight = everybody[:, :2].sum(axis=0).tolist()

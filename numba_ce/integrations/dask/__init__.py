@@ -65,8 +65,7 @@ def cross_entropy(
     Raises
     ------
     ValueError, TypeError
-        As `numba_ce.cross_entropy`, at once; for a bad target, which is named by its place in its
-        block, when it is computed.
+        As `numba_ce.cross_entropy`, at once; for a bad target when it is computed.
 
     Examples
     --------

@@ -120,6 +120,12 @@ def make_arrays(
         raise ValueError(f"logits of shape {logits.shape} have no classes along axis {axis}")
     if class_weight is not None:
         w = da.from_array(class_weight.astype(np.float64), chunks=(classes,))
+    if y.ndim < logits.ndim and options.get("check_targets", True):
+        # Here, where it is known which part of the targets a block is; once for the rows of a band
+        y = y.map_blocks(
+            tasks.checked, logits.shape[axis], options.get("ignore_index"), dtype=y.dtype,
+            meta=np.empty((0,) * y.ndim, y.dtype),
+        )  # fmt: skip
     starts = np.cumsum((0, *classes[:-1]))
     return Arrays(logits, y, s, w, da.from_array(starts, chunks=1), axis, every, rows)
 

@@ -25,6 +25,22 @@ def _serial(function: Any) -> Any:
     return task
 
 
+def checked(y: Any, n_classes: int, ignore_index: int | None, *, block_info: Any) -> Any:
+    """The targets of a block; a bad one is named by its place among all."""
+    bad = (y < 0) | (y >= n_classes)
+    if ignore_index is not None:
+        bad &= y != ignore_index
+    if bad.any():
+        first = np.unravel_index(np.flatnonzero(bad)[0], y.shape)
+        starts = [start for start, _ in block_info[0]["array-location"]]
+        place = ", ".join(str(start + int(i)) for start, i in zip(starts, first, strict=True))
+        raise ValueError(
+            f"targets[{place}] = {int(y[first])} is not a class index: expected 0 <= target < "
+            f"{n_classes}" + ("" if ignore_index is None else f" or ignore_index = {ignore_index}")
+        )
+    return y
+
+
 @_serial
 def loss(z: Any, y: Any, s: Any, w: Any, **options: Any) -> Any:
     return numba_ce.cross_entropy(
