@@ -244,7 +244,6 @@ def cross_entropy_and_grad(
     --------
     >>> import numpy as np
     >>> from mpi4py import MPI
-    from numpy.lib.array_utils import normalize_axis_index
     >>> from numba_ce.integrations.mpi import cross_entropy_and_grad
     >>> loss, grad = cross_entropy_and_grad(np.zeros((2, 4)), [0, 3], 0, MPI.COMM_SELF)
     >>> round(float(loss), 4)
@@ -355,7 +354,6 @@ def row_sharded_cross_entropy_and_grad(
     --------
     >>> import numpy as np
     >>> from mpi4py import MPI
-    from numpy.lib.array_utils import normalize_axis_index
     >>> from numba_ce.integrations.mpi import row_sharded_cross_entropy_and_grad
     >>> loss, grad = row_sharded_cross_entropy_and_grad(np.zeros((2, 4)), [0, 3], MPI.COMM_SELF)
     >>> round(float(loss), 4)
