@@ -9,13 +9,9 @@ from numba_ce.api import (
     cross_entropy_grad_and_hess,
     row_stats,
 )
-from numba_ce.linear import (
-    LinearGrad,
-    linear_cross_entropy,
-    linear_cross_entropy_and_grad,
-    multinomial_objective,
-)
+from numba_ce.linear import LinearGrad, linear_cross_entropy, linear_cross_entropy_and_grad
 from numba_ce.normalize import log_softmax, logsumexp, softmax
+from numba_ce.objective import multinomial_objective
 from numba_ce.records import grad_from_record, loss_from_record, merge_records, row_record
 from numba_ce.streaming import StreamResult, stream
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 
 from numba_ce import row_stats
 from numba_ce._validate import Array, check_reduction
-from numba_ce.blocks import Block, Source
+from numba_ce.blocks import AHEAD, Block, Source
 from numba_ce.streaming import Options, Progress, run
 
 TOP = 5
@@ -35,6 +36,29 @@ class Evaluation:
     def as_dict(self) -> dict[str, Any]:
         """For JSON, which has no NaN: None in its place."""
         return {k: None if v != v else v for k, v in asdict(self).items()}
+
+
+class _Clock:
+    """Throughput after the first block, which waits for compilers, and those read meanwhile."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.progress = progress
+        self.begin = self.end = time.perf_counter()
+        self.blocks = self.before = self.rows = 0
+
+    def __call__(self, done: int, rows: int | None) -> None:
+        self.end, self.rows, self.blocks = time.perf_counter(), done, self.blocks + 1
+        if self.blocks == 1 + AHEAD and done != rows:
+            self.begin, self.before = self.end, done
+        if self.progress is not None:
+            self.progress(done, rows)
+
+    def gb_per_second(self, n_bytes: int) -> float:
+        """Of a file of so many bytes; all of it if it has no more than those first blocks."""
+        if self.rows == self.before:
+            return float("nan")
+        share = (self.rows - self.before) / self.rows
+        return share * n_bytes / (self.end - self.begin) / 1e9
 
 
 class _Counts:
@@ -89,13 +113,13 @@ def evaluate(
     if check_reduction(reduction) == "none":
         raise ValueError("reduction = 'none': expected 'mean' or 'sum'")
     arguments = Options(reduction=reduction, **options)
-    counts = _Counts(arguments)
+    counts, clock = _Counts(arguments), _Clock(progress)
     with closing(Source(logits, "logits")) as z, closing(Source(targets, "targets")) as y:
         if len(z.shape) != 2 or len(y.shape) != 1:
             raise ValueError(
                 f"logits have {len(z.shape)} axes and targets {len(y.shape)}: expected two and one"
             )
-        result = run(z, y, None, arguments, grad_out, progress, counts.visit)
+        result = run(z, y, None, arguments, grad_out, clock, counts.visit)
     nan, kept = float("nan"), counts.kept
     mean = float(result.loss)
     if reduction == "sum":
@@ -112,5 +136,5 @@ def evaluate(
         counts.top / kept if kept else nan,
         counts.entropy / kept if kept else nan,
         result.seconds,
-        result.n_bytes / result.seconds / 1e9,
+        clock.gb_per_second(result.n_bytes),
     )

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import numba_ce as nc
 from numba_ce.cli import app
-from numba_ce.evaluate import evaluate
+from numba_ce.evaluate import _Clock, evaluate
 
 
 @pytest.fixture
@@ -93,6 +93,21 @@ def test_class_weight(files):
     )  # fmt: skip
     expected = nc.cross_entropy(logits, targets, class_weight=weight)
     np.testing.assert_allclose(json.loads(result.stdout)["loss"], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("n_blocks", "speed"), [(10, 1.0), (3, 3 / 22), (0, None)])
+def test_throughput_is_that_without_compiling(monkeypatch, n_blocks, speed):
+    """The first block takes 20 s, all others one second; of 1 GB each."""
+    now = [0.0]
+    monkeypatch.setattr("numba_ce.evaluate.time.perf_counter", lambda: now[0])
+    seen = []
+    clock = _Clock(lambda *a: seen.append(a))
+    for i in range(n_blocks):
+        now[0] += 1.0 if i else 20.0
+        clock(7 * (i + 1), 7 * n_blocks)
+    result = clock.gb_per_second(n_blocks * 10**9)
+    assert np.isnan(result) if speed is None else result == pytest.approx(speed)
+    assert len(seen) == n_blocks
 
 
 def test_table(files):

@@ -128,6 +128,18 @@ def test_errors(cpu, rng, change, error, message):
         nc.linear_cross_entropy_and_grad(**arguments)
 
 
+@pytest.mark.parametrize("name", ["hidden", "weight", "bias", "targets"])
+def test_device_arrays_are_refused(cpu, rng, name):
+    """At once and by name, with a GPU or without: the products are NumPy's."""
+
+    class DeviceArray:
+        __cuda_array_interface__ = {"shape": (2,), "typestr": "<f8", "data": (0, False)}
+
+    arguments = dict(zip(("hidden", "weight", "bias", "targets"), make(rng), strict=True))
+    with pytest.raises(TypeError, match=rf"{name} \(DeviceArray\) is on a CUDA device"):
+        nc.linear_cross_entropy(**arguments | {name: DeviceArray()})
+
+
 def test_memory(cpu, rng):
     """The logits of a chunk and one buffer, beyond the results."""
     n, d, c, chunk = 600, 32, 20000, 50

@@ -328,6 +328,16 @@ def test_a_bad_target_is_bad_for_the_whole_row_only(backend, rng):
         nc.row_record(logits, [25, 30], class_offset=0, n_classes=30)
 
 
+@pytest.mark.parametrize("n_classes", [-4, 0, 9, 2**53 + 1])
+def test_a_number_of_classes_that_cannot_be(cpu, rng, n_classes):
+    logits = make_logits(rng, (2, 10), np.float32)
+    message = f"n_classes = {n_classes}: expected at least 10 and at most 2"
+    with pytest.raises(ValueError, match=message):
+        nc.row_record(logits, [0, 3], class_offset=0, n_classes=n_classes)
+    with pytest.raises(ValueError, match="n_classes = -1: expected at least 1 "):
+        nc.row_record(logits[:, :0], [0, 3], class_offset=0, n_classes=-1)
+
+
 def test_unchecked_bad_target(backend, rng):
     logits = make_logits(rng, (3, 10))
     loss, grad, _ = sharded(logits, np.array([3, 10, -1]), (5,), {"check_targets": False})

@@ -93,6 +93,13 @@ def test_dtypes(rng, path, dtype, options):
     torch.testing.assert_close(grad, expected_grad, rtol=8 * rtol, atol=rtol / 100)
 
 
+def test_probabilities_of_16_bits(rng, path):
+    logits, target = make(rng, (5, 7), "probabilities", torch.bfloat16)
+    (loss, grad), (expected, expected_grad) = both(logits, target, {})
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(grad, expected_grad, rtol=0.05, atol=1e-4)
+
+
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("kind", ["index", "probabilities"])
 def test_gradcheck(rng, path, options, kind):
@@ -199,6 +206,15 @@ def test_errors_are_those_of_torch(rng, path, name):
     with pytest.raises(theirs.type) as ours:
         cross_entropy(logits, target, **options)
     assert str(ours.value) == str(theirs.value)
+
+
+def test_a_second_derivative_is_an_error_and_not_zero(rng, path):
+    logits, target = make(rng, (5, 7))
+    z, upstream = logits.requires_grad_(), torch.ones((), requires_grad=True)
+    loss = cross_entropy(z, target)
+    (grad,) = torch.autograd.grad(loss, z, upstream.double(), create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        grad.sum().backward()
 
 
 def test_what_only_torch_supports(rng):

@@ -56,7 +56,7 @@ def _loss_tensor(loss: Any, like: Tensor) -> Tensor:
 
 def _denominator(targets: Any, options: dict[str, Any], n_rows: int) -> float:
     """What the mean divides by."""
-    if targets.dtype.kind == "f":
+    if targets.dtype.kind not in "iu":  # that of bfloat16 is "V"
         return float(n_rows)
     kept = targets != options["ignore_index"]
     if options["class_weight"] is None:
@@ -75,7 +75,23 @@ def _loss_and_grad(
     return loss, _tensor(grad)
 
 
-class _Small(torch.autograd.Function):
+def _kept_gradient(ctx: Any, grad_output: Tensor) -> Any:
+    """The gradient of a `_Kept`, times that of the loss."""
+    # Given away, and not copied: whoever asks again (retain_graph) gets another. `pop` is one
+    # step, so that no two threads get the same.
+    grad = vars(ctx).pop("grad", None)
+    target, options, reduction = ctx.arguments
+    if grad is None:
+        (logits,) = ctx.saved_tensors
+        _, grad = _loss_and_grad(logits, target, options, reduction)
+    if reduction == "none":
+        grad.mul_(grad_output.unsqueeze(options["axis"]))
+    elif not grad_output.is_cpu or grad_output.item() != 1.0:  # no waiting for a device
+        grad.mul_(grad_output)
+    return grad, None, None, None
+
+
+class _Kept(torch.autograd.Function):
     """Loss and gradient in one pass; the gradient is kept for the first backward pass."""
 
     @staticmethod
@@ -88,20 +104,10 @@ class _Small(torch.autograd.Function):
         return _loss_tensor(loss, logits)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> Any:
-        # Given away, and not copied: whoever asks again (retain_graph) gets another. `pop` is one
-        # step, so that no two threads get the same.
-        grad = vars(ctx).pop("grad", None)
-        target, options, reduction = ctx.arguments
-        if grad is None:
-            (logits,) = ctx.saved_tensors
-            _, grad = _loss_and_grad(logits, target, options, reduction)
-        if reduction == "none":
-            grad.mul_(grad_output.unsqueeze(options["axis"]))
-        elif grad_output.item() != 1.0:
-            grad.mul_(grad_output)
-        return grad, None, None, None
+        if grad_output.requires_grad:  # for a second derivative: the wrapper costs 4 of 65 us
+            return once_differentiable(_kept_gradient)(ctx, grad_output)
+        return _kept_gradient(ctx, grad_output)
 
 
 class _Recomputed(torch.autograd.Function):
@@ -157,8 +163,7 @@ def _cross_entropy(
     reduction: str,
     label_smoothing: float,
 ) -> Tensor:
-    targets = _array(target)
-    if targets.dtype.kind == "f" and ignore_index < 0:
+    if target.is_floating_point() and ignore_index < 0:
         ignore_index = -100  # means nothing to torch either
     options = {
         "axis": 0 if logits.ndim == 1 else 1,
@@ -166,10 +171,13 @@ def _cross_entropy(
         "label_smoothing": label_smoothing,
         "ignore_index": ignore_index,
     }
+    targets = _array(target)
     if not (torch.is_grad_enabled() and logits.requires_grad):
         loss = numba_ce.cross_entropy(_array(logits), targets, reduction=reduction, **options)
         return _loss_tensor(loss, logits)
-    function = _Small if logits.numel() <= SMALL else _Recomputed
+    # Records are merged and finished on the host: on a device any gradient is kept
+    kept = logits.numel() <= SMALL or not logits.is_cpu
+    function = _Kept if kept else _Recomputed
     result: Tensor = function.apply(logits, targets, options, reduction)  # type: ignore[no-untyped-call]
     return result
 
@@ -234,8 +242,9 @@ def cross_entropy(
 
     Notes
     -----
-    Up to 2**18 logits the gradient is computed in the forward pass and kept. Beyond, the forward
-    pass keeps nine float64 numbers per row, and the backward pass reads the logits again. There is
+    Up to 2**18 logits, and for any number of them on a CUDA device, the gradient is computed in the
+    forward pass and kept. Beyond, the forward pass keeps nine float64 numbers per row, and the
+    backward pass reads the logits again. There is
     no second derivative. In an ignored row, infinite logits or NaN give loss and gradient 0; where
     every row is ignored, the mean is NaN as in torch and the gradient 0.
 

@@ -141,7 +141,8 @@ class Found:
 def raise_sites():
     """file:line of every `raise` of the modules that check arguments."""
     package = TESTS.parent / "numba_ce"
-    for name in ("_validate.py", "api.py", "normalize.py", "records.py", "linear.py"):
+    names = ("_validate.py", "api.py", "normalize.py", "records.py", "linear.py", "objective.py")
+    for name in names:
         for node in ast.walk(ast.parse((package / name).read_text())):
             if isinstance(node, ast.Raise):
                 yield name, range(node.lineno, node.end_lineno + 1)

@@ -1,0 +1,115 @@
+"""Multinomial logistic regression: what `scipy.optimize.minimize` minimises."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from numba_ce._validate import Array, check_integer, check_number, shown
+from numba_ce.linear import Gradients, Layer, check_matrix, make_layer, run
+from numba_ce.weights import stand_in, total_weight
+
+
+class MultinomialObjective:
+    """What `multinomial_objective` returns: call it with a vector for the value and its gradient.
+
+    Attributes
+    ----------
+    x0 : ndarray
+        Zeros, to start from.
+    """
+
+    def __init__(self, layer: Layer, l2: float) -> None:
+        """From a checked layer, whose `weight` is only a shape."""
+        self._layer, self._l2 = layer, l2
+        n_classes, n_features = layer.problem.logits.shape[1], layer.hidden.shape[1]
+        self._shape = (n_classes, n_features + 1)
+        self.x0 = np.zeros(n_classes * (n_features + 1))
+
+    def unpack(self, x: Any) -> tuple[Array, Array]:
+        """`coef` of shape (C, D) and `intercept` of shape (C,), as scikit-learn names them."""
+        matrix = np.asarray(x, np.float64).reshape(self._shape)
+        return matrix[:, :-1], matrix[:, -1]
+
+    def __call__(self, x: Any) -> tuple[float, Array]:
+        """The objective and its gradient at `x`."""
+        coef, intercept = self.unpack(x)
+        dtype = self._layer.problem.logits.dtype
+        layer = self._layer._replace(
+            weight=np.asarray(coef, dtype), bias=np.asarray(intercept, dtype)
+        )
+        gradients = Gradients(layer, of_hidden=False)
+        loss = float(run(layer, gradients))
+        grad = np.empty(self._shape)
+        grad[:, :-1], grad[:, -1] = gradients.weight, gradients.bias
+        if self._l2:
+            loss += 0.5 * self._l2 * float(np.vdot(coef, coef))
+            grad[:, :-1] += self._l2 * coef
+        return loss, grad.ravel()
+
+
+def multinomial_objective(
+    X: Any, y: Any, n_classes: int, *, l2: float = 0.0, sample_weight: Any = None
+) -> MultinomialObjective:
+    """The objective of multinomial logistic regression, for ``scipy.optimize.minimize(jac=True)``.
+
+    ``mean of the losses of X @ coef.T + intercept  +  l2 / 2 * sum(coef**2)``, the mean weighted by
+    `sample_weight`. The intercept is not penalised.
+
+    Parameters
+    ----------
+    X : array_like of shape (N, D)
+        Features, float32 or float64.
+    y : array_like of shape (N,)
+        Class indices.
+    n_classes : int
+        C, at least 1.
+    l2 : float
+        Strength of the penalty. scikit-learn's `LogisticRegression(C=c)` minimises the same
+        function for ``l2 = 1 / (c * N)``, with the sum of `sample_weight` in the place of N.
+    sample_weight : array_like of shape (N,), optional
+        One float for each row.
+
+    Returns
+    -------
+    MultinomialObjective
+        A function of a vector of C * (D + 1) numbers: for each class its coefficients and its
+        intercept. Its attribute `x0` is a vector to start from; `unpack` gives coefficients and
+        intercept of a solution.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `linear_cross_entropy`.
+
+    Notes
+    -----
+    Hastie, Tibshirani & Friedman, "The Elements of Statistical Learning" (2009), section 4.4.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from scipy.optimize import minimize
+    >>> from numba_ce import multinomial_objective
+    >>> X, y = np.array([[0.0], [1.0], [2.0], [3.0]]), [0, 0, 1, 1]
+    >>> objective = multinomial_objective(X, y, 2, l2=0.1)
+    >>> solution = minimize(objective, objective.x0, jac=True, method="L-BFGS-B")
+    >>> coef, intercept = objective.unpack(solution.x)
+    >>> (X @ coef.T + intercept).argmax(axis=1)
+    array([0, 0, 1, 1])
+    """
+    X = check_matrix(X, "X", "(N, D)")
+    n_classes = check_integer(n_classes, "n_classes")
+    if not 1 <= n_classes < 2**31:
+        raise ValueError(f"n_classes = {shown(n_classes)}: expected at least 1 and below 2**31")
+    l2 = check_number(l2, "l2", "l2 >= 0")
+    if not 0.0 <= l2 < np.inf:
+        raise ValueError(f"l2 = {l2}: expected a finite l2 >= 0")
+    coef = stand_in((n_classes, X.shape[1]), X.dtype)
+    options = (0.0, None, 0.0, None, 1.0, True)
+    layer = make_layer(X, coef, y, None, None, sample_weight, options, "mean", None)
+    if layer.problem.probabilities:
+        raise TypeError("y are probabilities: expected class indices")
+    total_weight(layer.problem)  # raises for a bad class
+    return MultinomialObjective(layer, l2)
