@@ -21,12 +21,11 @@ from numba_ce.cpu.exp import (
     mantissa_and_exponent,
     power_of_two,
     reduction,
-    soft_cap,
-    soft_cap_derivative,
+    soft_cap_and_slope,
     times_two_to,
 )
 from numba_ce.cpu.jit import OPTIONS, KernelCompiler, inner
-from numba_ce.cpu.log import log1p
+from numba_ce.cpu.log import log1p, log1p64
 from numba_ce.cpu.memory import load, store
 from numba_ce.cpu.tile import reduction_of
 from numba_ce.cpu.vector import VECTOR_BYTES
@@ -106,8 +105,9 @@ def test_exp_at_a_temperature(rng, real, temperature):
 def test_soft_cap_and_its_derivative(rng, real, cap):
     dtype = KINDS[np.dtype(real).name][1]
     half = reduction(dtype, cap / 2)
-    capped = over_vectors(inner(lambda x, c: soft_cap(x, real(cap), reduction_of(c, real))), real)
-    slope = over_vectors(inner(lambda x, c: soft_cap_derivative(x, reduction_of(c, real))), real)
+    both = inner(lambda x, c: soft_cap_and_slope(x, real(cap), reduction_of(c, real)))
+    capped = over_vectors(inner(lambda x, c: both(x, c)[0]), real)
+    slope = over_vectors(inner(lambda x, c: both(x, c)[1]), real)
     x = (cap * np.concatenate([rng.uniform(-3, 3, 800), rng.uniform(-20, 20, 192)])).astype(real)
     x[:32] = real(cap) * real(10.0) ** np.arange(-32, 0).astype(real)
     z = [mpf(float(v)) / cap for v in x]
@@ -118,7 +118,7 @@ def test_soft_cap_and_its_derivative(rng, real, cap):
     infinite = capped([-np.inf, np.inf, np.nan, 0.0] * 4, half)
     assert_same(infinite[:4], [-np.inf, np.inf, np.nan, 0])
     infinite = slope([-np.inf, np.inf, 0.0, 1e9] * 4, half)
-    assert_same(infinite[:4], [1, 1, 1, 0])
+    assert_same(infinite[:4], [0, 0, 1, 0])
 
 
 def test_log1p_is_exact_enough_for_float32(rng):
@@ -135,6 +135,15 @@ def test_log1p_is_exact_enough_for_float32(rng):
     normal = u > 1e-300
     pairs = zip(vector_log1p(u)[normal], np.array(exact)[normal], strict=True)
     assert max(abs(float(a) / e - 1) for a, e in pairs if e) < 2**-37.5
+    result = vector_log1p([np.inf, np.nan, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])
+    assert_same(result[:3], [np.inf, np.nan, 0.0])
+
+
+def test_log1p_of_float64_is_within_an_ulp(rng):
+    vector_log1p = over_vectors(inner(lambda u, _: log1p64(u)), np.float64)
+    u = np.concatenate([10.0 ** rng.uniform(-300, 300, 4000), rng.uniform(0, 3, 4000)])
+    exact = [mp.log1p(mpf(v)) for v in u]
+    assert max(errors(vector_log1p(u), exact, np.float64)) <= 1
     result = vector_log1p([np.inf, np.nan, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])
     assert_same(result[:3], [np.inf, np.nan, 0.0])
 

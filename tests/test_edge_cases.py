@@ -345,15 +345,31 @@ def test_all_probabilities_zero(backend, rng):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
-def test_zero_class_weight_of_the_target(backend, rng, dtype):
+@pytest.mark.parametrize("n_classes", [5, 300])
+def test_zero_class_weight_of_the_target(backend, rng, dtype, n_classes):
     """A row of weight 0 is not ignored, but has nothing to say, masked or not."""
-    logits = make_logits(rng, (3, 5), dtype)
+    logits = make_logits(rng, (3, n_classes), dtype)
     logits[1, 2] = -INF
-    weight = np.array([1.0, 1.0, 0.0, 1.0, 1.0])
+    weight = np.ones(n_classes)
+    weight[2] = 0.0
     loss, grad = loss_and_grad(logits, [2, 2, 1], class_weight=weight)
     assert (loss[:2] == 0).all()
     assert (grad[:2] == 0).all()
     assert loss[2] > 0
+
+
+@pytest.mark.parametrize("n_classes", [7, 300])
+def test_probabilities_of_an_ignored_row(backend, rng, n_classes):
+    """Whatever they are: neither the row nor the mean has anything of them."""
+    logits = make_logits(rng, (5, n_classes), np.float32)
+    targets = np.full((5, n_classes), 1 / n_classes, np.float32)
+    kept = np.array([1.0, 0.0, 1.0, 0.0, 1.0])
+    expected = nc.cross_entropy_and_grad(logits[::2], targets[::2])
+    targets[1], targets[3] = NAN, INF
+    loss, grad = nc.cross_entropy_and_grad(logits, targets, sample_weight=kept)
+    assert loss == expected[0]
+    assert (grad[::2] == expected[1]).all()
+    assert (grad[1::2] == 0).all()
 
 
 # ---------------------------------------------------------------- far apart, far out

@@ -1,30 +1,30 @@
 """HOW on the CPU: the backend "cpu".
 
-========== =========================================================================
-vector     vectors of a fixed number of lanes, as a Numba type
-memory     vectors read and written, around the caches, ahead of time
-element    single elements of any dtype and byte order
-exp, log   exp, tanh and log1p of a vector
-tile       where a tile of a row lies: in the caller's array or copied; sums in float64
-loops      loops over one tile: exponentials, sums, maximum, soft cap
-output     from a tile to the output, in any dtype, around the caches
-q          the effective targets of a row
-measure    first pass over a row: maximum, sum of exponentials, sums of an option
-write      second pass: gradient, probabilities, Hessian
-targets    what a row is told to be: target, weights, whether it counts
-finish     a row finished in float64, by the formulas of `numba_ce._row`
-operations what is done with a row, one function for each operation
-shard      the same for a part of a row: records
-narrow     rows of few classes, sixteen at a time: the operations
-sixteen    their rows in and out, and their targets
-sixteen_finish: how they are finished, for float32 and for float64
-turn       from rows of neighbouring classes to one vector for each class, and back
-plan       what a kernel is told: addresses, strides, options
-jit        how the inner functions are compiled
-cache      kernels from disk
-launch     compile, share the rows out, add up
-threads    who works on the blocks: the parallel loop, a pool; slices and Ctrl-C
-========== =========================================================================
+============== ==============================================================================
+vector         vectors of a fixed number of lanes, as a Numba type
+memory         vectors read and written, around the caches, ahead of time
+element        single elements of any dtype and byte order
+exp, log       exp, tanh and log1p of a vector
+tile           where a tile of a row lies: in the caller's array or copied; sums in float64
+loops          loops over one tile: exponentials, sums, maximum, soft cap
+output         from a tile to the output, in any dtype, around the caches
+q              the effective targets of a row
+measure        first pass over a row: maximum, sum of exponentials, sums of an option
+write          second pass: gradient, probabilities, Hessian
+targets        what a row is told to be: target, weights, whether it counts
+finish         a row finished in float64, by the formulas of `numba_ce._row`
+operations     what is done with a row, one function for each operation
+shard          the same for a part of a row: records
+narrow         rows of few classes, sixteen at a time: the operations
+sixteen        their rows in and out, and their targets
+sixteen_finish how they are finished, in float32 and in float64
+turn           from rows of neighbouring classes to one vector for each class, and back
+plan           what a kernel is told: addresses, strides, options
+jit            how the inner functions are compiled
+cache          kernels from disk
+launch         compile, share the rows out, add up
+threads        who works on the blocks: the parallel loop, a pool; slices and Ctrl-C
+============== ==============================================================================
 
 The functions of this module are what the public functions call: each describes its problem in a
 `PLAN` and launches a kernel.

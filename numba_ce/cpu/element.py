@@ -9,7 +9,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from numba_ce.cpu.vector import F32, F64, I1, I16, I32, LANES, Vector, lanes_below, spread
+from numba_ce.cpu.memory import masked_load, masked_store
+from numba_ce.cpu.vector import F32, F64, I16, I32, LANES, Vector, lanes_below, spread
 
 HALF = ir.HalfType()
 # name of a logits dtype -> (bits, Numba type it is computed in)
@@ -148,19 +149,6 @@ def store_vector(typingctx, kind, address, vector):
     return types.none(kind, types.intp, vector), codegen
 
 
-def _lanes_at(builder, name, address, vector):
-    """What the masked loads and stores of LLVM have in common: pointer, alignment, function."""
-    pointer = _raw_pointer(builder, address, vector)
-    suffix = f"v{vector.count}i{vector.element.width}.p0"
-    if name == "load":
-        returned, args = vector, [pointer.type, I32, ir.VectorType(I1, vector.count), vector]
-    else:
-        returned, args = ir.VoidType(), [vector, pointer.type, I32, ir.VectorType(I1, vector.count)]
-    kind = ir.FunctionType(returned, args)
-    name = f"llvm.masked.{name}.{suffix}"
-    return pointer, I32(1), cgutils.get_or_insert_function(builder.module, kind, name)
-
-
 @intrinsic(prefer_literal=True)
 def load_some(typingctx, kind, address, count):
     """The first `count` lanes of `load_vector`, 0 in the others; nothing else is read."""
@@ -172,9 +160,8 @@ def load_some(typingctx, kind, address, count):
 
     def codegen(context, builder, sig, args):
         stored = ir.VectorType(ir.IntType(bits), vector.lanes)
-        pointer, align, load = _lanes_at(builder, "load", args[1], stored)
         mask = lanes_below(builder, args[2], vector.lanes)
-        raw = builder.call(load, [pointer, align, mask, ir.Constant(stored, None)])
+        raw = masked_load(builder, args[1], mask, ir.Constant(stored, None))
         return decode(builder, raw, name)
 
     return vector(kind, types.intp, types.intp), codegen
@@ -189,9 +176,7 @@ def store_some(typingctx, kind, address, vector, count):
 
     def codegen(context, builder, sig, args):
         raw = encode(builder, args[2], name)
-        pointer, align, store = _lanes_at(builder, "store", args[1], raw.type)
-        mask = lanes_below(builder, args[3], vector.lanes)
-        builder.call(store, [raw, pointer, align, mask])
+        masked_store(builder, args[1], lanes_below(builder, args[3], vector.lanes), raw)
         return context.get_dummy_value()
 
     return types.none(kind, types.intp, vector, types.intp), codegen

@@ -161,60 +161,12 @@ def _exp_scaled(x, reference, exponent, lowest, constants):
     return plain if isinstance(constants, types.NoneType) else tempered
 
 
-def soft_cap(x, cap, constants):
-    """cap * tanh(x / cap) of a vector; infinities stay what they are.
-
-    `constants` is the `Reduction` for T = cap / 2, so the argument of the exp is not rounded.
-    """
-    raise NotImplementedError
-
-
-@inner_overload(soft_cap)
-def _soft_cap(x, cap, constants):
-    real = np.float32 if x.dtype == types.float32 else np.float64
-    magic, bias = MAGIC[x.dtype], EXPONENT_BIAS[x.dtype]
-    saturated = real(-25)  # tanh is 1 from |x| = 20 cap on
-    zero, one, two, infinity = real(0), real(1), real(2), real(np.inf)
-
-    def capped(x, cap, constants):
-        y = maximum(splat_like(cap * saturated, x), zero - absolute(x))
-        shifted = fma(y, constants[0], magic)
-        n = shifted - magic
-        r = fma(n, -constants[2], fma(n, -constants[1], y)) * constants[3]
-        scale = times_power_of_two(splat_like(one, x), shifted, bias)
-        # exp(y) - 1 without its cancellation for small y
-        expm1 = fma(scale, fma(r * r, polynomial(r), r), scale - one)
-        tanh = (zero - expm1) / (expm1 + two)
-        return select(absolute(x) == infinity, x, with_sign_of(tanh, x) * cap)
-
-    return capped
-
-
-def soft_cap_derivative(x, constants):
-    """4 a / (1 + a)**2 with a = exp(-2 |x| / cap); 1 where x is infinite (a masked class)."""
-    raise NotImplementedError
-
-
-@inner_overload(soft_cap_derivative)
-def _soft_cap_derivative(x, constants):
-    real = np.float32 if x.dtype == types.float32 else np.float64
-    bias = EXPONENT_BIAS[x.dtype] + BIAS
-    zero, one, four, infinity = real(0), real(1), real(4), real(np.inf)
-    tiny = real(2.0**-BIAS)
-    lowest = real(1 - bias)
-
-    def derivative(x, constants):
-        large = exp_scaled(zero - absolute(x), zero, bias, lowest / constants[0], constants)
-        b = fma(large, tiny, one)
-        return select(absolute(x) == infinity, one, large * four / (b * b) * tiny)
-
-    return derivative
-
-
 def soft_cap_and_slope(x, cap, constants):
-    """`soft_cap` and `soft_cap_derivative` of a vector, from one exponential and one division.
+    """cap * tanh(x / cap) of a vector and its derivative, from one exponential and one division.
 
-    The derivative is 0 where x is infinite.
+    With a = exp(-2 |x| / cap): tanh = (1 - a) / (1 + a), the derivative is 4 a / (1 + a)**2.
+    Infinities stay what they are; the derivative there is 0. `constants` is the `Reduction` for
+    T = cap / 2, so the argument of the exp is not rounded.
     """
     raise NotImplementedError
 
@@ -245,6 +197,12 @@ def _soft_cap_and_slope(x, cap, constants):
         return select(size == infinity, x, with_sign_of(tanh, x) * cap), slope
 
     return capped
+
+
+@inner
+def slope_of_gradient(x, slope):
+    """The derivative of the soft cap by which a gradient is multiplied: 1 for a masked class."""
+    return select(absolute(x) == math.inf, 1.0, slope)
 
 
 @inner

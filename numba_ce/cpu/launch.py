@@ -152,7 +152,6 @@ def run(kernel, fields, *, after_scan=False):
                 return math.nan, bad, math.nan
             if fields["averaged"]:
                 fields["grad_scale"] = 1.0 / results[1] if results[1] != 0.0 else 0.0
-            results[0] = 0.0
     total, bad = _launch(call, fields, n_workers, results)
     return total, bad, float(results[1])
 
@@ -164,6 +163,7 @@ def _launch(call, fields, n_workers, results):
         record = packed(fields)
         call(address_of(record), 0)
     else:
+        results[0] = 0.0
         run_blocks(call, fields, n_workers, results)
     block_sum, block_bad = results[2 : 2 + n_blocks], results[2 + n_blocks :].view(np.int64)
     if n_blocks == 1:

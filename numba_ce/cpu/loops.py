@@ -6,7 +6,7 @@ import numpy as np
 from numba import types
 
 from numba_ce.cpu.element import KINDS, load_vector
-from numba_ce.cpu.exp import exp_scaled, soft_cap_and_slope, soft_cap_derivative
+from numba_ce.cpu.exp import exp_scaled, slope_of_gradient, soft_cap_and_slope
 from numba_ce.cpu.jit import inner, inner_overload
 from numba_ce.cpu.memory import load, prefetch, store
 from numba_ce.cpu.tile import (
@@ -232,12 +232,13 @@ def cappers(kind):
                     store(slopes + i + v * VECTOR_BYTES, slope)
 
     @inner
-    def times_cap_derivative(values, tile, n_groups, constants):
+    def times_cap_derivative(values, tile, n_groups, cap, constants):
         """values *= the derivative of the soft cap at the logits of a tile"""
         for g in range(n_groups):
             at, i = group_at(tile, g * n_bytes), g * GROUP_BYTES
             for v in range(VECTORS):
-                slope = soft_cap_derivative(load_vector(kind, at + v * step), constants)
+                x = load_vector(kind, at + v * step)
+                slope = slope_of_gradient(x, soft_cap_and_slope(x, cap, constants)[1])
                 here = values + i + v * VECTOR_BYTES
                 store(here, load(here, constants[0]) * slope)
 

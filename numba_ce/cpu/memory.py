@@ -54,20 +54,45 @@ def store(typingctx, address, vector):
     return types.none(types.intp, vector), codegen
 
 
+def masked_load(builder, address, mask, other):
+    """LLVM's load of the masked lanes at an i64; the others are those of `other`."""
+    vector = other.type
+    pointer = _pointer(builder, address, vector)
+    kind = ir.FunctionType(vector, [pointer.type, I32, mask.type, vector])
+    name = f"llvm.masked.load.{suffix(vector)}.p0"
+    function = cgutils.get_or_insert_function(builder.module, kind, name)
+    return builder.call(function, [pointer, I32(1), mask, other])
+
+
+def masked_store(builder, address, mask, value):
+    """LLVM's store of the masked lanes at an i64."""
+    vector = value.type
+    pointer = _pointer(builder, address, vector)
+    kind = ir.FunctionType(ir.VoidType(), [vector, pointer.type, I32, mask.type])
+    name = f"llvm.masked.store.{suffix(vector)}.p0"
+    function = cgutils.get_or_insert_function(builder.module, kind, name)
+    builder.call(function, [value, pointer, I32(1), mask])
+
+
 @intrinsic
 def load_lanes(typingctx, address, mask, other):
     """The masked lanes at `address`, the lanes of `other` elsewhere; nothing else is read."""
 
     def codegen(context, builder, sig, args):
-        address, mask, other = args
-        vector = llvm_type(sig.args[2])
-        name = f"llvm.masked.load.{suffix(vector)}.p0"
-        pointer = ir.PointerType(vector)
-        kind = ir.FunctionType(vector, [pointer, I32, mask.type, vector])
-        function = cgutils.get_or_insert_function(builder.module, kind, name)
-        return builder.call(function, [_pointer(builder, address, vector), I32(1), mask, other])
+        return masked_load(builder, *args)
 
     return other(types.intp, mask, other), codegen
+
+
+@intrinsic
+def store_lanes(typingctx, address, mask, vector):
+    """Write the masked lanes; nothing else is touched."""
+
+    def codegen(context, builder, sig, args):
+        masked_store(builder, *args)
+        return context.get_dummy_value()
+
+    return types.none(types.intp, mask, vector), codegen
 
 
 @intrinsic
@@ -90,22 +115,6 @@ def gather_float64(typingctx, address, index):
         )
 
     return Vector(types.float64, lanes)(types.intp, index), codegen
-
-
-@intrinsic
-def store_lanes(typingctx, address, mask, vector):
-    """Write the masked lanes; nothing else is touched."""
-
-    def codegen(context, builder, sig, args):
-        address, mask, value = args
-        name = f"llvm.masked.store.{suffix(value.type)}.p0"
-        pointer = ir.PointerType(value.type)
-        kind = ir.FunctionType(ir.VoidType(), [value.type, pointer, I32, mask.type])
-        function = cgutils.get_or_insert_function(builder.module, kind, name)
-        builder.call(function, [value, _pointer(builder, address, value.type), I32(1), mask])
-        return context.get_dummy_value()
-
-    return types.none(types.intp, mask, vector), codegen
 
 
 def _prefetch(builder, address, writes):

@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 
 from numba_ce.cpu.element import get
-from numba_ce.cpu.exp import exp_scaled, soft_cap, soft_cap_derivative
+from numba_ce.cpu.exp import exp_scaled, slope_of_gradient, soft_cap_and_slope
 from numba_ce.cpu.jit import inner, smaller
 from numba_ce.cpu.memory import (
     load,
@@ -30,8 +30,14 @@ from numba_ce.cpu.sixteen import (
     tile_reader,
     tile_writer,
 )
-from numba_ce.cpu.sixteen_finish import exp_summer, finishing, scale_finder, times0
-from numba_ce.cpu.tile import real_type, reduction_of
+from numba_ce.cpu.sixteen_finish import (
+    exp_summer,
+    finishing,
+    no_sums_of_sixteen,
+    scale_finder,
+    times0,
+)
+from numba_ce.cpu.tile import add_to, real_type, reduction_of
 from numba_ce.cpu.turn import ROWS
 from numba_ce.cpu.vector import (
     VECTOR_BYTES,
@@ -89,7 +95,7 @@ def narrow_loss_operation(kernel):
     read_probabilities = tile_reader(targets_kind or kind, kernel.block)
     write_tile, cut_up = tile_writer(grad_kind or kind, kernel.block), cutter(kind)
     find_scale, find_peaks = scale_finder(real, tempered), peak_of_sixteen(real)
-    sum_exps, no_sums, add = exp_summer(real, tempered, wants_grad)
+    sum_exps, no_sums = exp_summer(real, tempered, wants_grad), no_sums_of_sixteen(real)
     finish = finishing(real)
     finish_sixteen, times_amount = finish.sixteen, finish.amount
     join_factors, times_factor, halves = finish.joined, finish.times, finish.halves
@@ -97,12 +103,14 @@ def narrow_loss_operation(kernel):
 
     @inner
     def cap_logits(plan, lanes, end):
-        """Puts the soft cap on, and keeps what was there."""
+        """Puts the soft cap on, and keeps its slopes."""
+        capping = reduction_of(plan.capping, real)
         for at in range(lanes.tile, end, pitch):
             x = load_sixteen(at, zero)
-            store(at + (lanes.logits - lanes.tile), x)
-            capping = reduction_of(plan.capping, real)
-            store(at, soft_cap(x, real(plan.softcap), capping))
+            capped, slope = soft_cap_and_slope(x, real(plan.softcap), capping)
+            store(at, capped)
+            if wants_grad:
+                store(at + (lanes.slopes - lanes.tile), slope_of_gradient(x, slope))
 
     @inner
     def leave_out(lanes, end, y):
@@ -144,8 +152,8 @@ def narrow_loss_operation(kernel):
         for at in range(0, plan.n_classes * pitch, pitch):
             q = load_sixteen(lanes.q + at, zero)
             below = pivot - load_sixteen(lanes.tile + at, zero)
-            q_sums = add(q_sums, q)
-            a_sums = add(a_sums, select(q == zero, zero, q * below))
+            q_sums = add_to(q_sums, q)
+            a_sums = add_to(a_sums, select(q == zero, zero, q * below))
         return q_sums, a_sums
 
     @inner
@@ -178,9 +186,7 @@ def narrow_loss_operation(kernel):
                 g = g - scale * load_sixteen(lanes.q + c * pitch, zero)
             g = select(y == np.float32(c), g_k, g)
             if softcap:
-                capping = reduction_of(plan.capping, real)
-                x = load_sixteen(at + (lanes.logits - lanes.tile), zero)
-                g = g * soft_cap_derivative(x, capping)
+                g = g * load_sixteen(at + (lanes.slopes - lanes.tile), zero)
             store(at, g)
         write_tile(plan, place, lanes.tile)
 
@@ -267,7 +273,7 @@ def narrow_normalize_operation(kernel):
     read_logits, cut_up = tile_reader(kind, kernel.block), cutter(kind)
     write_tile = tile_writer(kernel.grad_kind or kind, kernel.block)
     find_scale, find_peaks = scale_finder(real, False), peak_of_sixteen(real)
-    _, no_sums, add = exp_summer(real, False, False)
+    no_sums = no_sums_of_sixteen(real)
     finish = finishing(real)
     finish_sixteen, times_amount = finish.sixteen, finish.amount
     join_factors, times_factor = finish.joined, finish.times
@@ -300,7 +306,7 @@ def narrow_normalize_operation(kernel):
             if is_softmax:
                 store(at, e)
                 e = select(k == c, zero, e)
-            sums = add(sums, e)
+            sums = add_to(sums, e)
             c += F32_1
         low, high = finish_sixteen(sums, row_max, peak, scale, 1.0, 1.0)
         if is_softmax:

@@ -131,7 +131,7 @@ def mapper(kind, weights_kind, out_kind):
         first, last = start, whole
         if start <= k < whole:
             last = start + (k - start) // lanes * lanes
-        for _ in range(2):  # up to the vector of k, and from there; a test in the loop took 10%
+        for _ in range(2):  # up to the vector of k, and from there: no test in the loop
             if streaming:
                 for j in range(first, last, lanes):
                     y = map_whole(source, weights, j, how)

@@ -67,7 +67,7 @@ class Lanes(NamedTuple):
     weights: int  # float64 (16,): s_i
     class_weights: int  # float64 (16,): w_y
     tile: int  # (C, 16) of the type the logits are computed in, then padding to whole blocks
-    logits: int  # the same: a copy of the logits for the soft cap
+    slopes: int  # the same: derivatives of the soft cap
     q: int  # the same: probabilities
 
 

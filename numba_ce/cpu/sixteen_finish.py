@@ -24,7 +24,7 @@ from numba_ce.cpu.jit import inlined, inner
 from numba_ce.cpu.log import LN2_HI, LN2_LO, log1p, log1p64
 from numba_ce.cpu.measure import ZERO_REFERENCE
 from numba_ce.cpu.memory import load_sixteen, store
-from numba_ce.cpu.tile import reduction_of
+from numba_ce.cpu.tile import add_to, reduction_of
 from numba_ce.cpu.vector import (
     absolute,
     fma,
@@ -267,7 +267,7 @@ def finishing(real):
 
     @inlined
     def finish_sixteen(sums, row_max, t, scale, temperature, over_temperature):
-        """sums : of `exp_summer`"""
+        """sums : of the exponentials of the other classes"""
         reference, power, _, _ = scale
         broken = select(t < infinity, splat_sixteen(zero), nan)
         if double:
@@ -339,26 +339,17 @@ def scale_finder(real, tempered):
     return scales
 
 
+def no_sums_of_sixteen(real):
+    """`tile.no_sums` for sixteen rows, one in each lane; `tile.add_to` adds to them."""
+    splat_any = splat_sixteen if real is np.float64 else splat
+    return inner(lambda: (splat_any(0.0), splat_any(0.0)))
+
+
 @lru_cache
 def exp_summer(real, tempered, keep):
     """The function that turns a tile into exponentials, and adds them up."""
-    double, pitch, zero = real is np.float64, 16 * real().itemsize, real(0)
-
-    @inner
-    def no_sums():
-        if double:
-            return splat_sixteen(0.0), splat_sixteen(0.0)
-        else:
-            return splat(0.0), splat(0.0)
-
-    @inner
-    def add(sums, x):
-        """Sixteen terms: float32 in two float64 vectors, float64 with what their roundings lose."""
-        if double:
-            total, lost = two_sum(sums[0], x)
-            return total, sums[1] + lost
-        else:
-            return sums[0] + low_as_float64(x), sums[1] + high_as_float64(x)
+    pitch, zero = 16 * real().itemsize, real(0)
+    no_sums = no_sums_of_sixteen(real)
 
     @inner
     def sum_exps(plan, tile, end, scale):
@@ -371,9 +362,9 @@ def exp_summer(real, tempered, keep):
         sums = no_sums()
         for at in range(tile, end, pitch):
             e = exp_scaled(load_sixteen(at, zero), reference, exponent, lowest, constants)
-            sums = add(sums, e)
+            sums = add_to(sums, e)
             if keep:
                 store(at, e)
         return sums
 
-    return sum_exps, no_sums, add
+    return sum_exps

@@ -6,10 +6,10 @@ side. Both directions are the transposition of a block in registers, log2(16) st
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from numba_ce.cpu.element import KINDS, decode, encode, literal
+from numba_ce.cpu.memory import masked_load, masked_store
 from numba_ce.cpu.vector import F32, F64, I32, I64, SIXTEEN, VECTOR_BYTES, lanes_below
 
 ROWS = SIXTEEN
@@ -39,15 +39,8 @@ def _turned(builder, rows):
     return rows
 
 
-def _masked_call(builder, name, stored, returns, arguments):
-    kind = ir.FunctionType(returns, [argument.type for argument in arguments])
-    name = f"llvm.masked.{name}.v{ROWS}i{stored.element.width}.p0"
-    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
-
-
-def _row_pointer(builder, address, stride, i, stored):
-    at = builder.add(address, builder.mul(stride, I64(i)))
-    return builder.inttoptr(at, stored.as_pointer())
+def _row(builder, address, stride, i):
+    return builder.add(address, builder.mul(stride, I64(i)))
 
 
 def _computed(name):
@@ -76,8 +69,7 @@ def load_turned(typingctx, kind, block, source, stride, count, tile):
         mask, zeros = lanes_below(builder, count, ROWS), ir.Constant(stored, None)
         rows = []
         for i in range(ROWS):
-            pointer = _row_pointer(builder, source, stride, i, stored)
-            raw = _masked_call(builder, "load", stored, stored, [pointer, I32(1), mask, zeros])
+            raw = masked_load(builder, _row(builder, source, stride, i), mask, zeros)
             rows.append(decode(builder, raw, name))
         for c, vector in enumerate(_turned(builder, rows)[:classes]):
             builder.store(
@@ -95,7 +87,6 @@ def store_turned(typingctx, kind, block, target, stride, count, tile):
     name, classes = literal(kind), literal(block)
     if name is None or classes is None:
         return None
-    stored = ir.VectorType(ir.IntType(KINDS[name][0]), ROWS)
 
     def codegen(context, builder, sig, args):
         _, _, target, stride, count, tile = args
@@ -106,9 +97,8 @@ def store_turned(typingctx, kind, block, target, stride, count, tile):
         for vector in loaded:
             vector.align = VECTOR_BYTES
         for i, row in enumerate(_turned(builder, loaded + [undefined] * (ROWS - classes))):
-            pointer = _row_pointer(builder, target, stride, i, stored)
             raw = encode(builder, row, name)
-            _masked_call(builder, "store", stored, ir.VoidType(), [raw, pointer, I32(1), mask])
+            masked_store(builder, _row(builder, target, stride, i), mask, raw)
         return context.get_dummy_value()
 
     address = types.intp

@@ -152,7 +152,11 @@ def splat_sixteen(typingctx, scalar):
 
 
 def suffix(vector):
-    return f"v{vector.count}{'f32' if vector.element == F32 else 'f64'}"
+    """How LLVM writes a vector type in the name of a function."""
+    element = vector.element
+    if isinstance(element, ir.IntType):
+        return f"v{vector.count}i{element.width}"
+    return f"v{vector.count}{'f32' if element == F32 else 'f64'}"
 
 
 def _call(builder, name, args):

@@ -210,7 +210,7 @@ def gradient_writer(variant, out_kind):
                 tile = find_tile(
                     at, logits_step, plan.logits_swapped, count, minus_inf, work.logits
                 )
-                times_cap_derivative(work.tile, tile, n_groups, capping)
+                times_cap_derivative(work.tile, tile, n_groups, real(plan.softcap), capping)
                 to = here if contiguous else work.weights
                 same = Shift(zero, zero)
                 map_out(work.tile, None, to, count, same, -1, zero, contiguous and plan.streaming)
