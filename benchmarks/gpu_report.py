@@ -32,6 +32,7 @@ import numpy as np
 
 import numba_ce as nc
 from benchmarks.parts import lines_of, report_line
+from numba_ce.bench.machine import versions
 
 RESULTS = Path(__file__).resolve().parent / "results"
 KINDS = ("float32", "bfloat16", "float16")
@@ -288,27 +289,9 @@ def sanitizers(seconds: float) -> Iterator[dict[str, Any]]:
 # ---------------------------------------------------------------- the report
 
 
-def versions() -> dict[str, str]:
-    """Of everything that takes part."""
-    found = {"numba_ce": nc.__version__, "python": sys.version.split()[0]}
-    names = (
-        "numba",
-        "numba-cuda",
-        "numpy",
-        "torch",
-        "liger-kernel",
-        "quack-kernels",
-        "cupy",
-        "jax",
-    )
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
+DISTRIBUTIONS = (
+    "numba", "numba-cuda", "numpy", "torch", "liger-kernel", "quack-kernels", "cupy", "jax",
+)  # fmt: skip
 _saving = threading.Lock()
 
 
@@ -384,7 +367,7 @@ def main(arguments: list[str] | None = None) -> int:
         "date": str(datetime.date.today()),
         "gpu": gpu.name(device),
         "capability": gpu.capability(device),
-        "versions": versions(),
+        "versions": versions(DISTRIBUTIONS),
     }
     print(json.dumps(report))
     all_parts(report, chosen.quick)

@@ -69,37 +69,49 @@ def _stored_type(kind):
     return {"float16": I16, "bfloat16": I16, "float32": F32, "float64": F64}[kind]
 
 
-@cache
-def element_loader(kind):
-    """The function that reads one element, in the type it is computed in."""
+def _loader(kind, pointer):
     size, _, real = KINDS[kind]
 
     @intrinsic
-    def load_element(typingctx, address):
+    def load_one(typingctx, place):
         def codegen(context, builder, sig, args):
-            raw = builder.load(_global(builder, args[0], _stored_type(kind)), align=size)
-            return _decode(builder, raw, kind)
+            at = pointer(builder, args[0], kind, _stored_type(kind))
+            return _decode(builder, builder.load(at, align=size), kind)
 
         return real(types.int64), codegen
 
-    return load_element
+    return load_one
+
+
+def _storer(kind, pointer):
+    size, _, real = KINDS[kind]
+
+    @intrinsic
+    def store_one(typingctx, place, value):
+        def codegen(context, builder, sig, args):
+            raw = _encode(builder, args[1], kind)
+            builder.store(raw, pointer(builder, args[0], kind, raw.type), align=size)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, real), codegen
+
+    return store_one
+
+
+def _at(builder, address, kind, ty):
+    return _global(builder, address, ty)
+
+
+@cache
+def element_loader(kind):
+    """The function that reads one element, in the type it is computed in."""
+    return _loader(kind, _at)
 
 
 @cache
 def element_storer(kind):
     """The function that rounds a value to the kind and writes it."""
-    size, _, real = KINDS[kind]
-
-    @intrinsic
-    def store_element(typingctx, address, value):
-        def codegen(context, builder, sig, args):
-            raw = _encode(builder, args[1], kind)
-            builder.store(raw, _global(builder, args[0], raw.type), align=size)
-            return context.get_dummy_value()
-
-        return types.void(types.int64, real), codegen
-
-    return store_element
+    return _storer(kind, _at)
 
 
 def _scalar_loader(result, stored, signed=False):
@@ -212,34 +224,13 @@ def _staged(builder, byte, kind, ty):
 @cache
 def stage_loader(kind):
     """The function that reads the element at a byte of the stage."""
-    size, _, real = KINDS[kind]
-
-    @intrinsic
-    def load_staged(typingctx, byte):
-        def codegen(context, builder, sig, args):
-            raw = builder.load(_staged(builder, args[0], kind, _stored_type(kind)), align=size)
-            return _decode(builder, raw, kind)
-
-        return real(types.int64), codegen
-
-    return load_staged
+    return _loader(kind, _staged)
 
 
 @cache
 def stage_storer(kind):
     """The function that rounds a value to the kind and writes it to a byte of the stage."""
-    size, _, real = KINDS[kind]
-
-    @intrinsic
-    def store_staged(typingctx, byte, value):
-        def codegen(context, builder, sig, args):
-            raw = _encode(builder, args[1], kind)
-            builder.store(raw, _staged(builder, args[0], kind, raw.type), align=size)
-            return context.get_dummy_value()
-
-        return types.void(types.int64, real), codegen
-
-    return store_staged
+    return _storer(kind, _staged)
 
 
 @cache

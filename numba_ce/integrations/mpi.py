@@ -19,6 +19,7 @@ from mpi4py import MPI
 from numpy.lib.array_utils import normalize_axis_index
 
 import numba_ce
+from numba_ce._validate import check_reduction
 
 # A record, and what the row adds to the denominator of the mean
 N_NUMBERS = 10
@@ -88,8 +89,7 @@ def _flag(error: BaseException | None, rank: int) -> Any:
 def _check_choices(reduction: Any, collectives: Any) -> None:
     if collectives not in (1, 2):
         raise ValueError(f"collectives = {collectives!r}: expected 1 or 2")
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction = {reduction!r}: expected 'mean', 'sum' or 'none'")
+    check_reduction(reduction)
 
 
 def _check_out(out: Any, logits: Any, axis: int) -> None:
@@ -359,8 +359,7 @@ def row_sharded_cross_entropy_and_grad(
     >>> round(float(loss), 4)
     1.3863
     """
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction = {reduction!r}: expected 'mean', 'sum' or 'none'")
+    check_reduction(reduction)
     logits, targets = np.asanyarray(local_logits), np.asanyarray(local_targets)
     error, numbers = None, np.zeros(3)
     loss: Any = None

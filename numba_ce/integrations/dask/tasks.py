@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 
 import numba_ce
+from numba_ce._validate import make_problem
+from numba_ce.options import LossOptions
+from numba_ce.weights import check_indices, stand_in
 
 
 def _serial(function: Any) -> Any:
@@ -27,17 +30,10 @@ def _serial(function: Any) -> Any:
 
 def checked(y: Any, n_classes: int, ignore_index: int | None, *, block_info: Any) -> Any:
     """The targets of a block; a bad one is named by its place among all."""
-    bad = (y < 0) | (y >= n_classes)
-    if ignore_index is not None:
-        bad &= y != ignore_index
-    if bad.any():
-        first = np.unravel_index(np.flatnonzero(bad)[0], y.shape)
-        starts = [start for start, _ in block_info[0]["array-location"]]
-        place = ", ".join(str(start + int(i)) for start, i in zip(starts, first, strict=True))
-        raise ValueError(
-            f"targets[{place}] = {int(y[first])} is not a class index: expected 0 <= target < "
-            f"{n_classes}" + ("" if ignore_index is None else f" or ignore_index = {ignore_index}")
-        )
+    options = LossOptions(ignore_index=ignore_index)
+    logits = stand_in((*y.shape, n_classes), np.dtype(np.float64))
+    problem = make_problem(logits, y, y.ndim, None, None, options, "none")
+    check_indices(problem, n_classes, tuple(a for a, _ in block_info[0]["array-location"]))
     return y
 
 
