@@ -99,6 +99,10 @@ def multinomial_objective(
     >>> (X @ coef.T + intercept).argmax(axis=1)
     array([0, 0, 1, 1])
     """
+    if hasattr(X, "__cuda_array_interface__"):
+        raise TypeError(
+            f"X ({type(X).__name__}) is on a CUDA device: expected it on the host, where SciPy is"
+        )
     X = check_matrix(X, "X", "(N, D)")
     n_classes = check_integer(n_classes, "n_classes")
     if not 1 <= n_classes < 2**31:

@@ -129,15 +129,18 @@ def test_errors(cpu, rng, change, error, message):
 
 
 @pytest.mark.parametrize("name", ["hidden", "weight", "bias", "targets"])
-def test_device_arrays_are_refused(cpu, rng, name):
-    """At once and by name, with a GPU or without: the products are NumPy's."""
+def test_device_arrays_of_other_libraries_are_refused(cpu, rng, name):
+    """At once and by name, with a GPU or without: the products are CuPy's."""
 
     class DeviceArray:
         __cuda_array_interface__ = {"shape": (2,), "typestr": "<f8", "data": (0, False)}
 
     arguments = dict(zip(("hidden", "weight", "bias", "targets"), make(rng), strict=True))
-    with pytest.raises(TypeError, match=rf"{name} \(DeviceArray\) is on a CUDA device"):
+    message = rf"{name} \(DeviceArray\) is on a CUDA device: expected an array of CuPy"
+    with pytest.raises(TypeError, match=message):
         nc.linear_cross_entropy(**arguments | {name: DeviceArray()})
+    with pytest.raises(TypeError, match=r"X \(DeviceArray\) is on a CUDA device"):
+        nc.multinomial_objective(DeviceArray(), arguments["targets"], C)
 
 
 def test_memory(cpu, rng):
