@@ -16,6 +16,7 @@ from numba_ce._validate import (
     check_out,
     check_reduction,
     classes_last,
+    cuda_arrays,
     make_problem,
     on_device,
 )
@@ -43,18 +44,14 @@ def result_dtype(logits: Array) -> np.dtype[Any]:
 def fresh_output(logits: Array) -> Array:
     """A dense array in native byte order and the axis order of the logits."""
     if on_device(logits):
-        from numba_ce.cuda.arrays import empty_like
-
-        return empty_like(logits)  # type: ignore[arg-type, return-value]
+        return cuda_arrays().empty_like(logits)  # type: ignore[no-any-return]
     return np.empty_like(logits, dtype=logits.dtype.newbyteorder("="), subok=False)
 
 
 def fresh_rows(logits: Array, shape: tuple[int, ...], dtype: Any) -> Any:
     """A dense array with results of the rows, where the logits are."""
     if on_device(logits):
-        from numba_ce.cuda.arrays import empty
-
-        return empty(logits, shape, np.dtype(dtype))  # type: ignore[arg-type]
+        return cuda_arrays().empty(logits, shape, np.dtype(dtype))
     return np.empty(shape, dtype)
 
 

@@ -72,6 +72,8 @@ def test_out_is_checked(gpu):
         nc.cross_entropy_and_grad(x, y, out=FakeArray(gpu, np.zeros((3, 5), "f4")))
     with pytest.raises(ValueError, match="dtype float64: expected float32"):
         nc.cross_entropy_and_grad(x, y, out=FakeArray(gpu, np.zeros((3, 4))))
+    with pytest.raises(ValueError, match=r"out has strides \(0, 4\): its elements overlap"):
+        nc.cross_entropy_and_grad(x, y, out=FakeArray(gpu, np.zeros((3, 4), "f4"), (0, 1)))
     shifted = FakeArray(gpu, np.zeros((3, 4), np.float32))
     shifted.address = x.address + 4
     with pytest.raises(ValueError, match="out overlaps logits"):

@@ -389,6 +389,31 @@ def test_reductions_stay_on_the_device(rng, fakes, reduction):
     np.testing.assert_allclose(grad, grad_0, rtol=1e-6)
 
 
+def test_one_piece_of_memory_for_the_sums(rng, fakes):
+    """Arrays are asked once what they are, memory once, and it is given back after an error too."""
+    asked = []
+
+    class Asked(FakeArray):
+        @property
+        def __cuda_array_interface__(self):
+            asked.append(self)
+            return FakeArray.__cuda_array_interface__.fget(self)
+
+    logits, targets = make_logits(rng, (1500, 6), np.float32), make_targets(rng, (1500,), 6)
+    with emulated() as gpu:
+        taken, allocate = [], gpu.allocate
+        gpu.allocate = lambda *arguments: taken.append(arguments) or allocate(*arguments)
+        x, y, out = (Asked(gpu.gpu, a) for a in (logits, targets, logits))
+        nc.cross_entropy_and_grad(x, y, out=out)
+        assert asked == [x, y, out] and len(taken) == 1 and not gpu.allocated
+        targets[1400] = targets[1499] = 6
+        y = FakeArray(gpu.gpu, targets)
+        for reduction in ("mean", "sum", "none"):
+            with pytest.raises(ValueError, match=r"targets\[1400\] = 6 is not a"):
+                nc.cross_entropy_and_grad(x, y, reduction=reduction, out=out)
+            assert not gpu.allocated
+
+
 def test_a_bad_target_on_the_device_is_named_and_nothing_written(rng, fakes):
     logits, targets = make_logits(rng, (40, 6), np.float32), make_targets(rng, (40,), 6, dtype="u8")
     targets[17] = 2**64 - 100

@@ -220,8 +220,8 @@ def run_row_record(problem: Problem, class_offset: int, n_classes: int, record: 
     if _on_device(problem.logits):
         # Records are merged by NumPy, so they are handed out on the host
         place = _place(problem.logits)  # type: ignore[arg-type]
-        with operations.Scratch(place) as scratch:
-            view = View(scratch.take(record.nbytes), record.shape, record.dtype, None)
+        with operations.Scratch(place, record.nbytes) as address:
+            view = View(address, record.shape, record.dtype, None)
             operations.row_record(problem, class_offset, n_classes, view, place)
             current_driver().copy_out(record, view.address, place.stream)
             current_driver().synchronize(place.stream)
@@ -239,8 +239,8 @@ def run_grad_from_record(problem: Problem, record: Any, class_offset: int, grad:
     n_classes = int(record[..., 8].max())
     if _on_device(problem.logits):
         place = _place(problem.logits)  # type: ignore[arg-type]
-        with operations.Scratch(place) as scratch:
-            view = View(scratch.take(record.nbytes), record.shape, record.dtype, None)
+        with operations.Scratch(place, record.nbytes) as address:
+            view = View(address, record.shape, record.dtype, None)
             current_driver().copy_in(view.address, record, place.stream)
             operations.grad_from_record(problem, view, n_classes, class_offset, grad, place)
             current_driver().synchronize(place.stream)  # the record may go away
