@@ -339,7 +339,7 @@ def cross_entropy_grad_and_hess(
             raise TypeError(f"out is a {type(out).__name__}: expected a pair of arrays")
         others = _inputs(problem, None)
         grad = check_out(out[0], array, others, "out[0]")
-        hessian = check_out(out[1], array, (*others, (out[0], "out[0]")), "out[1]")
+        hessian = check_out(out[1], array, (*others, (grad, "out[0]")), "out[1]")
     if problem.logits.shape[-1] == 0 and array.size == 0 and 0 not in problem.logits.shape[:-1]:
         raise no_classes(array, axis)
     if array.size:

@@ -102,6 +102,16 @@ class DeviceArray(View):
         current_driver().synchronize(self.stream)
         return value[()]
 
+    def to_host(self) -> np.ndarray[Any, Any]:
+        """All elements, copied to the host."""
+        if 0 in self.shape:
+            return np.empty(self.shape, self.dtype)
+        low, high = self.span()
+        raw = np.empty(high - low, np.uint8)
+        current_driver().copy_out(raw, low, self.stream)
+        current_driver().synchronize(self.stream)
+        return np.ndarray(self.shape, self.dtype, raw, self.address - low, self.strides)
+
     def span(self) -> tuple[int, int]:
         """The addresses between which the elements lie."""
         if self.dense:
