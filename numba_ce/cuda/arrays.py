@@ -72,24 +72,25 @@ class DeviceArray(View):
         owner: Any,
         name: str,
         place: tuple[int, tuple[int, ...], Any, tuple[int, ...] | None],
-        its_stream: int | None,
+        interface_stream: int | None,
         readonly: bool,
     ) -> None:
         super().__init__(*place)
         self.dense = place[3] is None
-        self.owner, self.name, self.its_stream, self.readonly = owner, name, its_stream, readonly
+        self.owner, self.name, self.readonly = owner, name, readonly
+        self.interface_stream = interface_stream  # as the interface says, which may be nothing
 
     @property
     def stream(self) -> int:
         """The stream in which the caller works; asked of the logits alone, for it takes a while."""
-        return _current_stream(self.owner, self.its_stream)
+        return _current_stream(self.owner, self.interface_stream)
 
     def classes_last(self, axis: int) -> DeviceArray:
         """A view with one axis at the end."""
         axes = tuple(a for a in range(self.ndim) if a != axis) + (axis,)
         shape, strides = (tuple(of[a] for a in axes) for of in (self.shape, self.strides))
         place = self.address, shape, self.dtype, strides
-        return DeviceArray(self.owner, self.name, place, self.its_stream, self.readonly)
+        return DeviceArray(self.owner, self.name, place, self.interface_stream, self.readonly)
 
     def __array__(self, *_: Any, **__: Any) -> Any:
         raise TypeError(f"{self.name} is on a CUDA device: copy it to the host first")

@@ -105,6 +105,7 @@ def describe_options(fields: dict[str, Any], options: Any, kind: str) -> None:
     fields["softcap"] = options.softcap or 0.0
 
 
+# Axes that are not in use have strides of 0
 _PAIRS = tuple((f"grad_{axis}", f"logits_{axis}") for axis in range(MAX_AXES))
 
 
