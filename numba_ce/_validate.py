@@ -21,6 +21,8 @@ from numba_ce.options import LossOptions
 Array = np.ndarray[Any, np.dtype[Any]]
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 REDUCTIONS = ("mean", "sum", "none")
+# The note on an exception that ends a call half-way
+PARTLY_WRITTEN = "numba_ce was interrupted: arrays given as `out` may be partly written"
 
 
 @dataclass(slots=True)
@@ -347,7 +349,8 @@ def _check_device_out(out: Any, logits: Any, others: tuple[Any, ...], name: str)
             f"{name} overlaps logits: expected separate memory, or the same view for in place"
         )
     for other, other_name in others:
-        if other is not None and arrays.overlap(array, arrays.device_array(other, other_name)):
+        # A record lies on the host
+        if other is not None and on_device(other) and arrays.overlap(array, other):
             raise ValueError(f"{name} overlaps {other_name}: expected separate memory")
     return array
 

@@ -269,7 +269,9 @@ softcap, temperature, check_targets
 
 def _inputs(problem: Problem, class_weight: Any) -> tuple[tuple[Any, str], ...]:
     """What `out` must not overlap, as arrays: a Series, too, lends its memory to one."""
-    if class_weight is not None and not on_device(problem.logits):
+    if on_device(problem.logits):
+        class_weight = problem.class_weight
+    elif class_weight is not None:
         # the problem holds a copy, unless it was float64
         class_weight = np.asarray(class_weight)
     return (
@@ -339,7 +341,7 @@ def cross_entropy_grad_and_hess(
             raise TypeError(f"out is a {type(out).__name__}: expected a pair of arrays")
         others = _inputs(problem, None)
         grad = check_out(out[0], array, others, "out[0]")
-        hessian = check_out(out[1], array, (*others, (out[0], "out[0]")), "out[1]")
+        hessian = check_out(out[1], array, (*others, (grad, "out[0]")), "out[1]")
     if problem.logits.shape[-1] == 0 and array.size == 0 and 0 not in problem.logits.shape[:-1]:
         raise no_classes(array, axis)
     if array.size:
