@@ -13,6 +13,7 @@ Merging and finishing are plain NumPy: Dask chunks, MPI ranks and memory maps ne
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,6 @@ from numba_ce._validate import (
     Array,
     Problem,
     as_array,
-    bad_target_error,
     check_integer,
     check_logits,
     check_options,
@@ -34,6 +34,7 @@ from numba_ce._validate import (
 )
 from numba_ce.api import fresh_output, returned
 from numba_ce.reference import finish, row_loss
+from numba_ce.weights import check_indices
 
 FIELDS = (
     "row_max",
@@ -52,6 +53,8 @@ MOST_CLASSES = 2**53
 
 def _check_record(record: Any, name: str) -> Array:
     array = as_array(record, name)
+    if on_device(array):
+        raise TypeError(f"{name} is on a CUDA device: expected a host array, from row_record")
     if array.dtype.kind != "f" or array.dtype.itemsize != 8:
         raise TypeError(f"{name} has dtype {array.dtype}: expected float64, from row_record")
     if array.ndim == 0 or array.shape[-1] != len(FIELDS):
@@ -67,17 +70,11 @@ def _check_offset(offset: int, here: int, n_classes: int) -> None:
         )
 
 
-def _bad_rows(problem: Problem, n_classes: int) -> Array:
-    """The rows with a bad target, for shards without a class of their own."""
-    if problem.probabilities or problem.targets is None:
-        return np.zeros(problem.logits.shape[:-1], bool)
-    bad = (problem.targets < 0) | (problem.targets >= n_classes)
-    ignored = problem.options.ignore_index
-    if ignored is not None:
-        bad &= problem.targets != ignored
-    if problem.options.check_targets and bad.any():
-        raise bad_target_error(problem, int(np.flatnonzero(bad)[0]), n_classes)
-    return bad
+def _check_targets(problem: Problem, n_classes: int) -> Array | None:
+    """Which targets of a shard without classes are bad, None if none is."""
+    if on_device(problem.targets):
+        problem = replace(problem, targets=problem.targets.to_host())  # type: ignore[union-attr]
+    return check_indices(problem, n_classes)
 
 
 def row_record(
@@ -156,9 +153,10 @@ def row_record(
     _check_offset(class_offset, here, n_classes)
     record = np.empty((*problem.logits.shape[:-1], len(FIELDS)))
     if here == 0:
-        bad = _bad_rows(problem, n_classes)
+        bad = _check_targets(problem, n_classes)
         record[...] = (-np.inf, 0, -np.inf, 0, 0, 0, 0, options.temperature, n_classes)
-        record[bad, 1] = np.nan
+        if bad is not None:
+            record[bad, 1] = np.nan
     elif record.size:
         backend(on_device(array)).run_row_record(problem, class_offset, n_classes, record)
     return record
@@ -359,7 +357,7 @@ def grad_from_record(
         n_classes = int(largest)
         _check_offset(class_offset, problem.logits.shape[-1], n_classes)
         if problem.logits.shape[-1] == 0:
-            _bad_rows(problem, n_classes)
+            _check_targets(problem, n_classes)
         else:
             record = np.ascontiguousarray(record, np.float64)
             moved = classes_last(grad, axis)
