@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 
 import numba_ce
-from numba_ce.bench.cases import OPERATIONS, VARIANTS, Case, make
+from numba_ce.bench.cases import OPERATIONS, PARTS, VARIANTS, Case, make
 from numba_ce.bench.libraries import ours
+
+from .families import FAMILIES
 
 CLASSES = [10, 1000, 32000]
 ELEMENTS = 4_000_000
-DTYPES = ["float16", "float32", "float64"]
+DTYPES = ["float16", "bfloat16", "float32", "float64"]
 OPTIONS = ["class_weight", "sample_weight", "label_smoothing", "z_loss", "softcap", "temperature"]
 DATA = ["ignored", "trained", "int32"]
 assert {*OPTIONS, *DATA} <= VARIANTS.keys()
@@ -48,6 +50,42 @@ class Options(_Timed):
 
     def time_loss_and_grad(self, option: str, classes: int) -> None:
         self.call()
+
+
+class Images(_Timed):
+    """Class axis 1."""
+
+    params = ["x".join(map(str, case.shape)) for case in PARTS["images"]]
+    param_names = ["shape"]
+
+    def setup(self, shape: str) -> None:
+        case = Case("grad", tuple(map(int, shape.split("x"))), axis=1)
+        self.call = ours(case, make(case))
+        self.call()
+
+    def time_loss_and_grad(self, shape: str) -> None:
+        self.call()
+
+
+class Accuracy:
+    params = list(FAMILIES)
+    param_names = ["rows"]
+    unit = "ULP"
+
+    def track_max_ulp(self, rows: str) -> float:
+        """Largest error of loss and gradient at the target, of float32 rows."""
+        logits, targets = FAMILIES[rows](np.random.default_rng(0), np.float32)
+        found = numba_ce.cross_entropy_and_grad(logits, targets, reduction="none")
+        with numba_ce.use_backend("numpy"):
+            exact = numba_ce.cross_entropy_and_grad(
+                logits.astype(np.float64), targets, reduction="none"
+            )
+        at = np.arange(len(targets)), targets
+        worst = 0.0
+        for a, e in ((found[0], exact[0]), (found[1][at], exact[1][at])):
+            ulp = np.spacing(np.abs(e).astype(np.float32))
+            worst = max(worst, float(np.max(np.abs(a.astype(np.float64) - e) / ulp)))
+        return worst
 
 
 class Others:
