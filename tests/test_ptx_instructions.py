@@ -204,14 +204,6 @@ def test_integer_instruction(case, rng):
     same(run(code, inputs, output, arrays), expected)
 
 
-def with_nan(function):
-    def quiet(*a):
-        with np.errstate(all="ignore"):
-            return function(*a)
-
-    return quiet
-
-
 FLOATS = [
     ("add.f32 %d, %a, %b;", ["f32"] * 2, "f32", np.add),
     ("sub.rn.f64 %d, %a, %b;", ["f64"] * 2, "f64", np.subtract),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .apply import BOOL, S32, U32, U64, apply, dtype_of, unsigned
+from .fault import Unsupported
 from .parse import DTYPES, Immediate
 
 _LOGIC = {"and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor}
@@ -77,7 +78,7 @@ def _funnel(program, statement):
 def _lop3(program, statement):
     target, a, b, c, table = statement.operands[:5]
     if "pred" in statement.op or isinstance(target, tuple):
-        raise NotImplementedError(str(statement))
+        raise Unsupported(str(statement))
 
     def lop3(a, b, c):
         result = a & U32.type(0)
@@ -154,7 +155,6 @@ def _bfi(program, statement):
         mask = shift_left(ones, start)
         return (b & ~mask) | (shift_left(a, start) & mask)
 
-    # apply takes any number of operands
     apply(program, bfi, target, dtype, (a, dtype), (b, dtype), (start, U32), (length, U32))
 
 
