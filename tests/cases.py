@@ -23,7 +23,7 @@ TARGET_DTYPES = tuple(
 REDUCTIONS = ("mean", "sum", "none")
 TARGET_KINDS = ("index", "probabilities")
 
-#: Vector width and tile borders: one below, at and above each of them.
+#: Vector width, tile borders and those between kernels: one below, at and above each of them.
 TILE = 1024
 CLASS_COUNTS = (
     *range(1, 141),

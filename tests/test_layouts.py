@@ -255,19 +255,46 @@ def test_layout_of_out(backend, rng, layout, dtype, axis):
     assert_same_bits(out, grad)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("offset", [1, 2, 4])
-def test_large_outputs_at_any_address(cpu, rng, dtype, offset):
-    """Large enough to be written around the caches, which takes whole aligned lines."""
-    logits, targets = make_logits(rng, (1100, 1003), dtype), rng.integers(0, 1003, 1100)
-    buffer = np.zeros(logits.nbytes + 64, np.uint8)
-    out = buffer[offset : offset + logits.nbytes].view(dtype).reshape(logits.shape)
-    loss, grad = nc.cross_entropy_and_grad(logits, targets, out=out)
-    loss2, grad2 = nc.cross_entropy_and_grad(logits, targets)
-    assert loss == loss2
-    assert_same_bits(grad, grad2)
-    assert not buffer[:offset].any()
-    assert not buffer[offset + logits.nbytes :].any()
+#: The rows of an output, from a vector with room for more, and how far they are apart
+ROW_ORDERS = {
+    "together": (0, lambda rows: rows),
+    "apart": (5, lambda rows: rows),
+    "backwards": (0, lambda rows: rows[::-1]),
+}
+WRITERS = {
+    "index": lambda z, y, t, **out: nc.cross_entropy_and_grad(z, y, reduction="sum", **out)[1],
+    "dense": lambda z, y, t, **out: nc.cross_entropy_and_grad(z, t, reduction="sum", **out)[1],
+    "softmax": lambda z, y, t, **out: nc.softmax(z, **out),
+    "log_softmax": lambda z, y, t, **out: nc.log_softmax(z, **out),
+}
+
+
+@pytest.mark.parametrize("order", ROW_ORDERS)
+@pytest.mark.parametrize("write", WRITERS)
+@pytest.mark.parametrize("n_classes", [301, 1503])
+@every_dtype
+def test_large_outputs_at_any_address(cpu, rng, dtype, n_classes, write, order):
+    """Large enough to be written around the caches, which takes whole lines of 64 bytes.
+
+    The parts of lines at both ends of a row are put together with those of its neighbours, if they
+    follow each other in memory.
+    """
+    size = np.dtype(dtype).itemsize
+    gap, arrange = ROW_ORDERS[order]
+    n_rows = (4 << 20) // (n_classes * size) + 3
+    logits, targets = make_logits(rng, (n_rows, n_classes), dtype), rng.integers(0, 301, n_rows)
+    targets[::5] = -100
+    dense = (rng.random((50, n_classes)) / n_classes).astype(dtype)[np.arange(n_rows) % 50]
+    pieces = [slice(i, i + 40) for i in range(0, n_rows, 40)]  # small: through the caches
+    expected = [WRITERS[write](logits[i], targets[i], dense[i]) for i in pieces]
+    for offset in (0, 1, size, 36 * size):
+        buffer = np.full((n_rows * (n_classes + gap) + 64) * size, 77, np.uint8)
+        rows = buffer[offset : offset + n_rows * (n_classes + gap) * size].view(dtype)
+        out = arrange(rows.reshape(n_rows, n_classes + gap)[:, :n_classes])
+        WRITERS[write](logits, targets, dense, out=out)
+        assert_same_bits(out, np.concatenate(expected))
+        out[...] = np.full(1, 0x4D4D4D4D4D4D4D4D).view(dtype)[0]  # 77 in every byte
+        assert (buffer == 77).all()
 
 
 @pytest.mark.parametrize("axis", [-1, 0])

@@ -15,6 +15,7 @@ targets        what a row is told to be: target, weights, whether it counts
 finish         a row finished in float64, by the formulas of `numba_ce._row`
 operations     what is done with a row, one function for each operation
 shard          the same for a part of a row: records
+eight          rows of some hundred classes, finished eight at a time: the operations
 narrow         rows of few classes, sixteen at a time: the operations
 sixteen        their rows in and out, and their targets
 sixteen_finish how they are finished, in float32 and in float64
@@ -43,7 +44,7 @@ from numba_ce.cpu.launch import run
 from numba_ce.cpu.narrow import NARROW_CLASSES
 from numba_ce.cpu.operations import Kernel
 from numba_ce.cpu.plan import DEFAULTS, OPERANDS, address_of, collapse
-from numba_ce.cpu.tile import real_type
+from numba_ce.cpu.tile import TILE, real_type
 from numba_ce.cpu.turn import BLOCK_CLASSES, ROWS
 
 # Outputs larger than this do not fit the caches anyway: write around them
@@ -180,21 +181,16 @@ def _plan(problem, grad=None, hess=None):
     return plan
 
 
-@lru_cache
-def _block_of(n_classes):
-    """Classes that the kernels of `narrow` turn at a time; 0: too many classes for them."""
-    if n_classes > NARROW_CLASSES:
-        return 0
-    return min(size for size in BLOCK_CLASSES if size >= min(n_classes, ROWS))
-
-
-@lru_cache
-def _fitting(operation, kind, targets_kind, grad_kind, block, *options):
-    """The kernel for these dtypes: the one of `narrow` where it exists."""
-    if block and (targets_kind is None or real_type(targets_kind) is real_type(kind)):
+@lru_cache(maxsize=256)
+def _fitting(operation, kind, targets_kind, grad_kind, n_classes, *options):
+    """The kernel for so many classes of these dtypes: `narrow`, `eight`, or one row at a time."""
+    block, real = 0, real_type(kind)
+    same = targets_kind is None or real_type(targets_kind) is real
+    if same and n_classes <= NARROW_CLASSES[real]:
         operation = "narrow_" + operation
-    else:
-        block = 0
+        block = min(size for size in BLOCK_CLASSES if size >= min(n_classes, ROWS))
+    elif n_classes <= TILE and real is np.float32:
+        operation = "eight_" + operation
     return Kernel(operation, kind, targets_kind, grad_kind, None, *options, block=block)
 
 
@@ -221,7 +217,7 @@ def run_loss(problem, loss_rows, grad):
         _kind(logits),
         _targets_kind(problem),
         grad_kind,
-        _block_of(logits.shape[-1]),
+        logits.shape[-1],
         *_options(problem.options),
     )
     return plan.run_checked(kernel, problem)
@@ -256,7 +252,7 @@ def run_normalize(logits, what, out):
         plan.point_results({"lse": out})
     else:
         plan, out_kind = _Plan(logits, grad=out), _kind(out)
-    plan.run(_fitting(what, _kind(logits), None, out_kind, _block_of(logits.shape[-1])))
+    plan.run(_fitting(what, _kind(logits), None, out_kind, logits.shape[-1]))
 
 
 def run_row_record(problem, class_offset, n_classes, record):
