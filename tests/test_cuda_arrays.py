@@ -235,6 +235,8 @@ def test_another_device_than_the_current_one():
         x, y = arrays_on(driver.gpu)
         out = FakeArray(driver.gpu, np.zeros((3, 4), np.float32))
         driver.count, driver.device_of = 2, lambda address: 1
+        launch, used = driver.launch, set()
+        driver.launch = lambda *arguments: used.add(driver.device()) or launch(*arguments)
         nc.cross_entropy(x, y)
         nc.cross_entropy_and_grad(x, y, out=out)
         nc.cross_entropy_grad_and_hess(x, y)
@@ -246,7 +248,7 @@ def test_another_device_than_the_current_one():
         with pytest.raises(ValueError, match=r"targets\[1\] = 9 is not a class"):
             nc.cross_entropy(x, bad)
         assert driver.current == [0]
-        assert {device for _, device in driver.functions} == {1}
+        assert used == {device for _, device in driver.functions} == {1}
         driver.device_of = lambda address: int(address == y.address)
         with pytest.raises(ValueError, match="targets is on CUDA device 1 and logits on 0"):
             nc.cross_entropy(x, y)

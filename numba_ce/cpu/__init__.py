@@ -37,7 +37,7 @@ from struct import pack
 
 import numpy as np
 
-from numba_ce._validate import bad_target_error
+from numba_ce._validate import bad_target_error, check_scale, encoded_ignore_index
 from numba_ce.cpu.element import KINDS
 from numba_ce.cpu.exp import reduction
 from numba_ce.cpu.launch import run
@@ -59,16 +59,6 @@ def _name(dtype):
 
 def _kind(array):
     return _name(array.dtype)
-
-
-def _check_scale(name, value, kind):
-    """Beyond these the constants of the range reduction leave the type of the tiles."""
-    limit = 2.0 ** (1000 if kind == "float64" else 120)
-    if not 1.0 / limit <= value <= limit:
-        raise ValueError(
-            f"{name} = {value}: expected {1.0 / limit:.1g} <= {name} <= {limit:.1g} for {kind} "
-            "logits on the CPU"
-        )
 
 
 def _form(array):
@@ -140,11 +130,10 @@ class _Plan:
 
     def describe_targets(self, problem):
         """ignore_index and class weights."""
-        fields, ignored = self.fields, problem.options.ignore_index
-        lowest = -(2**63) if fields["targets_signed"] else 0
-        if ignored is not None and lowest <= ignored < lowest + 2**64:
-            fields["has_ignore_index"] = True
-            fields["ignore_index"] = ignored if ignored < 2**63 else ignored - 2**64
+        fields = self.fields
+        ignored = encoded_ignore_index(problem.options.ignore_index, fields["targets_signed"])
+        if ignored is not None:
+            fields["has_ignore_index"], fields["ignore_index"] = True, ignored
         if problem.class_weight is not None:
             self.point("class_weight", problem.class_weight)
             padded = np.zeros(len(problem.class_weight) + 16, real_type(self.kind))
@@ -158,11 +147,11 @@ class _Plan:
         fields["smoothing"], fields["z_loss"] = options.label_smoothing, options.z_loss
         real = KINDS[self.kind][1]
         if options.temperature != 1.0:
-            _check_scale("temperature", options.temperature, self.kind)
+            check_scale("temperature", options.temperature, self.kind, "on the CPU")
             fields["temperature"] = options.temperature
             fields["tempered"] = pack("4d", *reduction(real, options.temperature))
         if options.softcap is not None:
-            _check_scale("softcap", options.softcap, self.kind)
+            check_scale("softcap", options.softcap, self.kind, "on the CPU")
             fields["softcap"] = options.softcap
             fields["capping"] = pack("4d", *reduction(real, options.softcap / 2))
 

@@ -209,7 +209,10 @@ def empty(like: DeviceArray, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
 
 
 def empty_like(like: DeviceArray) -> DeviceArray:
-    """A fresh dense array in the axis order of the logits, as `np.empty_like` would give."""
+    """A fresh dense array in the axis order of the logits, as `np.empty_like` would give.
+
+    Of Numba's family it is in C order: there a transpose is a copy.
+    """
     order = sorted(range(like.ndim), key=lambda a: -abs(like.strides[a]))
     if order == list(range(like.ndim)) or family(like.owner) == "numba":
         return empty(like, like.shape, like.dtype)
