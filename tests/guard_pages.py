@@ -23,8 +23,8 @@ import numba_ce.api
 import numba_ce.records
 
 #: Every remainder of sixteen, and both sides of where the kernels change.
-FEW_CLASSES = (*range(1, 18), 31, 33, 80, 81, 128, 129, 150, 1025)
-ALL_CLASSES = (*range(1, 36), 48, 63, 64, 65, 79, 80, 81, 127, 128, *range(129, 146), 255, 1023)
+FEW_CLASSES = (*range(1, 18), 31, 33, 64, 80, 100, 129, 150, 1025)
+ALL_CLASSES = (*range(1, 36), 48, 63, 64, 65, 79, 80, 81, 99, *range(100, 146), 255, 1023)
 ALL_CLASSES += (1024, 1025, 2049)
 ROWS = (1, 15, 16, 17, 33)
 FLAGS = {

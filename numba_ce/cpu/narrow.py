@@ -54,10 +54,13 @@ from numba_ce.cpu.vector import (
     sum_of_lanes,
 )
 
-# Beyond, the rows of `eight` are as fast, or those of `operations` in float64. Of their time the
-# gradient took here 0.97 with 104 float32, 1.07 with 128, 1.6 with 256; 0.55 with 128 of 16 bits,
-# which have to be the float32 results, rounded; 0.92 with 80 float64.
-NARROW_CLASSES = {np.float32: 128, np.float64: 80}
+# Beyond, the rows of `eight` are as fast, or those of `operations` in float64. Of their time large
+# arrays took here, in two threads, with 64, 100 and 128 float32: 0.67, 0.97, 1.27 for the gradient,
+# 0.98, 1.31, 1.63 for softmax, 0.79, 0.98, 1.33 for log_softmax, 0.71, 0.82, 1.18 for logsumexp;
+# with 64, 80 and 100 float64 0.84, 0.96, 1.12 for the gradient. 16-bit rows have to be the float32
+# results, rounded, so they go where those go.
+NARROW_CLASSES = {"loss": 100, "softmax": 64, "log_softmax": 100, "logsumexp": 100}
+NARROW_FLOAT64 = 80
 F32_1 = np.float32(1)
 
 

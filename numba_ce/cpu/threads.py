@@ -30,6 +30,7 @@ from numba.core import cgutils
 from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic
 
+from numba_ce._validate import PARTLY_WRITTEN
 from numba_ce.cpu.cache import cached
 from numba_ce.cpu.element import put
 from numba_ce.cpu.jit import call_address, collector_paused
@@ -165,7 +166,7 @@ def run_blocks(call, fields, n_workers, results):
             fits = SLICE_SECONDS / max(perf_counter() - began, 1e-9)
             length = int(length * min(fits, 16.0))
     except BaseException as error:
-        error.add_note("numba_ce was interrupted: arrays given as `out` may be partly written")
+        error.add_note(PARTLY_WRITTEN)
         raise
 
 
