@@ -27,6 +27,7 @@ TARGET_KINDS = ("index", "probabilities")
 TILE = 1024
 CLASS_COUNTS = (
     *range(1, 141),
+    *range(255, 274),
     *(TILE * k + d for k in (1, 2, 3) for d in (-17, -16, -15, -1, 0, 1, 15, 16, 17)),
 )
 

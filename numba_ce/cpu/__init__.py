@@ -41,7 +41,7 @@ from numba_ce._validate import bad_target_error, check_scale, encoded_ignore_ind
 from numba_ce.cpu.element import KINDS
 from numba_ce.cpu.exp import reduction
 from numba_ce.cpu.launch import run
-from numba_ce.cpu.narrow import NARROW_CLASSES, NARROW_FLOAT64
+from numba_ce.cpu.narrow import NARROW_CLASSES
 from numba_ce.cpu.operations import Kernel
 from numba_ce.cpu.plan import DEFAULTS, OPERANDS, address_of, collapse
 from numba_ce.cpu.tile import TILE, real_type
@@ -186,10 +186,7 @@ def _fitting(operation, kind, targets_kind, grad_kind, n_classes, *options):
     """The kernel for so many classes of these dtypes: `narrow`, `eight`, or one row at a time."""
     block, real = 0, real_type(kind)
     same = targets_kind is None or real_type(targets_kind) is real
-    limit = NARROW_CLASSES[operation]
-    if real is np.float64:
-        limit = min(limit, NARROW_FLOAT64)
-    if same and n_classes <= limit:
+    if same and n_classes <= NARROW_CLASSES:
         operation = "narrow_" + operation
         block = min(size for size in BLOCK_CLASSES if size >= min(n_classes, ROWS))
     elif n_classes <= TILE and real is np.float32:

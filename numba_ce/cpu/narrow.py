@@ -54,13 +54,11 @@ from numba_ce.cpu.vector import (
     sum_of_lanes,
 )
 
-# Beyond, the rows of `eight` are as fast, or those of `operations` in float64. Of their time large
-# arrays took here, in two threads, with 64, 100 and 128 float32: 0.67, 0.97, 1.27 for the gradient,
-# 0.98, 1.31, 1.63 for softmax, 0.79, 0.98, 1.33 for log_softmax, 0.71, 0.82, 1.18 for logsumexp;
-# with 64, 80 and 100 float64 0.84, 0.96, 1.12 for the gradient. 16-bit rows have to be the float32
-# results, rounded, so they go where those go.
-NARROW_CLASSES = {"loss": 100, "softmax": 64, "log_softmax": 100, "logsumexp": 100}
-NARROW_FLOAT64 = 80
+# From some 100 classes on (64 for softmax, 80 in float64) rows whose classes are neighbours would be
+# faster in `eight` or `operations`: with 256 the gradient takes 1.7 of their time. But rows that are
+# neighbours class by class, those of images, are read there number by number, with 150 classes at a
+# tenth of the speed, and the layout must not decide, or it would change the bits.
+NARROW_CLASSES = 256
 F32_1 = np.float32(1)
 
 
