@@ -54,10 +54,10 @@ from numba_ce.cpu.vector import (
     sum_of_lanes,
 )
 
-# From some 100 classes on (64 for softmax, 80 in float64) rows whose classes are neighbours would be
-# faster in `eight` or `operations`: with 256 the gradient takes 1.7 of their time. But rows that are
-# neighbours class by class, those of images, are read there number by number, with 150 classes at
-# a tenth of the speed; and the layout must not decide, or it would change the bits.
+# From some 100 classes on (64 for softmax, 80 in float64) rows whose classes are neighbours would
+# be faster in `eight` or `operations`: with 256 the gradient takes 1.7 of their time. But rows that
+# are neighbours class by class, those of images, are read there number by number, with 150 classes
+# at a tenth of the speed; and the layout must not decide, or it would change the bits.
 NARROW_CLASSES = 256
 F32_1 = np.float32(1)
 
