@@ -150,13 +150,19 @@ def blocks_of_blocks(logits: Iterable[Any], others: dict[str, Any], axis: int) -
 
     others : targets and sample_weight, each a `Source`, an iterator of blocks, or None
     """
-    n_rows = 0
-    for item in logits:
+    n_rows, first = 0, None
+    for number, item in enumerate(logits):
         z, last = check_logits(item, axis)
         if last == 0:
             raise ValueError(
                 f"logits are blocks of shape {z.shape} with axis = {axis}: expected rows along the "
                 "first axis and classes along another"
+            )
+        kind = (z.shape[1:], z.dtype.name)
+        if kind != (first := first or kind):
+            raise ValueError(
+                f"logits block {number} has dtype {kind[1]} and rows of shape {kind[0]}: expected "
+                f"{first[1]} and {first[0]}, as the first"
             )
         rows = z.shape[:last] + z.shape[last + 1 :]
         index = (slice(n_rows, n_rows + rows[0]), *(slice(0, n) for n in rows[1:]))

@@ -22,6 +22,7 @@ from numba_ce._validate import (
     Problem,
     check_logits,
     check_options,
+    check_out,
     check_reduction,
     make_problem,
 )
@@ -111,8 +112,11 @@ def _weigh(
     return total
 
 
-def _sink(grad_out: Any, logits: Source, axis: int) -> Any:
-    """Where gradients go: a new file, or anything that fits and takes slices."""
+def _sink(grad_out: Any, logits: Source, axis: int, others: tuple[Any, ...]) -> Any:
+    """Where gradients go: a new file, or anything that fits and takes slices.
+
+    others : what it must not overlap, with names, as for `check_out`
+    """
     dtype = logits.dtype.newbyteorder("=")
     if isinstance(grad_out, (str, os.PathLike)):
         # Rows in one piece each, so that a block is written in one piece
@@ -124,15 +128,20 @@ def _sink(grad_out: Any, logits: Source, axis: int) -> Any:
         raise ValueError(f"grad_out has shape {grad_out.shape}: expected {logits.shape}")
     if np.dtype(grad_out.dtype).name != dtype.name:
         raise ValueError(f"grad_out has dtype {grad_out.dtype}: expected {dtype.name}")
+    if isinstance(grad_out, np.ndarray):
+        in_memory = isinstance(logits.array, np.ndarray)
+        like = logits.array if in_memory else stand_in(logits.shape, dtype)
+        check_out(grad_out, like, others, "grad_out")
     return grad_out
 
 
 class _Job(NamedTuple):
-    """What `run` works through. Without one array of logits, rows and weight are not known yet."""
+    """What `run` works through; of blocks of logits only these and the options are known yet."""
 
     blocks: Iterator[Block]
     options: Options
     rows: tuple[int, ...] | None  # their shape
+    n_classes: int
     dtype: np.dtype[Any]  # of the losses
     weight: float
     sink: Any
@@ -152,7 +161,7 @@ def _prepare(
         if grad_out is not None:
             raise ValueError("grad_out: not with blocks of logits, expected them in one array")
         blocks = blocks_of_blocks(logits, others, options.axis)
-        return _Job(blocks, options, None, np.dtype(np.float64), 0.0, None)
+        return _Job(blocks, options, None, 0, np.dtype(np.float64), 0.0, None)
     source = Source.of(logits, "logits")
     close_later(source.close)
     shape, dtype = source.shape, source.dtype
@@ -169,9 +178,14 @@ def _prepare(
     targets, sample_weight = others["targets"], others["sample_weight"]
     weight = _weigh(source, targets, sample_weight, options, indices)
     blocks = blocks_of_arrays(source, targets, sample_weight, axis, indices)
-    sink = None if grad_out is None else _sink(grad_out, source, axis)
+    sink = None
+    if grad_out is not None:
+        arrays = [(other.array, name) for name, other in others.items() if other is not None]
+        weights = np.asarray(options.class_weight), "class_weight"
+        sink = _sink(grad_out, source, axis, (*arrays, weights))
     rows = shape[:axis] + shape[axis + 1 :]
-    return _Job(blocks, options, rows, result_dtype(stand_in(shape, dtype)), weight, sink)
+    losses = result_dtype(stand_in(shape, dtype))
+    return _Job(blocks, options, rows, shape[axis], losses, weight, sink)
 
 
 def _compute(block: Block, job: _Job) -> Array:
@@ -207,12 +221,12 @@ def run(
     """`stream`, which shows each block to `visit` before its gradient may overwrite it."""
     begin = time.perf_counter()
     per_row: list[tuple[Index, Array]] = []
-    n_rows = n_classes = n_bytes = 0
+    n_rows = n_bytes = 0
     total = 0.0
     with contextlib.ExitStack() as stack:
         others = {"targets": targets, "sample_weight": sample_weight}
         job = _prepare(logits, others, options, grad_out, stack.callback)
-        options, weight, dtype = job.options, job.weight, job.dtype
+        options, weight, dtype, n_classes = job.options, job.weight, job.dtype, job.n_classes
         if isinstance(job.sink, NpyWriter):
             stack.callback(job.sink.discard)  # of nothing, once it is committed
         elif job.sink is not None:
@@ -232,7 +246,6 @@ def run(
                 per_row.append((block.rows, loss))
             n_rows, n_bytes = n_rows + loss.size, n_bytes + block.logits.nbytes
             n_classes, dtype = block.logits.shape[options.axis], loss.dtype
-            del block, loss  # before the next one is waited for: a block less in memory
             if progress is not None:
                 progress(n_rows, None if job.rows is None else math.prod(job.rows))
         if isinstance(job.sink, NpyWriter):
@@ -304,7 +317,9 @@ def stream(
         As for `cross_entropy`.
     grad_out : path or array, optional
         Where the gradient goes: an .npy file, which appears under its name when it is complete, or
-        an array of the shape and dtype of the logits, as a memory map. Not with blocks.
+        an array of the shape and dtype of the logits, as a memory map; ``grad_out=logits`` works
+        in place. Not with blocks. NumPy knows bfloat16 in a file as two bytes, "|V2": read it with
+        ``numpy.load(path).view(ml_dtypes.bfloat16)``.
     progress : callable, optional
         Called as ``progress(rows done, rows in all)`` after each block; the second is None if the
         logits are blocks.
