@@ -70,7 +70,8 @@ def no_classes(logits: Array, axis: int) -> ValueError:
     )
 
 
-def _reduced(total: float, weight: float, reduction: str, dtype: np.dtype[Any]) -> Any:
+def reduced(total: float, weight: float, reduction: str, dtype: np.dtype[Any]) -> Any:
+    """The mean or sum as it is returned, from the sums of the losses and of the weights."""
     if reduction == "mean":
         total = total / weight if weight != 0.0 else float("nan")
     if abs(total) < 3e38:
@@ -92,13 +93,13 @@ def _loss(problem: Problem, logits: Array, axis: int, grad: Array | None) -> Any
         return returned(result)
     per_row = np.empty(rows, dtype) if problem.reduction == "none" else None
     if 0 in rows:
-        return _reduced(0.0, 0.0, problem.reduction, dtype) if per_row is None else per_row
+        return reduced(0.0, 0.0, problem.reduction, dtype) if per_row is None else per_row
     if problem.logits.shape[-1] == 0:
         raise no_classes(logits, axis)
     moved = None if grad is None else classes_last(grad, axis)
     total, weight = backend().run_loss(problem, per_row, moved)
     if per_row is None:
-        return _reduced(total, weight, problem.reduction, dtype)
+        return reduced(total, weight, problem.reduction, dtype)
     return per_row if rows else per_row[()]
 
 
@@ -265,12 +266,12 @@ softcap, temperature, check_targets
     if out is None:
         grad = fresh_output(array)
     else:
-        grad = check_out(out, array, _inputs(problem, class_weight))
+        grad = check_out(out, array, inputs(problem, class_weight))
     loss = _loss(problem, array, axis, grad)
     return loss, returned(grad) if out is None else out
 
 
-def _inputs(problem: Problem, class_weight: Any) -> tuple[tuple[Any, str], ...]:
+def inputs(problem: Problem, class_weight: Any) -> tuple[tuple[Any, str], ...]:
     """What `out` must not overlap, as arrays: a Series, too, lends its memory to one."""
     if class_weight is not None and not on_device(problem.logits):
         # the problem holds a copy, unless it was float64
@@ -340,7 +341,7 @@ def cross_entropy_grad_and_hess(
     else:
         if not isinstance(out, (tuple, list)) or len(out) != 2:
             raise TypeError(f"out is a {type(out).__name__}: expected a pair of arrays")
-        others = _inputs(problem, None)
+        others = inputs(problem, None)
         grad = check_out(out[0], array, others, "out[0]")
         hessian = check_out(out[1], array, (*others, (out[0], "out[0]")), "out[1]")
     if problem.logits.shape[-1] == 0 and array.size == 0 and 0 not in problem.logits.shape[:-1]:

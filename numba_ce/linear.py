@@ -132,7 +132,7 @@ def run(layer: Layer, gradients: Callable[[slice, Array], None] | None) -> Any:
     dtype, options = problem.logits.dtype, problem.options
     denominator, rows_weight = total_weight(problem), problem.sample_weight
     if problem.reduction == "mean":
-        rows_weight = mean_weights(problem, denominator)
+        rows_weight = mean_weights(rows_weight, (n_rows,), denominator)
     losses = np.empty(n_rows if problem.reduction == "none" else 0, dtype)
     buffer, total = np.empty((step, n_classes), dtype), 0.0
     for start in range(0, n_rows, step):

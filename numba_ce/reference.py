@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numba_ce._validate import Array, Problem, bad_target_error
+from numba_ce._validate import Array, Problem
+from numba_ce.weights import check_indices
 
 INF, NAN = np.inf, np.nan
 quiet = np.errstate(all="ignore")  # infinities and NaN are results here, not accidents
@@ -138,9 +139,9 @@ def _index_targets(problem: Problem, n_classes: int) -> tuple[Array, Array, Arra
     ignored = np.asarray(y == problem.options.ignore_index) & (
         problem.options.ignore_index is not None
     )
-    bad = ~ignored & ((y < 0) | (y >= n_classes))
-    if bad.any() and problem.options.check_targets:
-        raise bad_target_error(problem, int(np.flatnonzero(bad)[0]), n_classes)
+    bad = check_indices(problem, n_classes)
+    if bad is None:
+        bad = np.zeros(y.shape, bool)
     return np.where(ignored | bad, 0, y).astype(np.int64), ignored, bad
 
 
@@ -196,11 +197,11 @@ def _measure(part: Part) -> Array:
     gap = np.where(z == -INF, INF, (m[..., None] - z) / part.temperature)
     a_rest = total(times(np.where(out, 0.0, q), gap))
     q_k, q_rest = np.where(out, q, 0.0).sum(axis=-1), total(np.where(out, 0.0, q))
-    record = np.empty((*m.shape, 9))
     columns = (m, np.where(t < INF, sum_exp, NAN), t, q_k, q_rest, a_rest, part.z_weight)
     # An ignored row is certain of its class and has no weight, so that its loss is 0
     nothing = (-INF, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     spoiled = (-INF, NAN, -INF, NAN, NAN, NAN, NAN)
+    record = np.empty((*m.shape, len(columns) + 2))
     for i, column in enumerate(columns):
         kept = np.where(part.kept, column, nothing[i])
         record[..., i] = np.where(part.bad, spoiled[i], kept)

@@ -193,9 +193,8 @@ def _compute(block: Block, job: _Job) -> Array:
     options, s = job.options, block.sample_weight
     if job.sink is None:
         return np.asarray(cross_entropy(block.logits, block.targets, **options.per_row(s)))
-    problem = options.problem(block.logits, block.targets, s)
     if options.reduction == "mean":
-        s = mean_weights(problem, job.weight)
+        s = mean_weights(s, tuple(i.stop - i.start for i in block.rows), job.weight)
     in_place = block.ours and block.logits.dtype.isnative
     loss, grad = cross_entropy_and_grad(
         block.logits,
