@@ -29,6 +29,14 @@ class Block(NamedTuple):
     ours: bool  # whether `logits` may be overwritten
 
 
+def numpy_dtype(value: Any) -> np.dtype[Any] | None:
+    """The dtype of an array that names one of NumPy's; torch, for one, has others."""
+    try:
+        return np.dtype(value.dtype)
+    except (AttributeError, TypeError):
+        return None
+
+
 class Source:
     """An array in a file, in memory, or in a store that is indexed with slices."""
 
@@ -37,7 +45,7 @@ class Source:
         self.name = name
         if isinstance(value, (str, os.PathLike)):
             value = _open(Path(value), name)
-        elif not (hasattr(value, "shape") and hasattr(value, "dtype")):
+        elif not (hasattr(value, "shape") and numpy_dtype(value) is not None):
             value = as_array(value, name)
         if isinstance(value, np.ma.MaskedArray):
             as_array(value, name)  # raises
@@ -93,7 +101,8 @@ def block_indices(shape: tuple[int, ...], axis: int, itemsize: int, chunks: Any)
         cut += 1
         size //= rows[cut]
     steps = [1] * cut + [max(1, BLOCK_BYTES // max(size, 1))] + list(rows[cut + 1 :])
-    if chunks is not None:
+    # Dask's are tuples of lengths: a lazy array, which remembers no block
+    if isinstance(chunks, tuple) and all(isinstance(c, int) for c in chunks):
         chunks = tuple(chunks[:axis]) + tuple(chunks[axis + 1 :])
         steps = [max(step // c, 1) * c for step, c in zip(steps, chunks, strict=True)]
     for number in np.ndindex(*(-(-n // step) for n, step in zip(rows, steps, strict=True))):

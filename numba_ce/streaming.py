@@ -40,6 +40,7 @@ from numba_ce.blocks import (
     blocks_of_blocks,
     full_index,
     is_blocks,
+    numpy_dtype,
     read_ahead,
 )
 from numba_ce.npy import Index, NpyWriter
@@ -122,7 +123,7 @@ def _sink(grad_out: Any, logits: Source, axis: int, others: tuple[Any, ...]) -> 
         # Rows in one piece each, so that a block is written in one piece
         fortran = axis == 0 and len(logits.shape) > 1
         return NpyWriter(Path(grad_out), logits.shape, dtype, fortran)
-    if not hasattr(grad_out, "__setitem__") or not hasattr(grad_out, "dtype"):
+    if not hasattr(grad_out, "__setitem__") or numpy_dtype(grad_out) is None:
         raise TypeError(f"grad_out is a {type(grad_out).__name__}: expected a path or an array")
     if tuple(grad_out.shape) != logits.shape:
         raise ValueError(f"grad_out has shape {grad_out.shape}: expected {logits.shape}")

@@ -93,9 +93,7 @@ def total_weight(problem: Problem, origin: tuple[int, ...] = ()) -> float:
 
 
 @np.errstate(all="ignore")
-def mean_weights(
-    sample_weight: Array | None, rows: tuple[int, ...], denominator: float
-) -> Array:
+def mean_weights(sample_weight: Array | None, rows: tuple[int, ...], denominator: float) -> Array:
     """The sample weights whose sum of losses is the mean; zero where there is nothing to average.
 
     One number takes the place of all of them if the rows have none.

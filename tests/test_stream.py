@@ -127,6 +127,20 @@ def test_zarr(cpu, rng, tmp_path, chunks):
         nc.stream(tmp_path / "group.zarr", targets)
 
 
+def test_torch_and_dask(cpu, rng):
+    """torch has dtypes of its own, and Dask chunks of several lengths."""
+    logits, targets = make(rng)
+    expected = nc.cross_entropy(logits, targets)
+    torch = pytest.importorskip("torch")
+    z, y = torch.from_numpy(logits), torch.from_numpy(targets)
+    np.testing.assert_allclose(nc.stream(z, y).loss, expected, rtol=1e-14)
+    with pytest.raises(TypeError, match="grad_out is a Tensor: expected a path or an array"):
+        nc.stream(logits, targets, grad_out=z)
+    da = pytest.importorskip("dask.array")
+    z = da.from_array(logits, chunks=(8, 4))
+    np.testing.assert_allclose(nc.stream(z, targets).loss, expected, rtol=1e-14)
+
+
 def test_a_chunk_of_a_store_is_read_for_one_block_only():
     cases = (((100, 8), 1, (9, 3)), ((8, 100), 0, (8, 200)), ((5, 90, 8), 2, (2, 4, 8)))
     for shape, axis, chunks in cases:
