@@ -54,11 +54,16 @@ class OnDevice:
     """Looks like an array on the device."""
 
     def __init__(self, address: int, like: np.ndarray[Any, Any]) -> None:
-        self.__cuda_array_interface__ = {
-            "shape": like.shape,
+        self._address, self._shape, self._typestr = address, like.shape, like.dtype.str
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        """Made anew each time, as libraries do."""
+        return {
+            "shape": self._shape,
             "strides": None,
-            "typestr": like.dtype.str,
-            "data": (address, False),
+            "typestr": self._typestr,
+            "data": (self._address, False),
             "version": 3,
             "stream": None,
         }
@@ -97,8 +102,11 @@ def calls() -> dict[str, Any]:
     fast = {"check_targets": False}
     return {
         "loss, none": lambda: nc.cross_entropy(x, t, reduction="none", **fast),
+        "loss, mean": lambda: nc.cross_entropy(x, t, **fast),
+        "loss, mean, checked": lambda: nc.cross_entropy(x, t),
         "loss+grad, none": lambda: nc.cross_entropy_and_grad(x, t, reduction="none", out=g, **fast),
         "loss+grad, sum": lambda: nc.cross_entropy_and_grad(x, t, reduction="sum", out=g, **fast),
+        "loss+grad, mean": lambda: nc.cross_entropy_and_grad(x, t, out=g, **fast),
         "loss+grad, mean, checked": lambda: nc.cross_entropy_and_grad(x, t, out=g),
         "softmax": lambda: nc.softmax(x, out=g),
     }

@@ -21,11 +21,16 @@ from numba_ce.options import LossOptions
 Array = np.ndarray[Any, np.dtype[Any]]
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 REDUCTIONS = ("mean", "sum", "none")
+# The note on an exception that ends a call half-way
+PARTLY_WRITTEN = "numba_ce was interrupted: arrays given as `out` may be partly written"
 
 
 @dataclass(slots=True)
 class Problem:
-    """What every backend gets: at least one row and one class, the classes last."""
+    """The arrays and options of a call, checked, the classes last.
+
+    What a backend gets has at least one row and one class.
+    """
 
     logits: Array  # (*rows, n_classes), a view
     targets: Array | None  # integers (*rows,), or probabilities (*rows, n_classes)
@@ -47,19 +52,26 @@ def on_device(array: Any) -> bool:
     return not isinstance(array, np.ndarray)
 
 
-def _device_array(value: Any, name: str) -> Any:
-    from numba_ce._cuda_presence import why_no_cuda
+def cuda_arrays() -> Any:
+    """The module `numba_ce.cuda.arrays`; it is loaded where there is an array on a device.
 
+    An import statement would take 0.5 us each time, and a call comes here five times.
+    """
+    return sys.modules["numba_ce.cuda.arrays"]
+
+
+def _device_array(value: Any, name: str, interface: dict[str, Any]) -> Any:
     loaded = sys.modules.get("numba_ce.cuda.driver")
-    reason = why_no_cuda() if loaded is None or loaded._driver is None else None
-    if reason is not None:
-        raise TypeError(
-            f"{name} ({type(value).__name__}) is on a CUDA device, and the backend 'cuda' cannot "
-            f"be used: {reason}; or copy it to the host"
-        )
-    from numba_ce.cuda.arrays import device_array
+    if loaded is None or loaded._driver is None:
+        from numba_ce._cuda_presence import why_no_cuda
 
-    return device_array(value, name)
+        reason = why_no_cuda()
+        if reason is not None:
+            raise TypeError(
+                f"{name} ({type(value).__name__}) is on a CUDA device, and the backend 'cuda' "
+                f"cannot be used: {reason}; or copy it to the host"
+            )
+    return cuda_arrays().device_array(value, name, interface)
 
 
 def _check_side(array: Any, name: str, logits: Any) -> None:
@@ -80,8 +92,10 @@ def as_array(value: Any, name: str) -> Array:
             f"{name} is a MaskedArray, whose mask would be lost: fill it (-inf masks a class, "
             "ignore_index a row) and pass an ordinary array"
         )
-    if hasattr(value, "__cuda_array_interface__"):
-        return _device_array(value, name)  # type: ignore[no-any-return]
+    # Asked for once: torch and CuPy make it anew each time
+    interface = getattr(value, "__cuda_array_interface__", None)
+    if interface is not None:
+        return _device_array(value, name, interface)  # type: ignore[no-any-return]
     try:
         return np.asarray(value)
     except ValueError as error:  # rows of different lengths
@@ -321,26 +335,25 @@ def _share_memory(a: Array, b: Array) -> bool:
 
 def _check_device_out(out: Any, logits: Any, others: tuple[Any, ...], name: str) -> Any:
     """The same on the device; overlaps are judged by the addresses that the arrays span."""
-    from numba_ce.cuda.arrays import device_array, overlap
-
     array: Any = as_array(out, name)
     _check_side(array, name, logits)
+    arrays = cuda_arrays()
     _check_fits(array, logits, name)
     if array.readonly:
         raise ValueError(f"{name} is read-only: expected a writeable array")
-    if _overlaps_itself(array):
+    if not array.dense and _overlaps_itself(array):
         raise ValueError(f"{name} has strides {array.strides}: its elements overlap each other")
-    same = (array.address, array.strides, array.dtype) == (
+    if arrays.overlap(array, logits) and (array.address, array.strides, array.dtype) != (
         logits.address,
         logits.strides,
         logits.dtype,
-    )
-    if overlap(array, logits) and not same:
+    ):
         raise ValueError(
             f"{name} overlaps logits: expected separate memory, or the same view for in place"
         )
     for other, other_name in others:
-        if other is not None and overlap(array, device_array(other, other_name)):
+        # A record lies on the host
+        if other is not None and on_device(other) and arrays.overlap(array, other):
             raise ValueError(f"{name} overlaps {other_name}: expected separate memory")
     return array
 

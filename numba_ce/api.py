@@ -16,6 +16,7 @@ from numba_ce._validate import (
     check_out,
     check_reduction,
     classes_last,
+    cuda_arrays,
     make_problem,
     on_device,
 )
@@ -43,18 +44,14 @@ def result_dtype(logits: Array) -> np.dtype[Any]:
 def fresh_output(logits: Array) -> Array:
     """A dense array in native byte order and the axis order of the logits."""
     if on_device(logits):
-        from numba_ce.cuda.arrays import empty_like
-
-        return empty_like(logits)  # type: ignore[arg-type, return-value]
+        return cuda_arrays().empty_like(logits)  # type: ignore[no-any-return]
     return np.empty_like(logits, dtype=logits.dtype.newbyteorder("="), subok=False)
 
 
 def fresh_rows(logits: Array, shape: tuple[int, ...], dtype: Any) -> Any:
     """A dense array with results of the rows, where the logits are."""
     if on_device(logits):
-        from numba_ce.cuda.arrays import empty
-
-        return empty(logits, shape, np.dtype(dtype))  # type: ignore[arg-type]
+        return cuda_arrays().empty(logits, shape, np.dtype(dtype))
     return np.empty(shape, dtype)
 
 
@@ -343,7 +340,7 @@ def cross_entropy_grad_and_hess(
             raise TypeError(f"out is a {type(out).__name__}: expected a pair of arrays")
         others = inputs(problem, None)
         grad = check_out(out[0], array, others, "out[0]")
-        hessian = check_out(out[1], array, (*others, (out[0], "out[0]")), "out[1]")
+        hessian = check_out(out[1], array, (*others, (grad, "out[0]")), "out[1]")
     if problem.logits.shape[-1] == 0 and array.size == 0 and 0 not in problem.logits.shape[:-1]:
         raise no_classes(array, axis)
     if array.size:

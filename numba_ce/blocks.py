@@ -32,9 +32,10 @@ class Block(NamedTuple):
 def numpy_dtype(value: Any) -> np.dtype[Any] | None:
     """The dtype of an array that names one of NumPy's; torch, for one, has others."""
     try:
-        return np.dtype(value.dtype)
+        dtype: np.dtype[Any] = np.dtype(value.dtype)
     except (AttributeError, TypeError):
         return None
+    return dtype
 
 
 class Source:

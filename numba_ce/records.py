@@ -13,6 +13,7 @@ Merging and finishing are plain NumPy: Dask chunks, MPI ranks and memory maps ne
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ import numpy as np
 from numba_ce._backend import backend
 from numba_ce._validate import (
     Array,
+    Problem,
     as_array,
     check_integer,
     check_logits,
@@ -54,6 +56,8 @@ MOST_CLASSES = 2**53
 
 def _check_record(record: Any, name: str) -> Array:
     array = as_array(record, name)
+    if on_device(array):
+        raise TypeError(f"{name} is on a CUDA device: expected a host array, from row_record")
     if array.dtype.kind != "f" or array.dtype.itemsize != 8:
         raise TypeError(f"{name} has dtype {array.dtype}: expected float64, from row_record")
     if array.ndim == 0 or array.shape[-1] != N_FIELDS:
@@ -75,6 +79,13 @@ def scaled(record: Array, weight: Any) -> Array:
     with np.errstate(all="ignore"):
         result[..., _LINEAR] = times(np.asarray(weight)[..., None], record[..., _LINEAR])
     return result
+
+
+def _check_targets(problem: Problem, n_classes: int) -> Array | None:
+    """Which targets of a shard without classes are bad, None if none is."""
+    if on_device(problem.targets):
+        problem = replace(problem, targets=problem.targets.to_host())  # type: ignore[union-attr]
+    return check_indices(problem, n_classes)
 
 
 def row_record(
@@ -153,8 +164,8 @@ def row_record(
     _check_offset(class_offset, here, n_classes)
     record = np.empty((*problem.logits.shape[:-1], N_FIELDS))
     if here == 0:
+        bad = _check_targets(problem, n_classes)
         record[...] = (-np.inf, 0, -np.inf, 0, 0, 0, 0, options.temperature, n_classes)
-        bad = check_indices(problem, n_classes)
         if bad is not None:
             record[bad, 1] = np.nan
     elif record.size:
@@ -357,7 +368,7 @@ def grad_from_record(
         n_classes = int(largest)
         _check_offset(class_offset, problem.logits.shape[-1], n_classes)
         if problem.logits.shape[-1] == 0:
-            check_indices(problem, n_classes)
+            _check_targets(problem, n_classes)
         else:
             record = np.ascontiguousarray(record, np.float64)
             moved = classes_last(grad, axis)

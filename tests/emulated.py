@@ -32,13 +32,15 @@ class EmulatedDriver:
         self.functions = {}
         self.launches = []
         self.log = []  # (what, stream) of copies, launches and waits
-        self.allocated = {}
+        self.allocated, self.page_locked = {}, {}
         self.streams = 6
 
     def device(self):
         return 0
 
     def device_of(self, address):
+        if self.gpu.memory.find(address) is None:
+            raise driver_module.CudaError("CUDA driver: CUDA_ERROR_INVALID_VALUE")
         return 0
 
     def capability(self, device):
@@ -65,10 +67,12 @@ class EmulatedDriver:
         self.gpu.free(address)
 
     def pinned(self, nbytes):
-        return np.empty(nbytes, np.uint8)
+        array = np.empty(nbytes, np.uint8)
+        self.page_locked[array.ctypes.data] = array
+        return array
 
     def free_pinned(self, array):
-        pass
+        del self.page_locked[array.ctypes.data]
 
     def copy_in(self, to, array, stream):
         assert array.flags.c_contiguous
@@ -91,16 +95,19 @@ class EmulatedDriver:
 
 @contextmanager
 def emulated(**arguments):
-    """The backend "cuda" on an `EmulatedDriver`."""
-    host = import_module("numba_ce.cuda.host")
-    before, slots = driver_module._driver, dict(host._idle)
+    """The backend "cuda" on an `EmulatedDriver`; results come from `fresh` of the logits' owner."""
+    host, arrays = (import_module(f"numba_ce.cuda.{name}") for name in ("host", "arrays"))
+    before, slots, empty = driver_module._driver, dict(host._idle), arrays.empty
     driver_module._driver = EmulatedDriver(**arguments)
+    arrays.empty = lambda like, shape, dtype: arrays.device_array(
+        like.owner.fresh(np.zeros(shape, dtype)), "result"
+    )
     host._idle.clear()
     try:
         with nc.use_backend("cuda"):
             yield driver_module._driver
     finally:
-        driver_module._driver = before
+        driver_module._driver, arrays.empty = before, empty
         host._idle.clear()
         host._idle.update(slots)
 
@@ -121,7 +128,12 @@ class FakeArray:
         flat = np.full(max(self.extent, 0), 77.0).astype(array.dtype)
         np.lib.stride_tricks.as_strided(flat, array.shape, self.strides)[...] = array
         self.before = flat.copy()
-        self.address = gpu.put(flat, misalign=offset)
+        # Libraries give an empty array no memory
+        self.address = gpu.put(flat, misalign=offset) if array.size else 0
+
+    def fresh(self, array):
+        """Another array in the same memory."""
+        return FakeArray(self.gpu, array)
 
     @property
     def __cuda_array_interface__(self):

@@ -49,15 +49,8 @@ def test_other_backends_refuse_them(gpu, name):
         nc.logsumexp(x)
 
 
-def test_auto_is_where_the_data_lives(gpu, monkeypatch):
+def test_auto_is_where_the_data_lives(gpu):
     x, y = arrays_on(gpu)
-    monkeypatch.setattr(
-        arrays,
-        "empty",
-        lambda like, shape, dtype: arrays.device_array(
-            FakeArray(gpu, np.zeros(shape, dtype)), "result"
-        ),
-    )
     with nc.use_backend("auto"):
         loss = nc.cross_entropy(x, y, reduction="none")
         np.testing.assert_allclose(loss.get(), np.full(3, np.log(4)), rtol=1e-6)
@@ -72,6 +65,8 @@ def test_out_is_checked(gpu):
         nc.cross_entropy_and_grad(x, y, out=FakeArray(gpu, np.zeros((3, 5), "f4")))
     with pytest.raises(ValueError, match="dtype float64: expected float32"):
         nc.cross_entropy_and_grad(x, y, out=FakeArray(gpu, np.zeros((3, 4))))
+    with pytest.raises(ValueError, match=r"out has strides \(0, 4\): its elements overlap"):
+        nc.cross_entropy_and_grad(x, y, out=FakeArray(gpu, np.zeros((3, 4), "f4"), (0, 1)))
     shifted = FakeArray(gpu, np.zeros((3, 4), np.float32))
     shifted.address = x.address + 4
     with pytest.raises(ValueError, match="out overlaps logits"):
@@ -94,17 +89,60 @@ def test_dtypes(gpu):
         np.asarray(arrays.device_array(x, "logits"))
 
 
-def test_empty(gpu, monkeypatch):
-    monkeypatch.setattr(
-        arrays,
-        "empty",
-        lambda like, shape, dtype: arrays.device_array(
-            FakeArray(gpu, np.zeros(shape, dtype)), "result"
-        ),
-    )
+def test_empty(gpu):
     x, y = FakeArray(gpu, np.zeros((0, 4), np.float32)), FakeArray(gpu, np.zeros(0, int))
     assert np.isnan(nc.cross_entropy(x, y).get())
     assert nc.cross_entropy(x, y, reduction="sum").get() == 0
+
+
+def records_of(gpu, out=None):
+    """Record and gradient of two shards of device arrays."""
+    rng = np.random.default_rng(3)
+    z, y = rng.standard_normal((3, 8)).astype(np.float32), np.array([7, -100, 2])
+    whole = nc.row_record(z, y, class_offset=0, n_classes=8)
+    x, t = FakeArray(gpu, z[:, 4:]), FakeArray(gpu, y)
+    record = nc.row_record(x, t, class_offset=4, n_classes=8)
+    grad = nc.grad_from_record(x, t, whole, class_offset=4, out=out)
+    return z, y, record, grad
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_records_of_device_arrays(gpu, given):
+    """Records are handed out on the host; the gradient stays where the logits are."""
+    out = FakeArray(gpu, np.zeros((3, 4), np.float32)) if given else None
+    z, y, record, grad = records_of(gpu, out)
+    assert grad is out or not given
+    with nc.use_backend("numpy"):
+        expected = nc.row_record(z[:, 4:], y, class_offset=4, n_classes=8)
+        _, grad_0 = nc.cross_entropy_and_grad(z, y, reduction="sum")
+    np.testing.assert_allclose(record, expected, rtol=1e-6)
+    np.testing.assert_allclose(grad.get(), grad_0[:, 4:], rtol=1e-6)
+
+
+def test_a_record_on_the_device_is_refused(gpu):
+    x, y = arrays_on(gpu)
+    record = FakeArray(gpu, np.zeros((3, 9)))
+    with pytest.raises(TypeError, match="record is on a CUDA device: expected a host array"):
+        nc.grad_from_record(x, y, record, class_offset=0)
+    with pytest.raises(TypeError, match="b is on a CUDA device: expected a host array"):
+        nc.merge_records(np.zeros((3, 9)), record)
+
+
+def test_a_shard_without_classes(gpu):
+    """Its targets are checked all the same, wherever they lie."""
+    logits, targets = np.zeros((3, 0), np.float32), np.array([5, -100, 7])
+    x, backwards = FakeArray(gpu, logits), FakeArray(gpu, targets[::-1], [2])
+    backwards.address, backwards.strides = backwards.address + 2 * 16, (-16,)
+    for y in (FakeArray(gpu, targets), FakeArray(gpu, targets, [3]), backwards):
+        record = nc.row_record(x, y, class_offset=4, n_classes=8)
+        with nc.use_backend("numpy"):
+            host = nc.row_record(logits, targets, class_offset=4, n_classes=8)
+        np.testing.assert_array_equal(record, host)
+        with pytest.raises(ValueError, match=r"targets\[2\] = 7 is not a class index"):
+            nc.row_record(x, y, class_offset=4, n_classes=7)
+        loose = nc.row_record(x, y, class_offset=4, n_classes=7, check_targets=False)
+        np.testing.assert_array_equal(np.isnan(loose[:, 1]), [False, False, True])
+    assert nc.grad_from_record(x, y, host, class_offset=4).shape == (3, 0)
 
 
 def test_streams_and_families(monkeypatch):

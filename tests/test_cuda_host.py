@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from cases import LAYOUTS, make_logits, make_targets
@@ -13,6 +15,7 @@ from emulated import emulated
 
 import numba_ce as nc
 from numba_ce.cuda import host
+from numba_ce.cuda.driver import CudaError
 from numba_ce.cuda.host import row_blocks
 
 
@@ -116,6 +119,115 @@ def test_slots_are_free_after_an_error(rng, pieces, monkeypatch):
         again = nc.cross_entropy(logits, targets)
     with nc.use_backend("numpy"):
         np.testing.assert_allclose(again, nc.cross_entropy(logits, targets), rtol=1e-6)
+
+
+NOTE = "numba_ce was interrupted: arrays given as `out` may be partly written"
+
+
+def fails_at(gpu, monkeypatch, name, number, error):
+    """Let a call of the driver fail: the `number`-th from now on, and that one only."""
+    real, calls = getattr(gpu, name), itertools.count()
+
+    def maybe(*arguments):
+        if next(calls) == number:
+            raise error
+        return real(*arguments)
+
+    monkeypatch.setattr(gpu, name, maybe)
+
+
+def test_an_interrupted_call_says_so(rng, pieces, monkeypatch):
+    """Some rows of `out` are written, the others are not, and a note says it."""
+    logits, targets = make_logits(rng, (18, 10), np.float32), make_targets(rng, (18,), 10)
+    out = np.full_like(logits, 7)
+    with emulated() as gpu:
+        fails_at(gpu, monkeypatch, "launch", 3, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt) as caught:
+            nc.cross_entropy_and_grad(logits, targets, out=out)
+    assert caught.value.__notes__ == [NOTE]
+    assert (out[:3] != 7).all() and (out[-3:] == 7).all()
+
+
+def test_an_error_before_the_first_piece_has_no_note(rng, pieces):
+    logits, targets = make_logits(rng, (9, 10), np.float32), make_targets(rng, (9,), 10)
+    out = np.full_like(logits, 7)
+    with emulated(), pytest.raises(ValueError, match="temperature = 1e") as caught:
+        nc.cross_entropy_and_grad(logits, targets, out=out, temperature=1e200)
+    assert not hasattr(caught.value, "__notes__")
+    assert (out == 7).all()
+
+
+def test_nothing_is_written_after_an_error(rng, pieces, monkeypatch):
+    """The device fails, and goes on failing for one slot: the error is the first one, that slot is
+    not used again, and no later call writes into the arrays of this one."""
+    logits, targets = make_logits(rng, (18, 10), np.float32), make_targets(rng, (18,), 10)
+    out = np.full_like(logits, 7)
+    with emulated() as gpu:
+        real, broken = gpu.synchronize, set()
+
+        def synchronize(stream):
+            if stream in broken:
+                raise CudaError("the slot is broken")
+            real(stream)
+
+        def launch(*arguments):
+            if len(gpu.launches) == 4:
+                broken.add(arguments[4])  # the stream: that of the first slot
+                raise CudaError("the first error")
+            gpu_launch(*arguments)
+
+        gpu_launch = gpu.launch
+        monkeypatch.setattr(gpu, "synchronize", synchronize)
+        monkeypatch.setattr(gpu, "launch", launch)
+        with pytest.raises(CudaError, match="the first error"):
+            nc.cross_entropy_and_grad(logits, targets, out=out)
+        monkeypatch.setattr(gpu, "launch", gpu_launch)
+        before = out.copy()
+        assert len(host._idle[0]) == 1
+        nc.softmax(logits)
+        assert_same(out, before)
+
+
+def test_memory_that_cannot_be_had_is_not_lost(rng, monkeypatch):
+    logits = make_logits(rng, (9, 10), np.float32)
+    with emulated() as gpu:
+        for name in ("pinned", "allocate"):
+            fails_at(gpu, monkeypatch, name, 0, CudaError("out of memory"))
+            with pytest.raises(CudaError, match="out of memory"):
+                nc.softmax(logits)
+            assert not gpu.allocated and not gpu.page_locked
+        small = nc.softmax(logits)
+        fails_at(gpu, monkeypatch, "allocate", 0, CudaError("out of memory"))
+        with pytest.raises(CudaError, match="out of memory"):
+            nc.softmax(np.tile(logits, (40, 1)))
+        assert_same(nc.softmax(logits), small)
+        assert len(gpu.page_locked) == len(gpu.allocated)
+
+
+@pytest.mark.parametrize("weights", ["rows", "classes", "Hessian"])
+def test_infinite_weights_warn_of_nothing(weights):
+    logits, targets = np.array([[0.0, 1.0], [2.0, 0.0], [-np.inf, 0.0]]), np.array([0, 1, 0])
+    options = {
+        "rows": {"sample_weight": np.array([np.inf, -np.inf, 1.0])},
+        "classes": {"class_weight": [np.inf] * 2, "sample_weight": np.array([1.0, 0.0, -1.0])},
+        "Hessian": {"sample_weight": np.array([np.inf, -np.inf, 0.0])},
+    }[weights]
+
+    def everything():
+        if weights == "Hessian":
+            return nc.cross_entropy_grad_and_hess(logits, targets, **options)
+        return tuple(
+            value
+            for reduction in ("mean", "sum", "none")
+            for value in nc.cross_entropy_and_grad(logits, targets, reduction=reduction, **options)
+        )
+
+    with emulated():
+        results = everything()
+    with nc.use_backend("numpy"):
+        for actual, expected in zip(results, everything(), strict=True):
+            finite = np.isfinite(expected)  # what 0 * inf and inf - inf give is promised nowhere
+            np.testing.assert_allclose(actual[finite], expected[finite], rtol=1e-13)
 
 
 def test_other_functions(rng, pieces):

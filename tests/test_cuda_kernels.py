@@ -131,7 +131,7 @@ def check_traffic(launch, logits):
 # The borders of how many lanes share a row, and of the layouts on both sides
 @pytest.mark.parametrize("n_classes", [1, 2, 3, 5, 16, 17, 33, 64])
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "float64"])
-def test_few_classes(rng, fakes, kind, n_classes):
+def test_few_classes(rng, kind, n_classes):
     """Several rows to a block, the last one not full; the rows begin anywhere."""
     dtype = np.dtype(kind) if kind != "bfloat16" else BFLOAT16
     n_rows = 300 if n_classes < 17 else 70
@@ -157,7 +157,7 @@ def test_few_classes(rng, fakes, kind, n_classes):
     ids=["smoothing", "log_softmax", "row_stats"],
 )
 @pytest.mark.parametrize(("dtype", "n_classes"), [(np.float32, 2000), (np.float64, 70)])
-def test_one_read_for_everything(rng, fakes, function, n_classes, dtype):
+def test_one_read_for_everything(rng, function, n_classes, dtype):
     """Rows that fit shared memory are read once, whatever is asked for, and written once."""
     logits = make_logits(rng, (9, n_classes), dtype)
     targets = make_targets(rng, (9,), n_classes)
@@ -173,7 +173,7 @@ def test_one_read_for_everything(rng, fakes, function, n_classes, dtype):
 
 @pytest.mark.parametrize("n_classes", [7, 100, 600])
 @pytest.mark.parametrize("dtype", [np.float32, BFLOAT16])
-def test_same_bits_wherever_a_staged_row_stands(rng, fakes, n_classes, dtype):
+def test_same_bits_wherever_a_staged_row_stands(rng, n_classes, dtype):
     """In any row, at any distance from 16 bytes, in place or not, in any order of warps."""
     row = make_logits(rng, (n_classes,), dtype)
     logits = make_logits(rng, (40, n_classes), dtype)
@@ -311,22 +311,9 @@ def device_problem(gpu, logits, targets, strides=None, offset=0):
     )
 
 
-@pytest.fixture
-def fakes(monkeypatch):
-    """Results on the device are `FakeArray`s."""
-    arrays = __import__("numba_ce.cuda.arrays", fromlist=["empty"])
-    monkeypatch.setattr(
-        arrays,
-        "empty",
-        lambda like, shape, dtype: arrays.device_array(
-            FakeArray(like.owner.gpu, np.zeros(shape, dtype)), "result"
-        ),
-    )
-
-
 @pytest.mark.parametrize("kind", ["float32", "bfloat16"])
 @pytest.mark.parametrize("n_classes", [3, 61, 300, 2061])
-def test_misaligned_rows(rng, fakes, kind, n_classes):
+def test_misaligned_rows(rng, kind, n_classes):
     """Rows at every distance from 16 bytes; nothing beside them is read or written."""
     dtype = np.dtype(np.float32) if kind == "float32" else BFLOAT16
     logits = make_logits(rng, (4, n_classes), dtype)
@@ -342,7 +329,7 @@ def test_misaligned_rows(rng, fakes, kind, n_classes):
 
 
 @pytest.mark.parametrize("strides", [(1, 5), (160, 4), (-34, 1)], ids=["first", "both", "reversed"])
-def test_strides(rng, fakes, strides):
+def test_strides(rng, strides):
     logits, targets = make_logits(rng, (5, 33), np.float32), make_targets(rng, (5,), 33)
     options = {"label_smoothing": 0.1}
     if strides[0] < 0:  # a fake array starts at its lowest address
@@ -357,7 +344,7 @@ def test_strides(rng, fakes, strides):
         assert_same(x.get(), out.get())
 
 
-def test_class_axis_in_the_middle(rng, fakes):
+def test_class_axis_in_the_middle(rng):
     """Lanes go along the rows, which lie side by side; more rows than lanes, and not all in use."""
     logits = make_logits(rng, (2, 7, 37), np.float32)
     targets = make_targets(rng, (2, 37), 7)
@@ -372,7 +359,7 @@ def test_class_axis_in_the_middle(rng, fakes):
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_reductions_stay_on_the_device(rng, fakes, reduction):
+def test_reductions_stay_on_the_device(rng, reduction):
     logits, targets = make_logits(rng, (1500, 6), np.float32), make_targets(rng, (1500,), 6)
     targets[::7] = -100
     weight = rng.uniform(0.5, 2.0, 6)
@@ -389,7 +376,32 @@ def test_reductions_stay_on_the_device(rng, fakes, reduction):
     np.testing.assert_allclose(grad, grad_0, rtol=1e-6)
 
 
-def test_a_bad_target_on_the_device_is_named_and_nothing_written(rng, fakes):
+def test_one_piece_of_memory_for_the_sums(rng):
+    """Arrays are asked once what they are, memory once, and it is given back after an error too."""
+    asked = []
+
+    class Asked(FakeArray):
+        @property
+        def __cuda_array_interface__(self):
+            asked.append(self)
+            return FakeArray.__cuda_array_interface__.fget(self)
+
+    logits, targets = make_logits(rng, (1500, 6), np.float32), make_targets(rng, (1500,), 6)
+    with emulated() as gpu:
+        taken, allocate = [], gpu.allocate
+        gpu.allocate = lambda *arguments: taken.append(arguments) or allocate(*arguments)
+        x, y, out = (Asked(gpu.gpu, a) for a in (logits, targets, logits))
+        nc.cross_entropy_and_grad(x, y, out=out)
+        assert asked == [x, y, out] and len(taken) == 1 and not gpu.allocated
+        targets[1400] = targets[1499] = 6
+        y = FakeArray(gpu.gpu, targets)
+        for reduction in ("mean", "sum", "none"):
+            with pytest.raises(ValueError, match=r"targets\[1400\] = 6 is not a"):
+                nc.cross_entropy_and_grad(x, y, reduction=reduction, out=out)
+            assert not gpu.allocated
+
+
+def test_a_bad_target_on_the_device_is_named_and_nothing_written(rng):
     logits, targets = make_logits(rng, (40, 6), np.float32), make_targets(rng, (40,), 6, dtype="u8")
     targets[17] = 2**64 - 100
     with emulated() as gpu:

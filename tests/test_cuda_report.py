@@ -28,6 +28,51 @@ def test_correctness_finds_right_and_wrong_results(monkeypatch, capsys):
     assert line["result"] == "WRONG"
 
 
+@pytest.mark.parametrize("kind", gpu_report.ROUNDING | {"float32": 0, "float64": 0})
+def test_a_wrong_entry_is_found_however_small(monkeypatch, kind):
+    """The reference's own results, spoiled: every entry counts, relative to itself."""
+    real = nc.cross_entropy_and_grad
+    spoil = None
+
+    def spoiled(logits, targets, **options):
+        if nc.get_backend() != "cuda":
+            return real(logits, targets, **options)
+        with nc.use_backend("numpy"):
+            loss, grad = real(logits.astype(float), targets, **options)
+        spoil(loss, grad)
+        loss = loss.astype("f8" if kind == "float64" else "f4")
+        return loss, grad.astype(gpu_report.numpy_dtype(kind))
+
+    monkeypatch.setattr(nc, "cross_entropy_and_grad", spoiled)
+    # Several times what the soft cap and the rounding to 16 bits may do
+    off = {"float16": 2.0**-9, "bfloat16": 2.0**-6, "float32": 2.0**-15, "float64": 2.0**-44}
+
+    def small_ones_missing(loss, grad):
+        small = abs(grad) < 1e-4 * abs(grad).max(axis=-1, keepdims=True)
+        assert small[0].any() and not small[0].all()
+        grad[small] = 0.0
+
+    def one_a_little_off(loss, grad):
+        grad[0, grad[0].argmax()] *= 1.0 + off[kind]
+
+    def a_loss_off(loss, grad):
+        loss[3] *= 1.0 + off["float64" if kind == "float64" else "float32"]
+
+    def an_ignored_row(loss, grad):
+        grad[1, 5] = 1e-6
+
+    with emulated():
+        for spoil, result in (
+            (lambda loss, grad: None, "ok"),
+            (small_ones_missing, "WRONG"),
+            (one_a_little_off, "WRONG"),
+            (a_loss_off, "WRONG"),
+            (an_ignored_row, "WRONG"),
+        ):
+            lines = gpu_report.correctness((kind,), (600,))
+            assert [line["result"] for line in lines] == [result] * 3, (spoil, lines)
+
+
 def test_a_failure_says_why_and_the_rest_goes_on(monkeypatch):
     def fail(kind, n_classes, options):
         raise OSError("no luck\nat all")

@@ -35,16 +35,18 @@ The functions of this module are what the public functions call, with NumPy arra
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from numba_ce._validate import Problem, bad_target_error
+from numba_ce._validate import Problem
 from numba_ce.cuda import operations
 from numba_ce.cuda.arrays import DeviceArray, View
 from numba_ce.cuda.driver import current_driver
 from numba_ce.cuda.host import in_pieces, uploaded
 from numba_ce.cuda.operations import Place
+from numba_ce.weights import check_indices, total_weight
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -57,34 +59,7 @@ def _place(array: DeviceArray) -> Place:
     return Place(current_driver().device_of(array.address), array.stream)
 
 
-# ---------------------------------------------------------------- the check, for NumPy arrays
-
-
-def _checked_weight(problem: Problem, n_classes: int, class_offset: int = 0) -> float:
-    """The sum of the weights of the rows kept; raises for the first bad target."""
-    s = problem.sample_weight
-    rows = problem.logits.shape[:-1]
-    if problem.probabilities:
-        return float(math.prod(rows)) if s is None else float(np.sum(s, dtype=np.float64))
-    y, options = np.asarray(problem.targets), problem.options
-    kept = (y >= 0) & (y < n_classes)
-    if options.ignore_index is not None:
-        ignored = y == options.ignore_index
-        bad = ~kept & ~ignored
-        kept &= ~ignored
-    else:
-        bad = ~kept
-    if options.check_targets and np.any(bad):
-        raise bad_target_error(problem, int(np.flatnonzero(bad)[0]), n_classes)
-    weight = kept.astype(np.float64)
-    if problem.class_weight is not None:
-        here = np.where(kept, y, 0).astype(np.int64) - class_offset
-        weight *= np.asarray(problem.class_weight)[np.clip(here, 0, problem.logits.shape[-1] - 1)]
-    if s is not None:
-        # A weight of 0 ignores the row, whatever else it has
-        s = np.asarray(s, np.float64)
-        weight = np.where(s == 0.0, 0.0, weight * s)
-    return float(np.where(kept, weight, 0.0).sum())
+# ---------------------------------------------------------------- NumPy arrays
 
 
 def _inputs(problem: Problem) -> dict[str, Array]:
@@ -131,8 +106,7 @@ def _through(
 
 def run_loss(problem: Problem, loss_rows: Any, grad: Any) -> tuple[float, float]:
     """Row losses and gradient of NumPy arrays; the sums of the losses and of the weights."""
-    n_classes = problem.logits.shape[-1]
-    weight = _checked_weight(problem, n_classes)
+    weight = total_weight(problem)
     rows = problem.logits.shape[:-1]
     row_loss = np.empty(rows)
     outputs = {"row_loss": row_loss}
@@ -151,19 +125,20 @@ def run_loss(problem: Problem, loss_rows: Any, grad: Any) -> tuple[float, float]
         operations.loss_rows(part, results, views.get("grad"), grad_scale, place)
 
     _through(problem, outputs, work)
-    return float(row_loss.sum()), weight
+    with np.errstate(all="ignore"):  # infinite losses of both signs
+        return float(row_loss.sum()), weight
 
 
 def loss_on_device(problem: Problem, result: DeviceArray, grad: DeviceArray | None) -> None:
     """The loss of device arrays, reduced, into `result`; and the gradient."""
-    place = _place(problem.logits)  # type: ignore[arg-type]
-    if problem.logits.size == 0:  # no rows
+    if problem.logits.size == 0:  # no rows; such arrays have no address
         value = 0.0 if problem.reduction == "sum" else math.nan
         if result.size:
+            place = _place(result)
             current_driver().copy_in(result.address, np.full((), value, result.dtype), place.stream)
             current_driver().synchronize(place.stream)
         return
-    operations.loss(problem, result, grad, place)
+    operations.loss(problem, result, grad, _place(problem.logits))  # type: ignore[arg-type]
 
 
 def run_grad_hess(problem: Problem, grad: Any, hess: Any, kind: str) -> None:
@@ -171,19 +146,16 @@ def run_grad_hess(problem: Problem, grad: Any, hess: Any, kind: str) -> None:
     if _on_device(problem.logits):
         operations.grad_hess(problem, grad, hess, kind, _place(problem.logits))  # type: ignore[arg-type]
         return
-    _checked_weight(problem, problem.logits.shape[-1])
-    unchecked = _unchecked(problem)
+    check_indices(problem, problem.logits.shape[-1])
 
     def work(part: Problem, views: dict[str, Any], place: Place) -> None:
         operations.grad_hess(part, views["grad"], views["hess"], kind, place)
 
-    _through(unchecked, {"grad": grad, "hess": hess}, work)
+    _through(_unchecked(problem), {"grad": grad, "hess": hess}, work)
 
 
 def _unchecked(problem: Problem) -> Problem:
     """The same for targets that the host has looked at."""
-    from dataclasses import replace
-
     return replace(problem, options=problem.options._replace(check_targets=False))
 
 
@@ -193,7 +165,7 @@ def run_row_stats(problem: Problem, outputs: dict[str, Any]) -> None:
         operations.row_stats(problem, outputs, _place(problem.logits))  # type: ignore[arg-type]
         return
     if problem.targets is not None:
-        _checked_weight(problem, problem.logits.shape[-1])
+        check_indices(problem, problem.logits.shape[-1])
 
     def work(part: Problem, views: dict[str, Any], place: Place) -> None:
         operations.row_stats(part, {name: views[name] for name in outputs}, place)
@@ -220,13 +192,13 @@ def run_row_record(problem: Problem, class_offset: int, n_classes: int, record: 
     if _on_device(problem.logits):
         # Records are merged by NumPy, so they are handed out on the host
         place = _place(problem.logits)  # type: ignore[arg-type]
-        with operations.Scratch(place) as scratch:
-            view = View(scratch.take(record.nbytes), record.shape, record.dtype, None)
+        with operations.Scratch(place, record.nbytes) as address:
+            view = View(address, record.shape, record.dtype, None)
             operations.row_record(problem, class_offset, n_classes, view, place)
             current_driver().copy_out(record, view.address, place.stream)
             current_driver().synchronize(place.stream)
         return
-    _checked_weight(problem, n_classes, class_offset)
+    check_indices(problem, n_classes)
 
     def work(part: Problem, views: dict[str, Any], place: Place) -> None:
         operations.row_record(part, class_offset, n_classes, views["record"], place)
@@ -239,13 +211,13 @@ def run_grad_from_record(problem: Problem, record: Any, class_offset: int, grad:
     n_classes = int(record[..., 8].max())
     if _on_device(problem.logits):
         place = _place(problem.logits)  # type: ignore[arg-type]
-        with operations.Scratch(place) as scratch:
-            view = View(scratch.take(record.nbytes), record.shape, record.dtype, None)
+        with operations.Scratch(place, record.nbytes) as address:
+            view = View(address, record.shape, record.dtype, None)
             current_driver().copy_in(view.address, record, place.stream)
             operations.grad_from_record(problem, view, n_classes, class_offset, grad, place)
             current_driver().synchronize(place.stream)  # the record may go away
         return
-    _checked_weight(problem, n_classes, class_offset)
+    check_indices(problem, n_classes)
 
     def work(part: Problem, views: dict[str, Any], place: Place) -> None:
         operations.grad_from_record(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ class _Bfloat16:
 BFLOAT16: Any = _Bfloat16()
 
 
+@lru_cache(maxsize=1024)
 def dense_strides(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
     """The strides of a C-contiguous array."""
     strides, step = [], itemsize
@@ -70,19 +72,25 @@ class DeviceArray(View):
         owner: Any,
         name: str,
         place: tuple[int, tuple[int, ...], Any, tuple[int, ...] | None],
-        stream: int,
+        interface_stream: int | None,
         readonly: bool,
     ) -> None:
         super().__init__(*place)
         self.dense = place[3] is None
-        self.owner, self.name, self.stream, self.readonly = owner, name, stream, readonly
+        self.owner, self.name, self.readonly = owner, name, readonly
+        self.interface_stream = interface_stream  # as the interface says, which may be nothing
+
+    @property
+    def stream(self) -> int:
+        """The stream in which the caller works; asked of the logits alone, for it takes a while."""
+        return _current_stream(self.owner, self.interface_stream)
 
     def classes_last(self, axis: int) -> DeviceArray:
         """A view with one axis at the end."""
         axes = tuple(a for a in range(self.ndim) if a != axis) + (axis,)
         shape, strides = (tuple(of[a] for a in axes) for of in (self.shape, self.strides))
         place = self.address, shape, self.dtype, strides
-        return DeviceArray(self.owner, self.name, place, self.stream, self.readonly)
+        return DeviceArray(self.owner, self.name, place, self.interface_stream, self.readonly)
 
     def __array__(self, *_: Any, **__: Any) -> Any:
         raise TypeError(f"{self.name} is on a CUDA device: copy it to the host first")
@@ -94,6 +102,16 @@ class DeviceArray(View):
         current_driver().copy_out(value, self.address + offset, self.stream)
         current_driver().synchronize(self.stream)
         return value[()]
+
+    def to_host(self) -> np.ndarray[Any, Any]:
+        """All elements, copied to the host."""
+        if 0 in self.shape:
+            return np.empty(self.shape, self.dtype)
+        low, high = self.span()
+        raw = np.empty(high - low, np.uint8)
+        current_driver().copy_out(raw, low, self.stream)
+        current_driver().synchronize(self.stream)
+        return np.ndarray(self.shape, self.dtype, raw, self.address - low, self.strides)
 
     def span(self) -> tuple[int, int]:
         """The addresses between which the elements lie."""
@@ -133,23 +151,22 @@ def _dtype(owner: Any, typestr: str, name: str) -> Any:
     return dtype
 
 
-def _current_stream(owner: Any, interface: dict[str, Any]) -> int:
-    """The stream in which the caller works."""
+def _current_stream(owner: Any, stream: int | None) -> int:
+    """The stream in which the caller works; `stream` is what the interface says of it."""
     origin = family(owner)
     if origin == "torch":
         stream = sys.modules["torch"].cuda.current_stream(owner.device).cuda_stream
     elif origin == "cupy":
         stream = sys.modules["cupy"].cuda.get_current_stream().ptr
-    else:
-        stream = interface.get("stream")
     return int(stream or LEGACY_STREAM)
 
 
-def device_array(value: Any, name: str) -> DeviceArray:
-    """A `DeviceArray` for anything with `__cuda_array_interface__`."""
+def device_array(value: Any, name: str, interface: dict[str, Any] | None = None) -> DeviceArray:
+    """A `DeviceArray` for anything with `__cuda_array_interface__`, which may have been asked."""
     if isinstance(value, DeviceArray):
         return value
-    interface = value.__cuda_array_interface__
+    if interface is None:
+        interface = value.__cuda_array_interface__
     if interface.get("mask") is not None:
         raise TypeError(f"{name} has a mask: expected an ordinary array")
     dtype = _dtype(value, interface["typestr"], name)
@@ -157,10 +174,12 @@ def device_array(value: Any, name: str) -> DeviceArray:
     shape, strides = tuple(map(int, interface["shape"])), interface.get("strides")
     size = dtype.itemsize
     address = int(address or 0)
+    if strides is not None:
+        strides = tuple(map(int, strides))
     if address % size or (strides is not None and any(s % size for s in strides)):
         raise ValueError(f"{name} on the device is not aligned to its {size} bytes")
     place = address, shape, dtype, strides
-    return DeviceArray(value, name, place, _current_stream(value, interface), bool(readonly))
+    return DeviceArray(value, name, place, interface.get("stream"), bool(readonly))
 
 
 def empty(like: DeviceArray, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
@@ -195,7 +214,7 @@ def empty_like(like: DeviceArray) -> DeviceArray:
 
 def overlap(a: DeviceArray, b: DeviceArray) -> bool:
     """Whether two arrays may share memory, judged by the addresses they span."""
-    if a.size == 0 or b.size == 0:
+    if 0 in a.shape or 0 in b.shape:
         return False
     (a_low, a_high), (b_low, b_high) = a.span(), b.span()
     return a_low < b_high and b_low < a_high

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 from numba_ce._validate import float_name as checked_name
@@ -22,37 +23,56 @@ def float_name(dtype: Any) -> str:
     return checked_name(dtype) or ""
 
 
-def described(logits: Any, **operands: Any) -> dict[str, Any]:
-    """The fields for the logits (classes last) and what goes with their rows."""
+def _form(array: Any) -> Any:
+    return None if array is None else (array.shape, array.strides, array.dtype)
+
+
+@lru_cache(maxsize=256)
+def _layout(*forms: Any) -> dict[str, Any]:
+    """The fields that shapes, strides and dtypes decide.
+
+    forms : of the OPERANDS, see `_form`; remembered, because a call would spend 2 us here
+    """
     fields = DEFAULTS.copy()
-    rows = logits.shape[:-1]
-    fields["n_rows"] = math.prod(rows)
-    fields["n_classes"] = fields["all_classes"] = logits.shape[-1]
-    fields["logits"], fields["logits_step"] = logits.address, logits.strides[-1]
-    none = (0,) * len(rows)
-    strides = [logits.strides[:-1]]
-    for name in OPERANDS[1:]:
-        array = operands.get(name)
-        strides.append(none if array is None else array.strides[: len(rows)])
+    shape = forms[0][0]
+    n_axes = len(shape) - 1
+    fields["n_rows"] = math.prod(shape[:-1])
+    fields["n_classes"] = fields["all_classes"] = shape[-1]
+    strides = []
+    for name, form in zip(OPERANDS, forms, strict=True):
+        if form is None:
+            strides.append((0,) * n_axes)
+            continue
+        _, own, dtype = form
+        strides.append(own[:n_axes])
+        if name in ("logits", "grad", "hess"):
+            fields[name + "_step"] = own[-1]
+        elif name == "sample_weight":
+            fields["sample_weight_kind"] = KIND_NAMES.index(float_name(dtype))
+        elif len(own) > n_axes:  # probabilities
+            fields["targets_step"] = own[-1]
+            fields["targets_kind"] = KIND_NAMES.index(float_name(dtype))
+        else:
+            fields["targets_bytes"] = dtype.itemsize
+            fields["targets_signed"] = int(dtype.kind == "i")
+    set_axes(fields, merged_axes(shape[:-1], strides))
+    return fields
+
+
+def described(
+    logits: Any, targets: Any = None, sample_weight: Any = None, grad: Any = None, hess: Any = None
+) -> dict[str, Any]:
+    """The fields for the logits (classes last) and what goes with their rows."""
+    operands = logits, targets, sample_weight, grad, hess
+    fields = _layout(*map(_form, operands)).copy()
+    for name, array in zip(OPERANDS, operands, strict=True):
         if array is not None:
             fields[name] = array.address
-            if name in ("grad", "hess"):
-                fields[name + "_step"] = array.strides[-1]
-    set_axes(fields, merged_axes(rows, strides))
     return fields
 
 
 def describe_targets(fields: dict[str, Any], problem: Any) -> None:
-    """Targets, weights and ignore_index."""
-    targets, weight = problem.targets, problem.sample_weight
-    if targets is not None and problem.probabilities:
-        fields["targets_step"] = targets.strides[-1]
-        fields["targets_kind"] = KIND_NAMES.index(float_name(targets.dtype))
-    elif targets is not None:
-        fields["targets_bytes"] = targets.dtype.itemsize
-        fields["targets_signed"] = int(targets.dtype.kind == "i")
-    if weight is not None:
-        fields["sample_weight_kind"] = KIND_NAMES.index(float_name(weight.dtype))
+    """Class weights and ignore_index."""
     ignored = problem.options.ignore_index
     lowest = -(2**63) if fields["targets_signed"] else 0
     if ignored is not None and lowest <= ignored < lowest + 2**64:
@@ -85,13 +105,16 @@ def describe_options(fields: dict[str, Any], options: Any, kind: str) -> None:
     fields["softcap"] = options.softcap or 0.0
 
 
-def _aligned_alike(fields: dict[str, Any], name: str, size: int) -> bool:
-    """Whether the rows of an output start as far from full 16 bytes as those of the logits."""
-    apart = fields[name] - fields["logits"]
-    for axis in range(MAX_AXES):
-        if fields[f"length_{axis}"] > 1:
-            apart |= fields[f"{name}_{axis}"] - fields[f"logits_{axis}"]
-    return bool(fields[f"{name}_step"] == size and apart % 16 == 0)
+# Axes that are not in use have strides of 0
+_PAIRS = tuple((f"grad_{axis}", f"logits_{axis}") for axis in range(MAX_AXES))
+
+
+def _aligned_alike(fields: dict[str, Any], size: int) -> bool:
+    """Whether the rows of the gradient start as far from full 16 bytes as those of the logits."""
+    apart = fields["grad"] - fields["logits"]
+    for grad, logits in _PAIRS:
+        apart |= fields[grad] - fields[logits]
+    return bool(fields["grad_step"] == size and apart % 16 == 0)
 
 
 def access_of(
@@ -103,7 +126,7 @@ def access_of(
         # Neighbouring rows side by side and neighbouring classes not: lanes go along the rows
         beside = abs(fields["logits_3"]) < abs(fields["logits_step"]) and fields["length_3"] > 1
         return Access(kind, False, "beside" if beside else "row", softcap)
-    if grad_kind != kind or _aligned_alike(fields, "grad", size):
+    if grad_kind != kind or _aligned_alike(fields, size):
         if n_classes <= FEW_CLASSES and _dense(fields, grad_kind == kind, n_classes * size):
             return Access(kind, False, "few", softcap)
         if reads > 1 and fits(kind, n_classes):
@@ -153,7 +176,7 @@ def loss_kernel(fields: dict[str, Any], problem: Any, grad: Any, capability: Any
     one_axis = fields["length_2"] == 1
     suits = plain and one_axis and fields["logits_step"] == size
     if suits and grad is not None:
-        suits = grad_kind == kind and _aligned_alike(fields, "grad", size)
+        suits = grad_kind == kind and _aligned_alike(fields, size)
     if suits:
         row_bytes = fields["n_classes"] * size
         if row_bytes > FEW_BYTES or not _dense(fields, grad is not None, row_bytes):

@@ -7,6 +7,7 @@ byte order and row axes are dealt with there, a piece on the device is dense.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import threading
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from numba_ce._validate import PARTLY_WRITTEN
 from numba_ce.cuda.arrays import BFLOAT16, View
 from numba_ce.cuda.driver import current_driver
 
@@ -30,7 +32,7 @@ class Slot:
     """One of the two."""
 
     stream: int
-    pinned: Array | None = None
+    pinned: Array = field(default_factory=lambda: np.empty(0, np.uint8))
     address: int = 0
     nbytes: int = 0
     unpack: list[tuple[Array, Array]] = field(default_factory=list)  # to the caller's, from pinned
@@ -40,13 +42,17 @@ class Slot:
         if nbytes <= self.nbytes:
             return
         gpu = current_driver()
-        if self.pinned is not None:
+        if self.nbytes:
+            self.nbytes = 0
             gpu.free_pinned(self.pinned)
             gpu.free(self.address, self.stream)
-            self.pinned, self.nbytes = None, 0
-        self.address = gpu.allocate(nbytes, self.stream)
-        self.pinned = gpu.pinned(nbytes)
-        self.nbytes = nbytes
+        pinned = gpu.pinned(nbytes)
+        try:
+            self.address = gpu.allocate(nbytes, self.stream)
+        except BaseException:
+            gpu.free_pinned(pinned)
+            raise
+        self.pinned, self.nbytes = pinned, nbytes
 
     def finish(self) -> None:
         """Wait for the piece and hand its results to the caller."""
@@ -66,6 +72,11 @@ def _take_slots(device: int) -> list[Slot]:
         if len(idle) >= 2:
             return [idle.pop(), idle.pop()]
     return [Slot(current_driver().new_stream()) for _ in range(2)]
+
+
+def _give_back(device: int, slots: list[Slot]) -> None:
+    with _lock:
+        _idle[device] += slots
 
 
 def row_blocks(rows: tuple[int, ...], most: int) -> Iterator[tuple[Any, ...]]:
@@ -125,29 +136,34 @@ def in_pieces(
     }
     per_row = sum(sizes.values())
     most = max(1, PIECE_BYTES // per_row)
-    slots = _take_slots(device)
+    slots, begun = _take_slots(device), False
     try:
         turns = itertools.cycle(slots)
         for index in row_blocks(rows, most):
             slot = next(turns)
             slot.finish()
-            _start(slot, index, len(rows), inputs, outputs, in_place, sizes, work)
+            _start(slot, index, inputs, outputs, in_place, sizes, work)
+            begun = True
         for slot in (next(turns), next(turns)):
             slot.finish()
-    except BaseException:
-        for slot in slots:  # the buffers are not free before the device is done with them
+    except BaseException as error:
+        if begun:
+            error.add_note(PARTLY_WRITTEN)
+        for slot in slots:  # before anything else can fail: nothing more is written
             slot.unpack = []
-            slot.finish()
+        for slot in slots:
+            # The buffers are not free before the device is done with them. A slot that cannot be
+            # waited for is not used again; the first error is the one to tell
+            with contextlib.suppress(Exception):
+                slot.finish()
+                _give_back(device, [slot])
         raise
-    finally:
-        with _lock:
-            _idle[device] += slots
+    _give_back(device, slots)
 
 
 def _start(
     slot: Slot,
     index: tuple[Any, ...],
-    n_axes: int,
     inputs: dict[str, Array],
     outputs: dict[str, Array],
     in_place: bool,
@@ -163,7 +179,6 @@ def _start(
         offsets[name] = end
         end += -(-size * n_rows // _ALIGNMENT) * _ALIGNMENT
     slot.reserve(end)
-    assert slot.pinned is not None
     if in_place:
         offsets["grad"] = offsets["logits"]
     views, buffers = {}, {}

@@ -37,67 +37,66 @@ class Place(NamedTuple):
 class Scratch:
     """Device memory for the time of a call, given back in the order of the stream."""
 
-    def __init__(self, place: Place) -> None:
-        self._place, self._held = place, list[int]()
+    def __init__(self, place: Place, nbytes: int) -> None:
+        self._stream, self._nbytes = place.stream, nbytes
 
-    def take(self, nbytes: int) -> int:
+    def __enter__(self) -> int:
         """Its address."""
-        address: int = current_driver().allocate(nbytes, self._place.stream)
-        self._held.append(address)
-        return address
-
-    def __enter__(self) -> Scratch:
-        return self
+        self._address = int(current_driver().allocate(self._nbytes, self._stream))
+        return self._address
 
     def __exit__(self, *_: object) -> None:
-        for address in self._held:
-            current_driver().free(address, self._place.stream)
+        current_driver().free(self._address, self._stream)
 
 
 def _fields(problem: Problem, **outputs: Any) -> dict[str, Any]:
-    fields = described(
-        problem.logits, targets=problem.targets, sample_weight=problem.sample_weight, **outputs
-    )
+    fields = described(problem.logits, problem.targets, problem.sample_weight, **outputs)
     describe_targets(fields, problem)
     describe_options(fields, problem.options, float_name(problem.logits.dtype))
     return fields
 
 
-def _add_up(fields: dict[str, Any], place: Place, scratch: Scratch) -> None:
+def _sums_bytes(n_rows: int) -> int:
+    """Memory of the sums over the rows: STATE, and two numbers for each part."""
+    return STATE_BYTES + 16 * int(n_partials(n_rows))
+
+
+def _add_up(fields: dict[str, Any], place: Place, sums: int) -> None:
     """The losses of the rows, reduced, into the loss."""
     count = n_partials(fields["n_rows"])
     if count > 1:
-        fields["n_partials"], fields["partial"] = count, scratch.take(8 * count)
+        fields["n_partials"], fields["partial"] = count, sums + STATE_BYTES
         launch("add_losses", fields, *place, blocks=count)
     else:  # every row is a part
         fields["n_partials"], fields["partial"] = fields["n_rows"], fields["row_loss"]
     launch("fold", fields, *place, blocks=1)
 
 
-def _scan(fields: dict[str, Any], problem: Problem, place: Place, scratch: Scratch) -> int:
-    """Check the targets and add up the weights, which stay on the device; returns their address."""
-    fields = fields | {"state": scratch.take(STATE_BYTES)}
+def _scan(fields: dict[str, Any], problem: Problem, place: Place, sums: int) -> None:
+    """Check the targets and add up the weights, which stay on the device: STATE, at `sums`."""
     count = fields["n_partials"] = n_partials(fields["n_rows"])
-    fields["partial"], fields["partial_bad"] = fields["state"], fields["state"] + 8
+    fields["state"] = fields["partial"] = sums
     if count > 1:
-        fields["partial"] = scratch.take(16 * count)
-        fields["partial_bad"] = fields["partial"] + 8 * count
+        fields["partial"] += STATE_BYTES
+    fields["partial_bad"] = fields["partial"] + 8 * count
     launch("scan", fields, *place, blocks=count)
     if count > 1:
         launch("fold", fields, *place, blocks=1)
+    fields["state"] = fields["partial_bad"] = 0  # for the kernels that follow
     if problem.options.check_targets and not problem.probabilities:
         state = np.empty(STATE_BYTES // 8, np.int64)
-        current_driver().copy_out(state, fields["state"], place.stream)
-        current_driver().synchronize(place.stream)
+        gpu = current_driver()
+        gpu.copy_out(state, sums, place.stream)
+        gpu.synchronize(place.stream)
         if state[1] != NO_ROW:
             raise bad_target_error(problem, int(state[1]), int(fields["all_classes"]))
-    return int(fields["state"])
 
 
-def _check(fields: dict[str, Any], problem: Problem, place: Place, scratch: Scratch) -> None:
-    if problem.options.check_targets and problem.targets is not None:
-        if not problem.probabilities:
-            _scan(fields, problem, place, scratch)
+def _check(fields: dict[str, Any], problem: Problem, place: Place) -> None:
+    """Raise for a bad target, if there are targets to check."""
+    if problem.options.check_targets and problem.targets is not None and not problem.probabilities:
+        with Scratch(place, _sums_bytes(fields["n_rows"])) as sums:
+            _scan(fields, problem, place, sums)
 
 
 def _point_results(fields: dict[str, Any], results: dict[str, Any]) -> None:
@@ -107,6 +106,11 @@ def _point_results(fields: dict[str, Any], results: dict[str, Any]) -> None:
             fields["loss_bytes"] = view.itemsize
 
 
+def _launch_loss(fields: dict[str, Any], problem: Problem, grad: Any, place: Place) -> None:
+    kernel = loss_kernel(fields, problem, grad, current_driver().capability(place.device))
+    launch(kernel, fields, *place)
+
+
 def loss_rows(
     problem: Problem, results: dict[str, Any], grad: Any, grad_scale: float, place: Place
 ) -> None:
@@ -114,28 +118,27 @@ def loss_rows(
     fields = _fields(problem, grad=grad)
     _point_results(fields, results)
     fields["grad_scale"] = grad_scale
-    kernel = loss_kernel(fields, problem, grad, current_driver().capability(place.device))
-    launch(kernel, fields, *place)
+    _launch_loss(fields, problem, grad, place)
 
 
 def loss(problem: Problem, result: Any, grad: Any, place: Place) -> None:
     """The loss, reduced as the problem says, into `result`; and the gradient."""
     fields = _fields(problem, grad=grad)
-    mean = problem.reduction == "mean"
-    with Scratch(place) as scratch:
-        checked = problem.options.check_targets and not problem.probabilities
-        if mean or checked:
-            state = _scan(fields, problem, place, scratch)
-            fields["state"] = state if mean else 0
-        if problem.reduction == "none":
-            _point_results(fields, {"loss": result})
-        else:
-            fields["row_loss"] = scratch.take(8 * fields["n_rows"])
-        kernel = loss_kernel(fields, problem, grad, current_driver().capability(place.device))
-        launch(kernel, fields, *place)
-        if problem.reduction != "none":
-            _point_results(fields, {"loss": result})
-            _add_up(fields, place, scratch)
+    if problem.reduction == "none":
+        _check(fields, problem, place)
+        _point_results(fields, {"loss": result})
+        _launch_loss(fields, problem, grad, place)
+        return
+    mean, n_rows = problem.reduction == "mean", fields["n_rows"]
+    nbytes = _sums_bytes(n_rows)
+    with Scratch(place, nbytes + 8 * n_rows) as sums:  # one piece: two calls of the driver
+        if mean or (problem.options.check_targets and not problem.probabilities):
+            _scan(fields, problem, place, sums)
+        fields["state"] = sums if mean else 0
+        fields["row_loss"] = sums + nbytes
+        _launch_loss(fields, problem, grad, place)
+        _point_results(fields, {"loss": result})
+        _add_up(fields, place, sums)
 
 
 def grad_hess(problem: Problem, grad: Any, hess: Any, kind: str, place: Place) -> None:
@@ -146,18 +149,16 @@ def grad_hess(problem: Problem, grad: Any, hess: Any, kind: str, place: Place) -
     fields["hess_factor"] = {"diagonal": 1.0, "xgboost": 2.0, "lightgbm": lightgbm}[kind]
     fields["hess_floor"] = 1e-16 if kind == "xgboost" else 0.0
     kinds = {"grad_kind": grad.dtype.name, "hess_kind": hess.dtype.name}
-    with Scratch(place) as scratch:
-        _check(fields, problem, place, scratch)
-        launch(general_for("hess", fields, problem, **kinds), fields, *place)
+    _check(fields, problem, place)
+    launch(general_for("hess", fields, problem, **kinds), fields, *place)
 
 
 def row_stats(problem: Problem, outputs: dict[str, Any], place: Place) -> None:
     """The fields of `RowStats`, each into its array."""
     fields = _fields(problem)
-    with Scratch(place) as scratch:
-        _check(fields, problem, place, scratch)
-        _point_results(fields, outputs)
-        launch(general_for("stats", fields, problem), fields, *place)
+    _check(fields, problem, place)
+    _point_results(fields, outputs)
+    launch(general_for("stats", fields, problem), fields, *place)
 
 
 def normalize(logits: Any, what: str, out: Any, place: Place) -> None:
@@ -181,9 +182,8 @@ def row_record(
     fields = _fields(problem)
     fields["class_offset"], fields["all_classes"] = class_offset, n_classes
     fields["record"] = record.address
-    with Scratch(place) as scratch:
-        _check(fields, problem, place, scratch)
-        launch(general_for("record", fields, problem), fields, *place)
+    _check(fields, problem, place)
+    launch(general_for("record", fields, problem), fields, *place)
 
 
 def grad_from_record(
@@ -194,6 +194,5 @@ def grad_from_record(
     fields["class_offset"], fields["all_classes"] = class_offset, n_classes
     fields["record"] = record.address
     kernel = general_for("from_record", fields, problem, grad_kind=grad.dtype.name)
-    with Scratch(place) as scratch:
-        _check(fields, problem, place, scratch)
-        launch(kernel, fields, *place)
+    _check(fields, problem, place)
+    launch(kernel, fields, *place)

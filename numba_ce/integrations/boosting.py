@@ -20,10 +20,10 @@ LIBRARIES = ("xgboost", "lightgbm")
 
 def _check(library: Any, n_classes: Any) -> int:
     check_choice(library, "library", LIBRARIES)
-    n_classes = check_integer(n_classes, "n_classes")
-    if n_classes < 2:
-        raise ValueError(f"n_classes = {shown(n_classes)}: expected at least 2")
-    return n_classes
+    number = check_integer(n_classes, "n_classes")
+    if number < 2:
+        raise ValueError(f"n_classes = {shown(number)}: expected at least 2")
+    return number
 
 
 def _arguments(first: Any, second: Any, weight: Any, n_classes: int) -> tuple[Any, Any, Any]:
