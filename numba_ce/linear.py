@@ -2,17 +2,20 @@
 
 Each chunk of rows goes through BLAS to the logits, through the fused kernel to their gradient in
 the same memory, and through BLAS again to the gradients of `hidden` and `weight`. The loss needs
-one matrix product and the gradients two more; nothing is computed twice.
+one matrix product and the gradients two more; nothing is computed twice. All of it is done by NumPy
+on the host, and by CuPy with CuPy's arrays.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from numba_ce._validate import (
+    FLOATS,
     Array,
     Problem,
     as_array,
@@ -22,7 +25,8 @@ from numba_ce._validate import (
     make_problem,
     shown,
 )
-from numba_ce.api import cross_entropy, cross_entropy_and_grad, fresh_output, no_classes
+from numba_ce.api import cross_entropy, cross_entropy_and_grad, no_classes, result_dtype
+from numba_ce.options import LossOptions
 from numba_ce.weights import is_ignored, mean_weights, stand_in, total_weight
 
 # At least this many rows, so that a product is bound by arithmetic and not by reading `weight`: of
@@ -31,6 +35,8 @@ from numba_ce.weights import is_ignored, mean_weights, stand_in, total_weight
 CHUNK_ROWS, CHUNK_ELEMENTS = 512, 1 << 18
 # NumPy's product cannot add to its output, so it goes to a buffer of this many elements at a time
 BUFFER_ELEMENTS = 1 << 20
+# On a device of so many, to give it enough to do; no device has measured it
+DEVICE_BUFFER_ELEMENTS = 1 << 25
 
 
 class LinearGrad(NamedTuple):
@@ -48,24 +54,39 @@ class Layer(NamedTuple):
     hidden: Array  # (N, D)
     weight: Array  # (C, D)
     bias: Array | None  # (C,)
-    problem: Problem
+    targets: Array  # (N,) or (N, C)
+    problem: Problem  # on the host; probabilities on a device are but a shape in it
     chunk_rows: int
+    xp: Any  # NumPy or CuPy, to which the four arrays belong
 
 
-def _on_host(value: Any, name: str) -> Any:
-    if hasattr(value, "__cuda_array_interface__"):
-        raise TypeError(
-            f"{name} ({type(value).__name__}) is on a CUDA device: expected it on the host, where "
-            "the products of a linear layer are computed"
-        )
-    return value
+def _array_module(arrays: dict[str, Any]) -> Any:
+    """NumPy, or CuPy if all arrays are its own."""
+    device = [name for name, a in arrays.items() if hasattr(a, "__cuda_array_interface__")]
+    if not device:
+        return np
+    for name in device:
+        if type(arrays[name]).__module__.partition(".")[0] != "cupy":
+            raise TypeError(
+                f"{name} ({type(arrays[name]).__name__}) is on a CUDA device: expected an array of "
+                "CuPy there (cupy.asarray and cupy.from_dlpack share the memory), or on the host"
+            )
+    for name, array in arrays.items():
+        if array is not None and name not in device:
+            raise TypeError(
+                f"{device[0]} is on a CUDA device and {name} on the host: expected all arrays on "
+                "one side"
+            )
+    return sys.modules["cupy"]
 
 
-def check_matrix(value: Any, name: str, shape: str) -> Array:
+def check_matrix(value: Any, name: str, shape: str, xp: Any = np) -> Array:
     """A matrix of a dtype that BLAS has."""
-    array = as_array(_on_host(value, name), name)
-    if array.dtype.name not in ("float32", "float64"):
-        raise TypeError(f"{name} has dtype {array.dtype}: expected float32 or float64")
+    array = as_array(value, name) if xp is np else value
+    *allowed, last = ("float32", "float64") if xp is np else FLOATS
+    if array.dtype.name not in (*allowed, last):
+        expected = f"{', '.join(allowed)} or {last}"
+        raise TypeError(f"{name} has dtype {array.dtype}: expected {expected}")
     if array.ndim != 2:
         raise ValueError(f"{name} has {array.ndim} axes: expected two, of shape {shape}")
     return array
@@ -78,15 +99,16 @@ def make_layer(
     bias: Any,
     class_weight: Any,
     sample_weight: Any,
-    options: tuple[Any, ...],
+    options: LossOptions,
     reduction: Any,
     chunk_rows: Any,
 ) -> Layer:
     """The arguments of the public functions, checked."""
-    hidden, weight = (
-        check_matrix(hidden, "hidden", "(N, D)"),
-        check_matrix(weight, "weight", "(C, D)"),
-    )
+    arrays = {"hidden": hidden, "weight": weight, "targets": targets, "bias": bias}
+    weights = {"class_weight": class_weight, "sample_weight": sample_weight}
+    xp = _array_module(arrays | weights)
+    hidden = check_matrix(hidden, "hidden", "(N, D)", xp)
+    weight = check_matrix(weight, "weight", "(C, D)", xp)
     if hidden.shape[1] != weight.shape[1]:
         hint = "; pass weight.T for a weight of shape (D, C)"
         raise ValueError(
@@ -94,7 +116,7 @@ def make_layer(
             f"(C, {hidden.shape[1]})" + hint * (hidden.shape[1] == weight.shape[0])
         )
     if bias is not None:
-        bias = as_array(_on_host(bias, "bias"), "bias")
+        bias = as_array(bias, "bias") if xp is np else bias
         if bias.shape != weight.shape[:1]:
             raise ValueError(f"bias has shape {bias.shape}: expected {weight.shape[:1]}")
     for array, name in ((weight, "weight"), (bias, "bias")):
@@ -112,58 +134,66 @@ def make_layer(
         chunk_rows = check_integer(chunk_rows, "chunk_rows", "an integer or None")
     if chunk_rows < 1:
         raise ValueError(f"chunk_rows = {shown(chunk_rows)}: expected at least 1, or None")
+    checked = targets
+    if xp is not np:
+        # The weights of a mean are found on the host, from few numbers. Probabilities have no part
+        # in them
+        class_weight, sample_weight = (w if w is None else w.get() for w in weights.values())
+        indices = targets.dtype.kind in "iu"
+        checked = targets.get() if indices else stand_in(targets.shape, targets.dtype)
     problem = make_problem(
         logits,
-        _on_host(targets, "targets"),
+        checked,
         1,
         class_weight,
         sample_weight,
-        check_options(*options),
+        options,
         check_reduction(reduction),
     )
-    return Layer(hidden, weight, bias, problem, min(chunk_rows, max(n_rows, 1)))
+    if xp is np:
+        targets = problem.targets
+    return Layer(hidden, weight, bias, targets, problem, min(chunk_rows, max(n_rows, 1)), xp)
 
 
 @np.errstate(all="ignore")  # infinities and NaN are results here, not accidents
 def run(layer: Layer, gradients: Callable[[slice, Array], None] | None) -> Any:
     """The loss; hands the gradient of each chunk's logits to `gradients`."""
-    hidden, weight, bias, problem, step = layer
+    hidden, weight, bias, targets, problem, step, xp = layer
     n_rows, n_classes = problem.logits.shape
-    dtype, options = problem.logits.dtype, problem.options
+    dtype = problem.logits.dtype
     denominator, rows_weight = total_weight(problem), problem.sample_weight
     if problem.reduction == "mean":
         rows_weight = mean_weights(rows_weight, (n_rows,), denominator)
-    losses = np.empty(n_rows if problem.reduction == "none" else 0, dtype)
-    buffer, total = np.empty((step, n_classes), dtype), 0.0
+    class_weight, rows_weight = (
+        w if w is None else xp.asarray(w) for w in (problem.class_weight, rows_weight)
+    )
+    losses = xp.empty(n_rows, result_dtype(problem.logits))
+    buffer = xp.empty((step, n_classes), dtype)
     for start in range(0, n_rows, step):
         rows = slice(start, min(start + step, n_rows))
         logits = buffer[: rows.stop - start]
-        np.matmul(hidden[rows], weight.T, out=logits)
+        xp.matmul(hidden[rows], weight.T, out=logits)
         if bias is not None:
             logits += bias
-        assert problem.targets is not None
-        arguments: dict[str, Any] = {
-            "class_weight": problem.class_weight,
+        arguments: dict[str, Any] = problem.options._asdict() | {
+            "class_weight": class_weight,
             "sample_weight": None if rows_weight is None else rows_weight[rows],
-            "label_smoothing": options.label_smoothing,
-            "ignore_index": options.ignore_index,
-            "z_loss": options.z_loss,
-            "softcap": options.softcap,
-            "temperature": options.temperature,
-            "check_targets": options.check_targets,
+            "check_targets": False,  # `total_weight` has; and no waiting for a device
             "reduction": "none",
         }
         if gradients is None:
-            loss = cross_entropy(logits, problem.targets[rows], **arguments)
+            losses[rows] = cross_entropy(logits, targets[rows], **arguments)
         else:
-            loss, _ = cross_entropy_and_grad(logits, problem.targets[rows], out=logits, **arguments)
+            losses[rows], _ = cross_entropy_and_grad(logits, targets[rows], out=logits, **arguments)
+            if problem.reduction == "mean" and denominator == 0.0:
+                logits[...] = 0  # also where a bad target that was not to be checked gave NaN
             gradients(rows, logits)
-        total += float(loss.sum(dtype=np.float64))
-        if problem.reduction == "none":
-            losses[rows] = loss
     if problem.reduction == "none":
         return losses
-    return dtype.type(np.nan if problem.reduction == "mean" and denominator == 0.0 else total)
+    total = losses.sum(dtype=np.float64)
+    if problem.reduction == "mean" and denominator == 0.0:
+        total = total * np.nan
+    return total.astype(losses.dtype)
 
 
 class Gradients:
@@ -171,28 +201,30 @@ class Gradients:
 
     def __init__(self, layer: Layer, of_hidden: bool) -> None:
         """Zeros; of `hidden` only where they are wanted."""
-        self.layer = layer
-        self.ignored = is_ignored(layer.problem)
+        self.layer, self.ignored = layer, is_ignored(layer.problem)
         n_classes, n_features = layer.weight.shape
-        self.hidden = fresh_output(layer.hidden) if of_hidden else None
-        self.weight = fresh_output(layer.weight)
-        self.bias = None if layer.bias is None else np.zeros(n_classes)
-        self.step = max(1, BUFFER_ELEMENTS // max(n_features, 1))
-        self.buffer = np.empty((min(self.step, n_classes), n_features), self.weight.dtype)
-        self.weight[...] = 0
+        xp, dtype = layer.xp, layer.problem.logits.dtype
+        self.hidden = xp.empty_like(layer.hidden, dtype) if of_hidden else None
+        # The sum of 16-bit parts in float32
+        self.weight = xp.zeros_like(layer.weight, result_dtype(layer.problem.logits))
+        self.bias = None if layer.bias is None else xp.zeros(n_classes)
+        elements = BUFFER_ELEMENTS if xp is np else DEVICE_BUFFER_ELEMENTS
+        self.step = max(1, elements // max(n_features, 1))
+        self.buffer = xp.empty((min(self.step, n_classes), n_features), dtype)
 
     def __call__(self, rows: slice, grad: Array) -> None:
         """Add what the gradient of the logits of some rows gives."""
-        hidden, ignored = self.layer.hidden[rows], self.ignored[rows]
+        hidden, ignored, xp = self.layer.hidden[rows], self.ignored[rows], self.layer.xp
         if self.hidden is not None:
-            np.matmul(grad, self.layer.weight, out=self.hidden[rows])
+            xp.matmul(grad, self.layer.weight, out=self.hidden[rows])
         if ignored.any():
             # Its gradient is 0, but 0 times a NaN in `hidden` would spoil the sum
-            hidden = np.where(ignored[:, None], hidden.dtype.type(0), hidden)
+            hidden = hidden.copy()
+            hidden[xp.asarray(ignored)] = 0
         for first in range(0, len(self.weight), self.step):
             classes = slice(first, first + self.step)
             part = self.buffer[: len(self.weight[classes])]
-            np.matmul(grad[:, classes].T, hidden, out=part)
+            xp.matmul(grad[:, classes].T, hidden, out=part)
             self.weight[classes] += part
         if self.bias is not None:
             self.bias += grad.sum(axis=0, dtype=np.float64)
@@ -220,7 +252,7 @@ def linear_cross_entropy(
     Parameters
     ----------
     hidden : array_like of shape (N, D)
-        float32 or float64, on the host.
+        float32 or float64; or a CuPy array, also float16 or bfloat16. All arrays lie on one side.
     weight : array_like of shape (C, D)
         Of the dtype of `hidden`, as `nn.Linear.weight` and scikit-learn's `coef_`. Pass the
         transposed view of a (D, C) matrix; nothing is copied.
@@ -237,7 +269,8 @@ check_targets, reduction
     Returns
     -------
     numpy scalar or ndarray
-        Of the dtype of `hidden`; one loss per row for "none".
+        float64 for float64 `hidden`, otherwise float32; one loss per row for "none". Arrays of CuPy
+        give arrays of CuPy.
 
     Raises
     ------
@@ -252,7 +285,9 @@ check_targets, reduction
     >>> round(float(linear_cross_entropy(hidden, weight, [0, 1])), 6)
     0.239545
     """
-    options = (label_smoothing, ignore_index, z_loss, softcap, temperature, check_targets)
+    options = check_options(
+        label_smoothing, ignore_index, z_loss, softcap, temperature, check_targets
+    )
     layer = make_layer(
         hidden, weight, targets, bias, class_weight, sample_weight, options, reduction, chunk_rows
     )
@@ -301,8 +336,12 @@ z_loss, softcap, temperature, check_targets, reduction, chunk_rows
     Notes
     -----
     Beyond the results it needs the logits of `chunk_rows` rows and a buffer of at most 2**20
-    numbers. Chunks of rows: Hsu et al., "Liger Kernel" (2024), section 3.2, here of a length that
-    keeps the products bound by arithmetic.
+    numbers, on a device 2**25 and as many float32 numbers as `weight` has if that is of 16 bits.
+    There the logits and their gradient are rounded to 16 bits as well: in float16 the small entries
+    of a mean over many rows vanish, unless `sample_weight` scales the loss.
+
+    Chunks of rows: Hsu et al., "Liger Kernel" (2024), section 3.2, here of a length that keeps the
+    products bound by arithmetic.
 
     Examples
     --------
@@ -313,14 +352,16 @@ z_loss, softcap, temperature, check_targets, reduction, chunk_rows
     array([[-0.25,  0.25],
            [ 0.25, -0.25]])
     """
-    options = (label_smoothing, ignore_index, z_loss, softcap, temperature, check_targets)
+    options = check_options(
+        label_smoothing, ignore_index, z_loss, softcap, temperature, check_targets
+    )
     layer = make_layer(
         hidden, weight, targets, bias, class_weight, sample_weight, options, reduction, chunk_rows
     )
     gradients = Gradients(layer, of_hidden=True)
     loss = run(layer, gradients)
     assert gradients.hidden is not None
-    grad_bias = None
-    if gradients.bias is not None:
-        grad_bias = gradients.bias.astype(gradients.weight.dtype)
-    return LinearGrad(loss, gradients.hidden, gradients.weight, grad_bias)
+    dtype = layer.problem.logits.dtype
+    grad_bias = None if gradients.bias is None else gradients.bias.astype(dtype)
+    grad_weight = gradients.weight.astype(dtype, copy=False)
+    return LinearGrad(loss, gradients.hidden, grad_weight, grad_bias)

@@ -30,6 +30,7 @@ from numba_ce.api import (
     cross_entropy,
     cross_entropy_and_grad,
     no_classes,
+    reduced,
     result_dtype,
 )
 from numba_ce.blocks import (
@@ -44,6 +45,7 @@ from numba_ce.blocks import (
     read_ahead,
 )
 from numba_ce.npy import Index, NpyWriter
+from numba_ce.options import LossOptions
 from numba_ce.weights import mean_weights, stand_in, total_weight
 
 Progress = Callable[[int, int | None], None]
@@ -61,30 +63,28 @@ class StreamResult(NamedTuple):
 
 
 class Options(NamedTuple):
-    """The arguments of `stream` that are the same for every block."""
+    """The arguments of `stream` that are the same for every block, the last two checked."""
 
     axis: int = -1
     class_weight: Any = None
-    label_smoothing: float = 0.0
-    ignore_index: int | None = -100
-    z_loss: float = 0.0
-    softcap: float | None = None
-    temperature: float = 1.0
-    check_targets: bool = True
+    loss: LossOptions = LossOptions()
     reduction: str = "mean"
 
     def problem(self, logits: Array, targets: Any, sample_weight: Any) -> Problem:
         """The arguments of one call, checked."""
         array, axis = check_logits(logits, self.axis)
-        options = check_options(*self[2:8])
-        reduction = check_reduction(self.reduction)
         return make_problem(
-            array, targets, axis, self.class_weight, sample_weight, options, reduction
+            array, targets, axis, self.class_weight, sample_weight, self.loss, self.reduction
         )
 
     def per_row(self, sample_weight: Array | None) -> dict[str, Any]:
         """For a call that gives the losses of the rows."""
-        return self._asdict() | {"sample_weight": sample_weight, "reduction": "none"}
+        return self.loss._asdict() | {
+            "axis": self.axis,
+            "class_weight": self.class_weight,
+            "sample_weight": sample_weight,
+            "reduction": "none",
+        }
 
 
 def _weigh(
@@ -254,11 +254,9 @@ def run(
     if options.reduction == "none":
         result = _assembled(per_row, job.rows, dtype)
     else:
-        if options.reduction == "mean":
-            weighted = job.sink is not None  # then the rows came out divided already
-            total = math.nan if weight == 0.0 else total if weighted else total / weight
-        with np.errstate(over="ignore"):
-            result = dtype.type(total)
+        # With a gradient the rows came out divided already
+        divisor = weight if job.sink is None else float(weight != 0.0)
+        result = reduced(total, divisor, options.reduction, dtype)
     return StreamResult(result, weight, n_rows, n_classes, n_bytes, time.perf_counter() - begin)
 
 
@@ -354,15 +352,6 @@ def stream(
     >>> bool(result.loss == np.log(4)), result.n_rows
     (True, 300)
     """
-    options = Options(
-        axis,
-        class_weight,
-        label_smoothing,
-        ignore_index,
-        z_loss,
-        softcap,
-        temperature,
-        check_targets,
-        check_reduction(reduction),
-    )
+    loss = check_options(label_smoothing, ignore_index, z_loss, softcap, temperature, check_targets)
+    options = Options(axis, class_weight, loss, check_reduction(reduction))
     return run(logits, targets, sample_weight, options, grad_out, progress)
