@@ -21,6 +21,7 @@ class NoDriver:
     """The interface of `numba_ce.cuda.driver.Driver`; nothing happens."""
 
     functions: dict[Any, Any] = {}
+    count = 1
 
     def device(self) -> int:
         return 0

@@ -239,6 +239,27 @@ def check_options(
     return LossOptions(label_smoothing, ignore_index, z_loss, softcap, temperature, check_targets)
 
 
+def check_scale(name: str, value: float, kind: str, where: str) -> None:
+    """Temperatures and soft caps beyond these take the constants of the kernels out of their type.
+
+    where : "on the CPU" or "on CUDA"
+    """
+    limit = 2.0 ** (1000 if kind == "float64" else 120)
+    if not 1.0 / limit <= value <= limit:
+        raise ValueError(
+            f"{name} = {value}: expected {1.0 / limit:.1g} <= {name} <= {limit:.1g} for {kind} "
+            f"logits {where}"
+        )
+
+
+def encoded_ignore_index(index: int | None, signed: bool) -> int | None:
+    """As the kernels compare it, in the 64 bits of a target; None if no target equals it."""
+    lowest = -(2**63) if signed else 0
+    if index is None or not lowest <= index < lowest + 2**64:
+        return None
+    return index if index < 2**63 else index - 2**64
+
+
 def check_choice(value: Any, name: str, choices: tuple[str, ...]) -> str:
     """One of the choices; anything else, of any type, is a ValueError."""
     if not isinstance(value, str) or value not in choices:

@@ -268,7 +268,9 @@ softcap, temperature, check_targets
 
 def inputs(problem: Problem, class_weight: Any) -> tuple[tuple[Any, str], ...]:
     """What `out` must not overlap, as arrays: a Series, too, lends its memory to one."""
-    if class_weight is not None and not on_device(problem.logits):
+    if on_device(problem.logits):
+        class_weight = problem.class_weight
+    elif class_weight is not None:
         # the problem holds a copy, unless it was float64
         class_weight = np.asarray(class_weight)
     return (

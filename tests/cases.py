@@ -23,15 +23,12 @@ TARGET_DTYPES = tuple(
 REDUCTIONS = ("mean", "sum", "none")
 TARGET_KINDS = ("index", "probabilities")
 
-#: Vector width and tile borders: one below, at and above each of them.
+#: Vector width, tile borders and those between kernels: one below, at and above each of them.
 TILE = 1024
 CLASS_COUNTS = (
     *range(1, 141),
     *(TILE * k + d for k in (1, 2, 3) for d in (-17, -16, -15, -1, 0, 1, 15, 16, 17)),
 )
-
-#: (n_rows, n_classes) of the published benchmarks.
-BENCHMARK_SHAPES = ((1048576, 10), (65536, 1000), (4096, 32000), (1024, 128256))
 
 
 # ---------------------------------------------------------------- loss options
@@ -138,6 +135,16 @@ def _field(a):
     records = np.zeros(a.shape, np.dtype([("tag", np.uint8), ("value", a.dtype)]))
     records["value"] = a
     return records["value"]
+
+
+class Series:
+    """Something that is no array, but lends its memory to one, as those of pandas do."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def __array__(self, dtype=None, copy=None):
+        return np.asarray(self.values, dtype)
 
 
 #: name -> function that returns the same values in another place in memory.

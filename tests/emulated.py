@@ -20,7 +20,10 @@ driver_module = import_module("numba_ce.cuda.driver")
 
 
 class EmulatedDriver:
-    """One device; `launches` lists what was started.
+    """A device; `launches` lists what was started.
+
+    count, homes : of several devices the number, and which one has an address (0 if none is named).
+    The memory is one, but a kernel works on the device that it was loaded on, and on no other.
 
     order_seed : as for `ptx.Device`; mutate : function from PTX to PTX, applied to every kernel
     """
@@ -34,22 +37,31 @@ class EmulatedDriver:
         self.log = []  # (what, stream) of copies, launches and waits
         self.allocated, self.page_locked = {}, {}
         self.streams = 6
+        self.count, self.homes, self.current = 1, {}, [0]
 
     def device(self):
-        return 0
+        return self.current[-1]
+
+    def push(self, device):
+        self.current.append(device)
+
+    def pop(self):
+        self.current.pop()
 
     def device_of(self, address):
         if self.gpu.memory.find(address) is None:
             raise driver_module.CudaError("CUDA driver: CUDA_ERROR_INVALID_VALUE")
-        return 0
+        return self.homes.get(address, 0)
 
     def capability(self, device):
         return self.compute_capability
 
     def load(self, code):
-        return code
+        return code, self.device()
 
     def launch(self, function, grid, threads, plan, stream, shared=0):
+        function, device = function
+        assert device == self.device(), "loaded on another device"
         text = function.ptx if self.mutate is None else self.mutate(function.ptx)
         assert len(plan) == PACKER.size
         fields = PACKER.unpack(plan)

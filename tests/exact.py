@@ -272,7 +272,7 @@ def _check(actual, exact, allowed, what):
         assert same, f"{what}: {actual!r}, exact {exact}"
 
 
-def check_loss(loss_rows, rows, dtype, divisor=1):
+def check_loss(loss_rows, rows, dtype):
     """Unreduced losses (any shape, C order) against a list of `ExactRow`."""
     dtype = working(dtype)
     assert loss_rows.dtype == dtype
@@ -353,3 +353,17 @@ def assert_same(actual, expected):
         assert expected.dtype == actual.dtype
         actual, expected = actual.astype(np.float32), expected.astype(np.float32)
     np.testing.assert_array_equal(actual, expected)
+
+
+def assert_same_bits(actual, expected):
+    """Equal bytes: -0.0 is not 0.0. Dtypes are equal too, but for their byte order."""
+    if isinstance(actual, tuple):
+        assert len(actual) == len(expected)
+        for one, other in zip(actual, expected, strict=True):
+            assert_same_bits(one, other)
+        return
+    actual, expected = (np.asarray(a) for a in (actual, expected))
+    actual, expected = (a.astype(a.dtype.newbyteorder("=")) for a in (actual, expected))
+    assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape)
+    differ = actual != expected
+    assert actual.tobytes() == expected.tobytes(), f"{differ.sum()} of {differ.size} differ"

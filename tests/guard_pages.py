@@ -23,8 +23,9 @@ import numba_ce.api
 import numba_ce.records
 
 #: Every remainder of sixteen, and both sides of where the kernels change.
-FEW_CLASSES = (*range(1, 18), 31, 33, 255, 256, 257, 1025)
-ALL_CLASSES = (*range(1, 36), 48, 63, 64, 65, 255, 256, 257, 258, 1023, 1024, 1025, 2049)
+FEW_CLASSES = (*range(1, 18), 31, 33, 80, 81, 128, 129, 150, 1025)
+ALL_CLASSES = (*range(1, 36), 48, 63, 64, 65, 79, 80, 81, 127, 128, *range(129, 146), 255, 1023)
+ALL_CLASSES += (1024, 1025, 2049)
 ROWS = (1, 15, 16, 17, 33)
 FLAGS = {
     "plain": {},
@@ -91,7 +92,7 @@ def run(setting, say, classes, results):
     dtype, kind, flags, out_dtype = setting
     memory, rng, options = Memory(), np.random.default_rng(0), FLAGS[flags]
     for n_classes, layout, at_end in itertools.product(classes, LAYOUTS, (True, False)):
-        if layout != "rows" and n_classes not in (2, 17, 257):
+        if layout != "rows" and n_classes not in (2, 17, 129):
             continue
         results.at_end = at_end
         for n in ROWS if n_classes < 300 else ROWS[:2]:

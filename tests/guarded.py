@@ -50,11 +50,3 @@ class Guarded:
             view = np.ndarray(shape, dtype, self.memory, min(offset, self.memory.size), own)
             return np.lib.stride_tricks.as_strided(view, shape, strides)
         return np.ndarray(shape, dtype, self.memory, offset, strides)
-
-
-def guarded_copy(values, at_end=True):
-    """The same array, C-contiguous, in guarded memory of its own."""
-    values = np.ascontiguousarray(values)
-    view = Guarded(max(values.nbytes, 1)).place(values.shape, values.strides, values.dtype, at_end)
-    view[...] = values
-    return view

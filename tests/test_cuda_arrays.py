@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 
 import numpy as np
@@ -16,11 +17,18 @@ from emulated import FakeArray, emulated
 import numba_ce as nc
 from numba_ce.cuda import arrays
 
+REAL_EMPTY = arrays.empty  # `emulated` puts another one in its place
+
 
 @pytest.fixture
-def gpu():
+def gpu_driver():
     with emulated() as driver:
-        yield driver.gpu
+        yield driver
+
+
+@pytest.fixture
+def gpu(gpu_driver):
+    return gpu_driver.gpu
 
 
 def arrays_on(gpu):
@@ -176,9 +184,9 @@ def test_streams_and_families(monkeypatch):
     arrays.empty(array, (5,), array.dtype)
     assert made == [((5,), "torch.bfloat16", "cuda:0")]
 
-    class Ndarray(Tensor):
+    class Ndarray:
         __module__ = "cupy._core"
-        dtype = np.dtype(np.float32)
+        dtype, device = np.dtype(np.float32), nullcontext()
         __cuda_array_interface__ = Tensor.__cuda_array_interface__ | {"typestr": "<f4"}
 
     cupy = types.ModuleType("cupy")
@@ -189,6 +197,86 @@ def test_streams_and_families(monkeypatch):
     assert array.stream == import_module("numba_ce.cuda.driver").LEGACY_STREAM
     arrays.empty(array, (), np.dtype(np.float32))
     assert made[-1] == ((), np.dtype(np.float32))
+    assert arrays.family(type("Mine", (Tensor,), {"__module__": "mine"})()) == "torch"
+    assert arrays.family(type("Mine", (), {"__module__": "mine.torch"})()) == "numba"
+
+
+def test_results_are_on_the_device_of_the_logits(monkeypatch):
+    """CuPy and Numba put fresh arrays on the current device, which may be another one."""
+    numba, entered = import_module("numba.cuda"), []
+
+    @contextmanager
+    def device(number):
+        entered.append(number)
+        yield
+        entered.append("left")
+
+    with emulated() as driver:
+        fake = FakeArray(driver.gpu, np.zeros((3, 4), np.float32))
+        none = FakeArray(driver.gpu, np.zeros((0, 4), np.float32))
+        driver.count, driver.homes = 2, {fake.address: 1}
+
+        def made(shape, dtype, stream):
+            assert entered[-1] != "left"
+            return FakeArray(driver.gpu, np.zeros(shape, dtype), stream=stream)
+
+        monkeypatch.setattr(numba, "gpus", [device(0), device(1)])
+        monkeypatch.setattr(numba, "device_array", made)
+        monkeypatch.setattr(numba, "external_stream", lambda stream: stream)
+        for like in (fake, none):
+            array = REAL_EMPTY(arrays.device_array(like, "logits"), (2,), np.dtype(np.float32))
+            assert array.shape == (2,)
+    assert entered == [1, "left", 0, "left"]
+
+
+def test_another_device_than_the_current_one():
+    """It is the current one while its kernels are loaded and launched, after an error too."""
+    with emulated() as driver:
+        x, y = arrays_on(driver.gpu)
+        out = FakeArray(driver.gpu, np.zeros((3, 4), np.float32))
+        driver.count, driver.device_of = 2, lambda address: 1
+        launch, used = driver.launch, set()
+        driver.launch = lambda *arguments: used.add(driver.device()) or launch(*arguments)
+        nc.cross_entropy(x, y)
+        nc.cross_entropy_and_grad(x, y, out=out)
+        nc.cross_entropy_grad_and_hess(x, y)
+        nc.row_stats(x, y)
+        nc.softmax(x)
+        record = nc.row_record(x, y, class_offset=0, n_classes=4)
+        nc.grad_from_record(x, y, record, class_offset=0)
+        bad = FakeArray(driver.gpu, np.array([0, 9, 0]))
+        with pytest.raises(ValueError, match=r"targets\[1\] = 9 is not a class"):
+            nc.cross_entropy(x, bad)
+        assert driver.current == [0]
+        assert used == {device for _, device in driver.functions} == {1}
+        driver.device_of = lambda address: int(address == y.address)
+        with pytest.raises(ValueError, match="targets is on CUDA device 1 and logits on 0"):
+            nc.cross_entropy(x, y)
+
+
+@pytest.mark.parametrize("name", ["targets", "class_weight", "sample_weight", "out"])
+def test_other_streams_are_waited_for(gpu_driver, name):
+    """Before the kernels start, and the kernels before the other stream may go on."""
+    gpu = gpu_driver.gpu
+    values = {
+        "logits": np.zeros((3, 4), np.float32),
+        "targets": np.zeros(3, np.int32),
+        "class_weight": np.ones(4),
+        "sample_weight": np.ones(3),
+        "out": np.zeros((3, 4), np.float32),
+    }
+    mine = {key: FakeArray(gpu, a, stream=77) for key, a in values.items()}
+
+    def call():
+        gpu_driver.log.clear()
+        nc.cross_entropy_and_grad(**mine, reduction="none", check_targets=False)
+        return gpu_driver.log
+
+    assert call() == [("launch", 77)]
+    mine[name].stream = 78
+    assert call() == [("wait", 78), ("launch", 77), ("wait", 77)]
+    mine[name].stream = None  # somebody else's affair, says the interface
+    assert call() == [("launch", 77)]
 
 
 def test_more_axes_than_a_kernel_walks(gpu):

@@ -27,6 +27,7 @@ from emulated import FakeArray, emulated
 from ptx import Fault
 
 import numba_ce as nc
+from numba_ce.cuda import launch
 from numba_ce.cuda.table import layouts
 
 INF, NAN = np.inf, np.nan
@@ -193,10 +194,9 @@ def test_same_bits_wherever_a_staged_row_stands(rng, n_classes, dtype):
 @pytest.mark.parametrize("n_classes", [3, 40, 600])
 def test_more_rows_than_the_grid_has_blocks(rng, monkeypatch, n_classes):
     """A block then does one set of rows after the other in the same shared memory."""
-    launch = __import__("numba_ce.cuda.launch", fromlist=["MAX_GRID"])
     monkeypatch.setattr(launch, "MAX_GRID", 2)
     n_rows = 1100 if n_classes == 3 else 11 if n_classes == 600 else 300
-    logits, targets = make_logits(rng, (n_rows, n_classes), np.float32), None
+    logits = make_logits(rng, (n_rows, n_classes), np.float32)
     targets = make_targets(rng, (n_rows,), n_classes)
     with emulated(order_seed=3) as gpu:
         loss, grad = nc.cross_entropy_and_grad(logits, targets, reduction="none", temperature=0.7)
@@ -443,7 +443,7 @@ MUTATIONS = {
     ),
     "wrong lanes": ((1, 500), PLAIN, lambda t: t.replace("shfl.sync.bfly", "shfl.sync.down")),
     "no tail": ((1, 1003), PLAIN, lambda t: _without(t, "st.global.f32")),
-    "narrower access": ((1, 1000), PLAIN, lambda t: _without(t, "st.global.v4.f32")),
+    "no quads": ((1, 1000), PLAIN, lambda t: _without(t, "st.global.v4.f32")),
     # The rows staged in shared memory: in, between, out, and the next ones
     "few: rows not waited for": ((600, 3), PLAIN, lambda t: _nth(t, "bar.sync", 0, "//")),
     "few: finished rows not waited for": ((200, 40), PLAIN, lambda t: _nth(t, "bar.sync", 1, "//")),
@@ -473,7 +473,6 @@ MUTATIONS = {
 def test_a_broken_kernel_is_noticed(rng, monkeypatch, name):
     """What the tests above rely on: each of these is a Fault or a wrong result, on some order."""
     shape, options, mutate = MUTATIONS[name]
-    launch = __import__("numba_ce.cuda.launch", fromlist=["MAX_GRID"])
     monkeypatch.setattr(launch, "MAX_GRID", 1)  # of staged rows: several sets one after the other
     logits, targets = make_logits(rng, shape, np.float32), make_targets(rng, shape[:1], shape[1])
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from importlib import import_module
+from types import SimpleNamespace
 
 import pytest
 
@@ -100,46 +100,66 @@ def test_cache_is_used(cache):
     assert len(list(folder.iterdir())) == 3  # and nothing else is left lying about
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda data: b"",
-        lambda data: data[:40],
-        lambda data: data[:-1],
-        lambda data: data[:50] + bytes([data[50] ^ 1]) + data[51:],
-    ],
-    ids=["empty", "head", "truncated", "flipped"],
-)
-def test_a_damaged_file_is_compiled_anew(cache, damage):
+def test_a_damaged_file_is_compiled_anew(cache):
+    """As one example of what test_cache.py tests of every backend's files."""
     folder, load = cache
     first, _ = load()
     (path,) = folder.iterdir()
-    path.write_bytes(damage(path.read_bytes()))
+    path.write_bytes(path.read_bytes()[:-1])
     assert load() == (first, True)
     assert load() == (first, False)
 
 
-def test_changed_sources_are_another_kernel(cache, monkeypatch):
+@pytest.mark.parametrize("what", ["sources", "version", "another library", "renewed library"])
+def test_another_compiler_is_another_kernel(cache, monkeypatch, tmp_path, what):
     _, load = cache
-    load()
     compiled = import_module("numba_ce.cuda.compiled")
-    monkeypatch.setattr(compiled, "_sources", lambda: b"changed")
-    assert load()[1]
+    library = tmp_path / "library"
+    library.write_bytes(b"1")
+    found = SimpleNamespace(abs_path=library)
+    monkeypatch.setattr(compiled, "load_nvidia_dynamic_lib", lambda name: found)
+    version = compiled.importlib.metadata.version
+
+    def again():
+        compiled._origin.cache_clear()
+        return load()[1]
+
+    try:
+        assert again() and not again()
+        if what == "sources":
+            monkeypatch.setattr(compiled._cache, "SOURCES", b"changed")
+            monkeypatch.setattr(compiled._cache, "sources", lambda: b"changed")
+        elif what == "version":
+            newer = {"cuda-core": "999"}
+            metadata = SimpleNamespace(
+                version=lambda name: newer.get(name) or version(name),
+                PackageNotFoundError=compiled.importlib.metadata.PackageNotFoundError,
+            )
+            monkeypatch.setattr(compiled, "importlib", SimpleNamespace(metadata=metadata))
+        elif what == "another library":
+            found.abs_path = tmp_path / "other"
+            found.abs_path.write_bytes(b"1")
+        else:
+            library.write_bytes(b"12")
+        assert again() and not again()
+    finally:
+        compiled._origin.cache_clear()
 
 
-@pytest.mark.skipif(os.name != "posix", reason="permissions")
-def test_a_folder_that_others_can_write_is_not_trusted(cache):
+def test_an_unknown_compiler_is_not_kept(cache, monkeypatch):
     folder, load = cache
-    load()
-    folder.chmod(0o777)
-    assert load()[1]
+    compiled = import_module("numba_ce.cuda.compiled")
 
+    def missing(name):
+        raise compiled.DynamicLibNotFoundError(name)
 
-def test_a_folder_that_cannot_be_written_costs_only_time(cache):
-    folder, load = cache
-    folder.write_text("a file where the folder should be")
-    assert load()[1]
-    assert load()[1]
+    monkeypatch.setattr(compiled, "load_nvidia_dynamic_lib", missing)
+    compiled._origin.cache_clear()
+    try:
+        assert load()[1] and load()[1]
+        assert not folder.exists()
+    finally:
+        compiled._origin.cache_clear()
 
 
 def test_no_cache(cache, monkeypatch):

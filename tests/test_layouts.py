@@ -11,10 +11,11 @@ from cases import (
     LAYOUTS,
     TARGET_DTYPES,
     TARGET_KINDS,
+    Series,
     make_logits,
     make_targets,
 )
-from exact import assert_same, check_grad, check_loss, exact_rows, working
+from exact import assert_same_bits, check_grad, check_loss, exact_rows, working
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,12 +24,6 @@ import numba_ce as nc
 every_layout = pytest.mark.parametrize("layout", LAYOUTS)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
 both_kinds = pytest.mark.parametrize("kind", TARGET_KINDS)
-
-
-def same_bits(a, b):
-    """Equal values, NaN included, and equal dtypes (of any byte order)."""
-    assert a.dtype.newbyteorder("=") == b.dtype.newbyteorder("=")
-    assert_same(np.asarray(a, float), np.asarray(b, float))
 
 
 # ---------------------------------------------------------------- hypothesis
@@ -127,9 +122,9 @@ def test_any_problem_against_mpmath(backend, problem, in_place):
     loss, grad = nc.cross_entropy_and_grad(logits, targets, reduction="none", **options)
     check_loss(np.asarray(loss), rows, logits.dtype)
     check_grad(grad, rows, logits.dtype, axis=options["axis"])
-    same_bits(logits, before)
+    assert_same_bits(logits, before)
     alone = nc.cross_entropy(logits, targets, reduction="none", **options)
-    same_bits(np.asarray(alone), np.asarray(loss))
+    assert_same_bits(alone, loss)
     zero_strides = any(
         n > 1 and stride == 0 for n, stride in zip(logits.shape, logits.strides, strict=True)
     )
@@ -138,7 +133,7 @@ def test_any_problem_against_mpmath(backend, problem, in_place):
             logits, targets, reduction="none", out=logits, **options
         )
         assert grad2 is logits
-        same_bits(logits, grad)
+        assert_same_bits(logits, grad)
 
 
 @given(array=logits_arrays())
@@ -161,7 +156,7 @@ def test_any_layout_in_the_other_functions(backend, array):
         if not isinstance(actual, tuple):
             actual, expected = (actual,), (expected,)
         for a, b in zip(actual, expected, strict=True):
-            same_bits(np.asarray(a), np.asarray(b))
+            assert_same_bits(a, b)
 
 
 # ---------------------------------------------------------------- the named layouts, one by one
@@ -179,8 +174,8 @@ def test_layout_of_logits(backend, rng, layout, dtype, axis):
     loss, grad = nc.cross_entropy_and_grad(plain, targets, axis=axis, reduction="none")
     logits = LAYOUTS[layout](plain)
     loss2, grad2 = nc.cross_entropy_and_grad(logits, targets, axis=axis, reduction="none")
-    same_bits(loss2, loss)
-    same_bits(grad2, grad)
+    assert_same_bits(loss2, loss)
+    assert_same_bits(grad2, grad)
     assert grad2.dtype.isnative
     check_loss(loss[:1], exact_rows(plain, targets, axis=axis)[: loss[:1].size], dtype)
 
@@ -199,7 +194,7 @@ def test_in_place_in_every_layout(backend, rng, layout, dtype):
     loss, grad = nc.cross_entropy_and_grad(logits, targets, out=logits)
     assert grad is logits
     assert loss == expected[0]
-    same_bits(np.asarray(logits), expected[1])
+    assert_same_bits(np.asarray(logits), expected[1])
 
 
 @every_layout
@@ -209,7 +204,7 @@ def test_layout_and_dtype_of_index_targets(backend, rng, layout, dtype):
     targets = rng.integers(0, 3, (6, 5))
     expected = nc.cross_entropy(logits, targets, reduction="none")
     other = LAYOUTS[layout](targets.astype(dtype))
-    same_bits(nc.cross_entropy(logits, other, reduction="none"), expected)
+    assert_same_bits(nc.cross_entropy(logits, other, reduction="none"), expected)
 
 
 @every_layout
@@ -225,8 +220,8 @@ def test_layout_of_probabilities(backend, rng, layout, dtype, axis):
     options = {"axis": axis, "reduction": "none"}
     loss, grad = nc.cross_entropy_and_grad(logits, np.ascontiguousarray(targets), **options)
     loss2, grad2 = nc.cross_entropy_and_grad(logits, LAYOUTS[layout](targets), **options)
-    same_bits(loss2, loss)
-    same_bits(grad2, grad)
+    assert_same_bits(loss2, loss)
+    assert_same_bits(grad2, grad)
 
 
 @every_layout
@@ -240,7 +235,7 @@ def test_layout_of_weights(backend, rng, layout, dtype):
         logits, targets, class_weight=move(w), sample_weight=move(s)
     )
     assert loss2 == loss
-    same_bits(grad2, grad)
+    assert_same_bits(grad2, grad)
 
 
 @pytest.mark.parametrize(
@@ -257,22 +252,49 @@ def test_layout_of_out(backend, rng, layout, dtype, axis):
     loss2, grad2 = nc.cross_entropy_and_grad(logits, targets, axis=axis, out=out)
     assert grad2 is out
     assert loss2 == loss
-    same_bits(out, grad)
+    assert_same_bits(out, grad)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("offset", [1, 2, 4])
-def test_large_outputs_at_any_address(cpu, rng, dtype, offset):
-    """Large enough to be written around the caches, which takes whole aligned lines."""
-    logits, targets = make_logits(rng, (1100, 1003), dtype), rng.integers(0, 1003, 1100)
-    buffer = np.zeros(logits.nbytes + 64, np.uint8)
-    out = buffer[offset : offset + logits.nbytes].view(dtype).reshape(logits.shape)
-    loss, grad = nc.cross_entropy_and_grad(logits, targets, out=out)
-    loss2, grad2 = nc.cross_entropy_and_grad(logits, targets)
-    assert loss == loss2
-    same_bits(grad, grad2)
-    assert not buffer[:offset].any()
-    assert not buffer[offset + logits.nbytes :].any()
+#: The rows of an output, from a vector with room for more, and how far they are apart
+ROW_ORDERS = {
+    "together": (0, lambda rows: rows),
+    "apart": (5, lambda rows: rows),
+    "backwards": (0, lambda rows: rows[::-1]),
+}
+WRITERS = {
+    "index": lambda z, y, t, **out: nc.cross_entropy_and_grad(z, y, reduction="sum", **out)[1],
+    "dense": lambda z, y, t, **out: nc.cross_entropy_and_grad(z, t, reduction="sum", **out)[1],
+    "softmax": lambda z, y, t, **out: nc.softmax(z, **out),
+    "log_softmax": lambda z, y, t, **out: nc.log_softmax(z, **out),
+}
+
+
+@pytest.mark.parametrize("order", ROW_ORDERS)
+@pytest.mark.parametrize("write", WRITERS)
+@pytest.mark.parametrize("n_classes", [301, 1503])
+@every_dtype
+def test_large_outputs_at_any_address(cpu, rng, dtype, n_classes, write, order):
+    """Large enough to be written around the caches, which takes whole lines of 64 bytes.
+
+    The parts of lines at both ends of a row are put together with those of its neighbours, if they
+    follow each other in memory.
+    """
+    size = np.dtype(dtype).itemsize
+    gap, arrange = ROW_ORDERS[order]
+    n_rows = (4 << 20) // (n_classes * size) + 3
+    logits, targets = make_logits(rng, (n_rows, n_classes), dtype), rng.integers(0, 301, n_rows)
+    targets[::5] = -100
+    dense = (rng.random((50, n_classes)) / n_classes).astype(dtype)[np.arange(n_rows) % 50]
+    pieces = [slice(i, i + 40) for i in range(0, n_rows, 40)]  # small: through the caches
+    expected = [WRITERS[write](logits[i], targets[i], dense[i]) for i in pieces]
+    for offset in (0, 1, size, 36 * size):
+        buffer = np.full((n_rows * (n_classes + gap) + 64) * size, 77, np.uint8)
+        rows = buffer[offset : offset + n_rows * (n_classes + gap) * size].view(dtype)
+        out = arrange(rows.reshape(n_rows, n_classes + gap)[:, :n_classes])
+        WRITERS[write](logits, targets, dense, out=out)
+        assert_same_bits(out, np.concatenate(expected))
+        out[...] = np.full(1, 0x4D4D4D4D4D4D4D4D).view(dtype)[0]  # 77 in every byte
+        assert (buffer == 77).all()
 
 
 @pytest.mark.parametrize("axis", [-1, 0])
@@ -300,8 +322,8 @@ def test_float32_out_of_16_bit_logits(backend, rng, dtype, reduction, axis):
     out = np.full(logits.shape, np.nan, np.float32)
     loss2, grad = nc.cross_entropy_and_grad(logits, targets, out=out, **options)
     assert grad is out
-    same_bits(np.asarray(loss2), np.asarray(loss))
-    same_bits(out, expected)
+    assert_same_bits(loss2, loss)
+    assert_same_bits(out, expected)
 
 
 # ---------------------------------------------------------------- what comes back
@@ -382,8 +404,8 @@ def test_broadcast_logits(backend, rng, axis, other):
     targets = rng.integers(0, n_classes, n_rows)
     loss, grad = nc.cross_entropy_and_grad(logits, targets, axis=axis, reduction="none")
     loss2, grad2 = nc.cross_entropy_and_grad(np.array(logits), targets, axis=axis, reduction="none")
-    same_bits(loss, loss2)
-    same_bits(grad, grad2)
+    assert_same_bits(loss, loss2)
+    assert_same_bits(grad, grad2)
     assert 0 not in grad.strides
 
 
@@ -395,12 +417,12 @@ def test_broadcast_targets_and_weights(backend, rng):
         logits, np.full(30, 3), sample_weight=np.full(30, 0.5), reduction="sum"
     )
     assert loss == loss2
-    same_bits(grad, grad2)
+    assert_same_bits(grad, grad2)
     t = np.broadcast_to(np.full(40, 1 / 40), (30, 40))
     loss, grad = nc.cross_entropy_and_grad(logits, t)
     loss2, grad2 = nc.cross_entropy_and_grad(logits, np.array(t))
     assert loss == loss2
-    same_bits(grad, grad2)
+    assert_same_bits(grad, grad2)
 
 
 @pytest.mark.parametrize("n_classes", [1, 2, 3, 10, 33])
@@ -416,22 +438,12 @@ def test_every_number_of_rows(backend, rng, n_classes, axis, dtype):
         loss2, grad2 = nc.cross_entropy_and_grad(z, targets[:n], axis=axis, reduction="none")
         grad2 = grad2 if axis == -1 else grad2.T
         if axis == -1:
-            same_bits(loss2, loss[:n])
-            same_bits(grad2, grad[:n])
+            assert_same_bits(loss2, loss[:n])
+            assert_same_bits(grad2, grad[:n])
         else:
             unit = float(np.finfo(dtype).eps)
             np.testing.assert_allclose(loss2, loss[:n], rtol=min(4 * unit, 5e-7))
             np.testing.assert_allclose(grad2, grad[:n], rtol=16 * unit, atol=0)
-
-
-class Series:
-    """Something that is no array, but that np.asarray turns into one."""
-
-    def __init__(self, values):
-        self.values = values
-
-    def __array__(self, dtype=None, copy=None):
-        return np.asarray(self.values, dtype)
 
 
 def test_what_asarray_takes(backend, rng):

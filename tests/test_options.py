@@ -152,15 +152,19 @@ def test_the_mean_of_probabilities_divides_by_the_sample_weights(backend, rng):
     np.testing.assert_allclose(loss, (s * each).sum() / s.sum(), rtol=1e-14)
 
 
-def test_reductions_of_the_same_rows(backend, rng):
-    logits, targets = make_logits(rng, (50, 7)), rng.integers(0, 7, 50)
+@pytest.mark.parametrize("n_classes", [7, 300, 1500])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_reductions_of_the_same_rows(backend, rng, dtype, n_classes):
+    logits, targets = make_logits(rng, (50, n_classes), dtype), rng.integers(0, n_classes, 50)
     rows, grad = nc.cross_entropy_and_grad(logits, targets, reduction="none")
     total, grad_sum = nc.cross_entropy_and_grad(logits, targets, reduction="sum")
     mean, grad_mean = nc.cross_entropy_and_grad(logits, targets, reduction="mean")
     assert_same(grad, grad_sum)
-    np.testing.assert_allclose(total, rows.sum(), rtol=1e-15)
-    np.testing.assert_allclose(mean, rows.mean(), rtol=1e-15)
-    np.testing.assert_allclose(grad_mean, grad / 50, rtol=4e-16)
+    half_ulps = np.finfo(dtype).eps / 2  # the losses of the rows are rounded before they are added
+    exact = rows.sum(dtype=np.float64)
+    np.testing.assert_allclose(total, exact, rtol=4 * half_ulps)
+    np.testing.assert_allclose(mean, exact / 50, rtol=4 * half_ulps)
+    np.testing.assert_allclose(grad_mean, grad / 50, rtol=8 * half_ulps)
 
 
 def test_one_hot_probabilities_are_indices(backend, rng):
@@ -202,8 +206,7 @@ def test_weights_of_any_float_dtype(backend, rng, dtype):
     check_grad(grad, rows, np.float32)
 
 
-@both_kinds
-def test_probabilities_need_not_sum_to_one(backend, rng, kind):
+def test_probabilities_need_not_sum_to_one(backend, rng):
     logits = make_logits(rng, (4, 12))
     targets = rng.uniform(-1, 3, (4, 12))
     loss, grad = nc.cross_entropy_and_grad(logits, targets, reduction="none")

@@ -57,8 +57,6 @@ def test_generic_shared_local_and_constant_memory():
         cvt.u64.u32 %rd4, %r3;
         cvta.shared.u64 %rd4, %rd4;
         ld.u32 %r1, [%rd4];
-        isspacep.shared %p1, %rd4;
-        @!%p1 mov.u32 %r1, 0;
         ld.global.u32 %r4, [more+4];
         add.u32 %r1, %r1, %r4;"""
         + STORE

@@ -18,7 +18,7 @@ from cases import (
     make_options,
     make_targets,
 )
-from exact import working
+from exact import assert_same_bits, working
 
 import numba_ce as nc
 from numba_ce import _row, reference
@@ -34,10 +34,6 @@ def numpy_backend():
         yield
 
 
-def as_bits(a):
-    return np.asarray(a).tobytes()
-
-
 @pytest.mark.parametrize("dtype", [np.float16, BFLOAT16, np.float32], ids=str)
 @both_kinds
 def test_narrow_logits_are_computed_in_float64_and_rounded_once(rng, dtype, kind):
@@ -47,8 +43,8 @@ def test_narrow_logits_are_computed_in_float64_and_rounded_once(rng, dtype, kind
     options["reduction"] = "none"
     loss, grad = nc.cross_entropy_and_grad(logits, targets, **options)
     wide_loss, wide_grad = nc.cross_entropy_and_grad(logits.astype(float), targets, **options)
-    assert as_bits(loss) == as_bits(wide_loss.astype(working(dtype)))
-    assert as_bits(grad) == as_bits(wide_grad.astype(np.float32).astype(dtype))
+    assert_same_bits(loss, wide_loss.astype(working(dtype)))
+    assert_same_bits(grad, wide_grad.astype(np.float32).astype(dtype))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, BFLOAT16, np.float32], ids=str)
@@ -60,9 +56,9 @@ def test_the_other_functions_too(rng, dtype):
     expected = (nc.softmax(wide), nc.log_softmax(wide))
     expected += nc.cross_entropy_grad_and_hess(wide, targets)
     for a, b in zip(narrow, expected, strict=True):
-        assert as_bits(a) == as_bits(b.astype(np.float32).astype(dtype))
+        assert_same_bits(a, b.astype(np.float32).astype(dtype))
     for a, b in zip(nc.row_stats(logits, targets), nc.row_stats(wide, targets), strict=True):
-        assert as_bits(a) == as_bits(b.astype(a.dtype))
+        assert_same_bits(a, b.astype(a.dtype))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, BFLOAT16], ids=str)
@@ -73,7 +69,7 @@ def test_a_gradient_in_float32_of_16_bit_logits(rng, dtype, kind):
     out = np.empty((5, 33), np.float32)
     nc.cross_entropy_and_grad(logits, targets, out=out)
     _, narrow = nc.cross_entropy_and_grad(logits, targets)
-    assert as_bits(out.astype(dtype)) == as_bits(narrow)
+    assert_same_bits(out.astype(dtype), narrow)
 
 
 SPECIAL = np.array(
@@ -137,8 +133,8 @@ def test_bits_do_not_depend_on_the_batch(rng, kind):
     loss, grad = nc.cross_entropy_and_grad(logits, targets, reduction="none")
     for i in range(9):
         one, g = nc.cross_entropy_and_grad(logits[i], targets[i], reduction="none")
-        assert as_bits(one) == as_bits(loss[i])
-        assert as_bits(g) == as_bits(grad[i])
+        assert_same_bits(one, loss[i])
+        assert_same_bits(g, grad[i])
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.3, 40.0])
@@ -170,8 +166,8 @@ def test_difference_is_that_of_the_compiled_backends(rng):
     for temperature in (1.0, 0.3, 7.0):
         quotient, lost = reference.difference(a, b, temperature)
         expected = [_row.difference(x, y, temperature) for x, y in zip(a, b, strict=True)]
-        assert as_bits(quotient) == as_bits([q for q, _ in expected])
-        assert as_bits(lost + 0.0) == as_bits(np.array([r for _, r in expected]) + 0.0)
+        assert_same_bits(quotient, np.array([q for q, _ in expected]))
+        assert_same_bits(lost + 0.0, np.array([r for _, r in expected]) + 0.0)
 
 
 @both_kinds
@@ -185,5 +181,5 @@ def test_a_bad_row_leaves_the_others_alone(rng, kind):
         assert np.isnan(loss[2])
         assert np.isnan(grad[2]).all()
         good = [0, 1, 3]
-        assert as_bits(loss[good]) == as_bits(expected[0][good])
-        assert as_bits(grad[good]) == as_bits(expected[1][good])
+        assert_same_bits(loss[good], expected[0][good])
+        assert_same_bits(grad[good], expected[1][good])

@@ -15,12 +15,8 @@ from numba_ce.integrations.torch import cross_entropy  # noqa: E402
 
 
 class DeviceTensor(torch.Tensor):
-    """A tensor that says it is on a device. torch computes with the memory, and so do the kernels.
+    """A tensor that says it is on a device; torch and the kernels compute with the same memory."""
 
-    Its module is called torch, by which the backend knows whose array it is.
-    """
-
-    __module__ = "torch"
     is_cpu = False
     gpu = None
 

@@ -15,6 +15,7 @@ targets        what a row is told to be: target, weights, whether it counts
 finish         a row finished in float64, by the formulas of `numba_ce._row`
 operations     what is done with a row, one function for each operation
 shard          the same for a part of a row: records
+eight          rows of some hundred classes, finished eight at a time: the operations
 narrow         rows of few classes, sixteen at a time: the operations
 sixteen        their rows in and out, and their targets
 sixteen_finish how they are finished, in float32 and in float64
@@ -36,14 +37,14 @@ from struct import pack
 
 import numpy as np
 
-from numba_ce._validate import bad_target_error
+from numba_ce._validate import bad_target_error, check_scale, encoded_ignore_index
 from numba_ce.cpu.element import KINDS
 from numba_ce.cpu.exp import reduction
 from numba_ce.cpu.launch import run
 from numba_ce.cpu.narrow import NARROW_CLASSES
 from numba_ce.cpu.operations import Kernel
 from numba_ce.cpu.plan import DEFAULTS, OPERANDS, address_of, collapse
-from numba_ce.cpu.tile import real_type
+from numba_ce.cpu.tile import TILE, real_type
 from numba_ce.cpu.turn import BLOCK_CLASSES, ROWS
 
 # Outputs larger than this do not fit the caches anyway: write around them
@@ -58,16 +59,6 @@ def _name(dtype):
 
 def _kind(array):
     return _name(array.dtype)
-
-
-def _check_scale(name, value, kind):
-    """Beyond these the constants of the range reduction leave the type of the tiles."""
-    limit = 2.0 ** (1000 if kind == "float64" else 120)
-    if not 1.0 / limit <= value <= limit:
-        raise ValueError(
-            f"{name} = {value}: expected {1.0 / limit:.1g} <= {name} <= {limit:.1g} for {kind} "
-            "logits on the CPU"
-        )
 
 
 def _form(array):
@@ -139,11 +130,10 @@ class _Plan:
 
     def describe_targets(self, problem):
         """ignore_index and class weights."""
-        fields, ignored = self.fields, problem.options.ignore_index
-        lowest = -(2**63) if fields["targets_signed"] else 0
-        if ignored is not None and lowest <= ignored < lowest + 2**64:
-            fields["has_ignore_index"] = True
-            fields["ignore_index"] = ignored if ignored < 2**63 else ignored - 2**64
+        fields = self.fields
+        ignored = encoded_ignore_index(problem.options.ignore_index, fields["targets_signed"])
+        if ignored is not None:
+            fields["has_ignore_index"], fields["ignore_index"] = True, ignored
         if problem.class_weight is not None:
             self.point("class_weight", problem.class_weight)
             padded = np.zeros(len(problem.class_weight) + 16, real_type(self.kind))
@@ -157,11 +147,11 @@ class _Plan:
         fields["smoothing"], fields["z_loss"] = options.label_smoothing, options.z_loss
         real = KINDS[self.kind][1]
         if options.temperature != 1.0:
-            _check_scale("temperature", options.temperature, self.kind)
+            check_scale("temperature", options.temperature, self.kind, "on the CPU")
             fields["temperature"] = options.temperature
             fields["tempered"] = pack("4d", *reduction(real, options.temperature))
         if options.softcap is not None:
-            _check_scale("softcap", options.softcap, self.kind)
+            check_scale("softcap", options.softcap, self.kind, "on the CPU")
             fields["softcap"] = options.softcap
             fields["capping"] = pack("4d", *reduction(real, options.softcap / 2))
 
@@ -191,21 +181,16 @@ def _plan(problem, grad=None, hess=None):
     return plan
 
 
-@lru_cache
-def _block_of(n_classes):
-    """Classes that the kernels of `narrow` turn at a time; 0: too many classes for them."""
-    if n_classes > NARROW_CLASSES:
-        return 0
-    return min(size for size in BLOCK_CLASSES if size >= min(n_classes, ROWS))
-
-
-@lru_cache
-def _fitting(operation, kind, targets_kind, grad_kind, block, *options):
-    """The kernel for these dtypes: the one of `narrow` where it exists."""
-    if block and (targets_kind is None or real_type(targets_kind) is real_type(kind)):
+@lru_cache(maxsize=256)
+def _fitting(operation, kind, targets_kind, grad_kind, n_classes, *options):
+    """The kernel for so many classes of these dtypes: `narrow`, `eight`, or one row at a time."""
+    block, real = 0, real_type(kind)
+    same = targets_kind is None or real_type(targets_kind) is real
+    if same and n_classes <= NARROW_CLASSES[real]:
         operation = "narrow_" + operation
-    else:
-        block = 0
+        block = min(size for size in BLOCK_CLASSES if size >= min(n_classes, ROWS))
+    elif n_classes <= TILE and real is np.float32:
+        operation = "eight_" + operation
     return Kernel(operation, kind, targets_kind, grad_kind, None, *options, block=block)
 
 
@@ -232,7 +217,7 @@ def run_loss(problem, loss_rows, grad):
         _kind(logits),
         _targets_kind(problem),
         grad_kind,
-        _block_of(logits.shape[-1]),
+        logits.shape[-1],
         *_options(problem.options),
     )
     return plan.run_checked(kernel, problem)
@@ -267,7 +252,7 @@ def run_normalize(logits, what, out):
         plan.point_results({"lse": out})
     else:
         plan, out_kind = _Plan(logits, grad=out), _kind(out)
-    plan.run(_fitting(what, _kind(logits), None, out_kind, _block_of(logits.shape[-1])))
+    plan.run(_fitting(what, _kind(logits), None, out_kind, logits.shape[-1]))
 
 
 def run_row_record(problem, class_offset, n_classes, record):

@@ -183,20 +183,29 @@ def store_some(typingctx, kind, address, vector, count):
 
 
 @intrinsic(prefer_literal=True)
-def stream_vector(typingctx, kind, address, vector):
-    """`store_vector` around the caches; `address` is a multiple of what is written."""
+def stream_line(typingctx, kind, address, vectors):
+    """A tuple of vectors, rounded, as one line around the caches; `address` is that of a line.
+
+    Of float16 each vector alone would be stored by the instruction that converts it, through the
+    caches: LLVM overlooks there what was asked for.
+    """
     name = literal(kind)
     if name is None:
         return None
 
     def codegen(context, builder, sig, args):
-        raw = encode(builder, args[2], name)
+        parts = cgutils.unpack_tuple(builder, args[2])
+        raw = encode(builder, parts[0], name)
+        if len(parts) == 2:
+            lanes = 2 * raw.type.count
+            both = ir.Constant(ir.VectorType(I32, lanes), list(range(lanes)))
+            raw = builder.shuffle_vector(raw, encode(builder, parts[1], name), both)
         stored = builder.store(raw, _raw_pointer(builder, args[1], raw.type))
         stored.align = raw.type.count * raw.type.element.width // 8
         stored.set_metadata("nontemporal", builder.module.add_metadata([I32(1)]))
         return context.get_dummy_value()
 
-    return types.none(kind, types.intp, vector), codegen
+    return types.none(kind, types.intp, vectors), codegen
 
 
 # Integers of any width: (bytes, signed) are run-time values, so one kernel reads them all

@@ -1,12 +1,13 @@
 """A row finished in float64, by the formulas of `_row`, and its results written."""
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
 from numba_ce import _row
-from numba_ce.cpu.element import put
+from numba_ce.cpu.element import load_element, put
 from numba_ce.cpu.jit import inner
 from numba_ce.cpu.measure import difference, unscaled
 
@@ -71,3 +72,19 @@ def finish_row(row, t, temperature):
     origin = t if d >= 0.0 else row.row_max
     sum_exp = unscaled(row.total, row.scale, origin, temperature)
     return finish_sum(sum_exp, row.row_max, t, d, d_lost, temperature)
+
+
+@lru_cache
+def nan_finder(kind):
+    """The function that finds the first NaN of a row."""
+
+    @inner
+    def first_nan(plan, source):
+        """Its index, or -1."""
+        for j in range(plan.n_classes):
+            value = load_element(kind, source + j * plan.logits_step, plan.logits_swapped)
+            if value != value:
+                return j
+        return -1
+
+    return first_nan

@@ -20,12 +20,13 @@ from numba_ce._backend import is_serial
 from numba_ce.cpu.cache import cached
 from numba_ce.cpu.element import get, put, take_ticket
 from numba_ce.cpu.jit import call_address, collector_paused, smaller, whole_kernel
-from numba_ce.cpu.measure import workspace_bytes, workspace_finder
 from numba_ce.cpu.memory import fence
 from numba_ce.cpu.operations import OPERATIONS, Kernel
+from numba_ce.cpu.output import begin_line, end_line
 from numba_ce.cpu.plan import PLAN_TYPE, address_of, packed
 from numba_ce.cpu.sixteen import narrow_bytes
 from numba_ce.cpu.threads import n_threads, run_blocks
+from numba_ce.cpu.workspace import workspace_bytes, workspace_finder
 
 # A block is long enough (some 20 us) that drawing it costs nothing
 BLOCK_ELEMENTS = 65536
@@ -58,6 +59,7 @@ def compile_kernel(kernel):
     def work_on_blocks(pointer, worker):
         plan = carray(pointer, 1)[0]
         work = find_workspace(plan, worker)
+        begin_line(work.edge)
         while True:
             block = take_ticket(plan.tickets)
             if block >= plan.n_blocks:
@@ -65,6 +67,7 @@ def compile_kernel(kernel):
             first = block * plan.rows_per_block
             last = smaller(first + plan.rows_per_block, plan.n_rows)
             put(plan.block_sum + block * 8, do_rows(plan, first, last, work))
+        end_line(work.edge)
         fence()
 
     return work_on_blocks

@@ -50,7 +50,6 @@ LIFT_BITS = np.int64(64)
 LIFT = 2.0**LIFT_BITS
 UNLIFT = UNBIAS / LIFT
 NO_POWER = np.int64(0)
-ROOM = TILE + 2 * group_size("float32")  # elements of the room for a tile
 AHEAD = 1024  # elements by which the prefetch runs ahead of the loop
 
 
@@ -67,40 +66,6 @@ class Variant(NamedTuple):
     entropy: bool = False
     rank: bool = False
     lead: bool = False  # the class left out is the row's first maximum, found along the way
-
-
-class Workspace(NamedTuple):
-    """Addresses in a worker's memory, see `workspace_finder`."""
-
-    exps: int
-    scales: int  # float64 (n_tiles, 4): `Scale` of each tile, the class left out and its logit
-    tile: int  # room for a `Tile`
-    weights: int  # room for a `Tile`
-    logits: int
-
-
-def workspace_bytes(n_classes, kind):
-    """Bytes a worker needs: O(n_classes), whatever the number of rows."""
-    width = 8 if kind == "float64" else 4
-    n_tiles = -(-n_classes // TILE)
-    return n_tiles * (TILE * width + 64) + 3 * ROOM * width + 128
-
-
-@lru_cache
-def workspace_finder(kind):
-    """The function that cuts a worker's memory into a `Workspace`."""
-    width = np.dtype(real_type(kind)).itemsize
-
-    @inner
-    def find_workspace(plan, worker):
-        start = plan.workspace + worker * plan.workspace_bytes
-        start = (start + 63) // 64 * 64
-        n_tiles = (plan.n_classes + TILE - 1) // TILE
-        tile = start + n_tiles * TILE * width
-        scales = tile + 3 * ROOM * width
-        return Workspace(start, scales, tile, tile + ROOM * width, tile + 2 * ROOM * width)
-
-    return find_workspace
 
 
 @lru_cache

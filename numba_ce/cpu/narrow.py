@@ -1,7 +1,7 @@
 """Rows of few classes: sixteen rows at a time, one in each lane.
 
-A row of ten classes fills ten lanes of one vector, and what is done once per row, in float64 and
-one number at a time, costs more than its exponentials: 100 ns a row in the kernels of `operations`.
+A row of ten classes fills ten lanes of one vector, and what is done once per row costs more than
+its exponentials: 100 ns a row in the kernels of `operations`, 50 ns in those of `eight`.
 Here the classes of sixteen rows are turned into a tile ``tile[class][row]`` and everything is done
 for sixteen rows at once: 7 ns a row of two classes, 13 ns of sixteen, on one core.
 
@@ -35,7 +35,7 @@ from numba_ce.cpu.sixteen_finish import (
     finishing,
     no_sums_of_sixteen,
     scale_finder,
-    times0,
+    weigher,
 )
 from numba_ce.cpu.tile import add_to, real_type, reduction_of
 from numba_ce.cpu.turn import ROWS
@@ -54,9 +54,10 @@ from numba_ce.cpu.vector import (
     sum_of_lanes,
 )
 
-# Beyond, one row after the other is as fast: at 256 classes the gradient took 0.76 of its time
-# here, the loss 1.1; at 512 it is 1.09 and 1.4
-NARROW_CLASSES = 256
+# Beyond, the rows of `eight` are as fast, or those of `operations` in float64. Of their time the
+# gradient took here 0.97 with 104 float32, 1.07 with 128, 1.6 with 256; 0.55 with 128 of 16 bits,
+# which have to be the float32 results, rounded; 0.92 with 80 float64.
+NARROW_CLASSES = {np.float32: 128, np.float64: 80}
 F32_1 = np.float32(1)
 
 
@@ -97,7 +98,7 @@ def narrow_loss_operation(kernel):
     find_scale, find_peaks = scale_finder(real, tempered), peak_of_sixteen(real)
     sum_exps, no_sums = exp_summer(real, tempered, wants_grad), no_sums_of_sixteen(real)
     finish = finishing(real)
-    finish_sixteen, times_amount = finish.sixteen, finish.amount
+    finish_sixteen, weigh = finish.sixteen, weigher(real, dense)
     join_factors, times_factor, halves = finish.joined, finish.times, finish.halves
     size = real().itemsize
 
@@ -157,21 +158,6 @@ def narrow_loss_operation(kernel):
         return q_sums, a_sums
 
     @inner
-    def weigh(plan, row, s, w, q, q_rest, a_rest, temperature):
-        """Eight losses, g_k and the factor of the exponentials; see `_row.row_loss` and so on."""
-        loss, alpha, g = times0(q, row.surprise), q, splat(0.0) - q * row.rest
-        if dense:
-            loss = loss + a_rest / temperature + times0(q_rest, row.above)
-            alpha, g = alpha + q_rest, g + times0(q_rest, row.p_k)
-        if plan.z_loss != 0.0:
-            z_weight = w * plan.z_loss
-            loss = loss + times0(z_weight, row.lse * row.lse)
-            extra = times0(z_weight, row.lse * 2.0)
-            alpha, g = alpha + extra, g + extra * row.p_k
-        scale = s * (plan.grad_scale / temperature)
-        return s * loss, scale * g, times_amount(row.factor, scale * alpha)
-
-    @inner
     def write_gradient(plan, place, lanes, y, g_k, factor):
         """The tile of exponentials as gradients."""
         scale = splat_sixteen(zero)
@@ -222,6 +208,7 @@ def narrow_loss_operation(kernel):
             q_sums, a_sums = sum_dense(plan, lanes, row_max)
             q_rest_low, q_rest_high = halves(q_sums)
             a_rest_low, a_rest_high = halves(a_sums)
+            a_rest_low, a_rest_high = a_rest_low / temperature, a_rest_high / temperature
             if probabilities:
                 q_low, q_high = low_as_float64(q_y), high_as_float64(q_y)
             else:

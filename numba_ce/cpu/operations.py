@@ -10,10 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from numba_ce.cpu.eight import eight_loss_operation, eight_normalize_operation
 from numba_ce.cpu.element import load_element, put
 from numba_ce.cpu.exp import two_sum
 from numba_ce.cpu.finish import (
     finish_row,
+    nan_finder,
     probability_weight,
     put_result,
     row_entropy,
@@ -98,7 +100,7 @@ def loss_operation(kernel):
             if k >= 0:
                 q = probability(plan, targets, k)
         else:
-            t = np.float64(read_logit(plan, source, k, work))
+            t = np.float64(read_logit(plan, source, k))
             row_ = measure(plan, source, k, targets, zero, work)
         end = finish_row(row_, t, temperature)
         z_weight = target.z_weight * plan.z_loss
@@ -154,22 +156,6 @@ def normalize_operation(kernel):
         return 0.0
 
     return do_row
-
-
-@lru_cache
-def nan_finder(kind):
-    """The function that finds the first NaN of a row."""
-
-    @inner
-    def first_nan(plan, source):
-        """Its index, or -1."""
-        for j in range(plan.n_classes):
-            value = load_element(kind, source + j * plan.logits_step, plan.logits_swapped)
-            if value != value:
-                return j
-        return -1
-
-    return first_nan
 
 
 @lru_cache
@@ -265,7 +251,7 @@ def hess_operation(kernel):
         if indices:
             g_k = -end.rest if y == k else end.p_k
             if y != k:
-                d = np.float64(read_logit(plan, source, y, work)) - end.origin
+                d = np.float64(read_logit(plan, source, y)) - end.origin
                 g_y = (math.exp(d) / end.bottom if d <= 0.0 else 0.0) - 1.0
                 if math.isnan(end.bottom):
                     g_y = math.nan
@@ -302,6 +288,10 @@ def row_by_row(operation):
 
 OPERATIONS = {
     "loss": row_by_row(loss_operation),
+    "eight_loss": eight_loss_operation,
+    "eight_softmax": eight_normalize_operation,
+    "eight_log_softmax": eight_normalize_operation,
+    "eight_logsumexp": eight_normalize_operation,
     "narrow_loss": narrow_loss_operation,
     "narrow_softmax": narrow_normalize_operation,
     "narrow_log_softmax": narrow_normalize_operation,

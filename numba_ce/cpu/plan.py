@@ -45,7 +45,6 @@ PLAN = np.dtype(
         ("targets", "i8"),
         ("targets_step", "i8"),  # probabilities only
         ("targets_bytes", "i8"),  # 1, 2, 4, 8
-        ("targets_kind", "i8"),  # probabilities: index into KINDS
         ("sample_weight", "i8"),  # 0: none
         ("sample_weight_kind", "i8"),
         ("class_weight", "i8"),  # float64 (n_classes,), or 0: none

@@ -48,7 +48,7 @@ def record_operation(kernel):
         k, s = target.index, target.weight
         t = -math.inf
         if k >= 0:
-            t = np.float64(read_logit(plan, source, k, work))
+            t = np.float64(read_logit(plan, source, k))
             if targets_kind is not None and t == -math.inf:
                 k = np.int64(-1)  # no class of this shard is alive, so none is the largest
         row_ = measure(plan, source, k, plan.targets + targets_at, zero, work)
@@ -101,7 +101,7 @@ def from_record_operation(kernel):
         row_ = measure(plan, source, k, targets, zero, work)
         g_k = 0.0
         if k >= 0:
-            z_k = np.float64(read_logit(plan, source, k, work))
+            z_k = np.float64(read_logit(plan, source, k))
             q_k = s * target.q
             p_k, others, rest = end.p_k, q_rest, end.rest
             if not indices and (z_k != t or q_k != q_target):

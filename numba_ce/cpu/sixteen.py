@@ -16,6 +16,7 @@ from numba_ce.cpu.memory import (
     prefetch_to_write,
     store,
 )
+from numba_ce.cpu.output import EDGE_BYTES
 from numba_ce.cpu.plan import locate, locate_sixteen
 from numba_ce.cpu.targets import (
     BAD,
@@ -35,6 +36,7 @@ from numba_ce.cpu.vector import (
     splat,
     splat_sixteen,
 )
+from numba_ce.cpu.workspace import ROWS_BYTES
 
 F32_0 = np.float32(0)
 # Bytes by which prefetches run ahead of the next sixteen rows. The hardware does little of it here:
@@ -74,7 +76,9 @@ class Lanes(NamedTuple):
 def narrow_bytes(n_classes, kind):
     """Bytes a worker needs."""
     padded = -(-n_classes // ROWS) * ROWS
-    return 6 * VECTOR_BYTES + 3 * padded * ROWS * real_type(kind)().itemsize
+    return (
+        EDGE_BYTES + ROWS_BYTES + 6 * VECTOR_BYTES + 3 * padded * ROWS * real_type(kind)().itemsize
+    )
 
 
 @lru_cache

@@ -22,7 +22,7 @@ from numba_ce.cpu.exp import (
 )
 from numba_ce.cpu.jit import inlined, inner
 from numba_ce.cpu.log import LN2_HI, LN2_LO, log1p, log1p64
-from numba_ce.cpu.measure import ZERO_REFERENCE
+from numba_ce.cpu.measure import LN2, REFERENCE_LOW, UNBIAS, ZERO_REFERENCE
 from numba_ce.cpu.memory import load_sixteen, store
 from numba_ce.cpu.tile import add_to, reduction_of
 from numba_ce.cpu.vector import (
@@ -40,10 +40,9 @@ from numba_ce.cpu.vector import (
 
 F64_0, F64_1 = np.float64(0), np.float64(1)
 F64_EXPONENT = 1023
-F64_LOWEST = -1022 * 0.6931471805599453
+F64_LOWEST = -1022 * LN2
 _, EXACT_LN2_HI, EXACT_LN2_LO, _ = PLAIN[KINDS["float64"][1]]
 F64_MAGIC = MAGIC[KINDS["float64"][1]]
-UNBIAS = 2.0**-BIAS
 # A factor below 2**-100 is a float32 times 2**-100; one above 2**100 times 2**100
 LARGE, SMALL = 2.0**100, 2.0**-100
 # exp of less is 0 whatever it meets; 2**-1000 twice reaches every number above
@@ -69,7 +68,7 @@ def times0(weight, x):
 
 @inner
 def exp64(x):
-    """exp of a float64 vector of numbers below 1."""
+    """exp of a float64 vector of numbers below 100."""
     return exp_scaled(x, 0.0, F64_EXPONENT, F64_LOWEST, None)
 
 
@@ -89,7 +88,8 @@ def _single(total, lost, row_max, t, reference, power, temperature, over_tempera
     others = d < 0.0
     away = (reference - row_max) * over_temperature
     away = fma(power, LN2_LO, fma(power, LN2_HI, away))
-    to_max = exp_near_zero(select(absolute(away) < 1.0, away, 0.0)) * UNBIAS
+    # Larger only where no other class is alive
+    to_max = exp64(select(absolute(away) < -2 * REFERENCE_LOW, away, 0.0)) * UNBIAS
     below = exp64(splat(0.0) - absolute(d))
     one = splat(1.0)
     to_origin, small = to_max * select(others, one, below), select(others, below, one)
@@ -251,6 +251,7 @@ def _double_times(e, factor):
 class Finishing(NamedTuple):
     """What depends on the type."""
 
+    rows: object  # eight rows: `FinishedRows`
     sixteen: object  # sixteen rows from their sums: two `FinishedRows`
     amount: object  # a factor times a float64 vector
     joined: object  # the factors of eight and eight rows as what `times` takes
@@ -309,8 +310,36 @@ def finishing(real):
             return sums
 
     if double:
-        return Finishing(finish_sixteen, _double_amount, _double_joined, _double_times, halves)
-    return Finishing(finish_sixteen, _single_amount, _single_joined, _single_times, halves)
+        return Finishing(
+            rows, finish_sixteen, _double_amount, _double_joined, _double_times, halves
+        )
+    return Finishing(rows, finish_sixteen, _single_amount, _single_joined, _single_times, halves)
+
+
+@lru_cache
+def weigher(real, dense):
+    """The function that finishes the losses of eight rows, by `_row.row_loss` and so on."""
+    times_amount = finishing(real).amount
+
+    @inner
+    def weigh(plan, row, s, w, q, q_rest, a_rest, temperature):
+        """Eight losses, the gradients of the classes left out, and the factors of the others.
+
+        row : `FinishedRows`; s, w, q : s_i, w_y and q_k; q_rest, a_rest : as in `_row.row_loss`
+        """
+        loss, alpha, g = times0(q, row.surprise), q, splat(0.0) - q * row.rest
+        if dense:
+            loss = loss + a_rest + times0(q_rest, row.above)
+            alpha, g = alpha + q_rest, g + times0(q_rest, row.p_k)
+        if plan.z_loss != 0.0:
+            z_weight = w * plan.z_loss
+            loss = loss + times0(z_weight, row.lse * row.lse)
+            extra = times0(z_weight, row.lse * 2.0)
+            alpha, g = alpha + extra, g + extra * row.p_k
+        scale = s * (plan.grad_scale / temperature)
+        return s * loss, scale * g, times_amount(row.factor, scale * alpha)
+
+    return weigh
 
 
 @lru_cache
@@ -318,8 +347,8 @@ def scale_finder(real, tempered):
     """`measure.choose` for sixteen rows."""
     dtype = KINDS[real.__name__][1]
     magic, log2e, near_limit = MAGIC[dtype], real(LOG2E), real(ZERO_REFERENCE[dtype])
-    minus_inf, zero, ln2 = real(-np.inf), real(0), real(0.6931471805599453)
-    lowest_plain = real(-(EXPONENT_BIAS[dtype] + BIAS - 1) * 0.6931471805599453)
+    minus_inf, zero, ln2 = real(-np.inf), real(0), real(LN2)
+    lowest_plain = real(-(EXPONENT_BIAS[dtype] + BIAS - 1) * LN2)
 
     @inner
     def scales(plan, row_max):

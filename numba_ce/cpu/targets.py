@@ -31,7 +31,7 @@ from numba_ce.cpu.vector import (
 )
 
 KEPT, IGNORED, BAD = 0, 1, 2
-FLOAT32, FLOAT64 = list(KINDS).index("float32"), list(KINDS).index("float64")
+FLOAT16, BFLOAT16, FLOAT32, FLOAT64 = range(len(KINDS))  # in the order of KINDS
 TARGETS_AHEAD = 2048  # bytes by which prefetches run ahead
 
 
@@ -64,11 +64,11 @@ def load_weight(plan, offset):
     if plan.sample_weight == 0:
         return 1.0
     address, swapped = plan.sample_weight + offset, plan.sample_weight_swapped
-    if plan.sample_weight_kind == 0:
+    if plan.sample_weight_kind == FLOAT16:
         return float16_of(load_integer(address, 2, False, swapped))
-    if plan.sample_weight_kind == 1:
+    if plan.sample_weight_kind == BFLOAT16:
         return np.float64(load_element("bfloat16", address, swapped))
-    if plan.sample_weight_kind == 2:
+    if plan.sample_weight_kind == FLOAT32:
         return np.float64(load_element("float32", address, swapped))
     return load_element("float64", address, swapped)
 
@@ -199,7 +199,7 @@ def logit_reader(kind, softcap):
     real = real_type(kind)
 
     @inner
-    def read_logit(plan, source, index, work):
+    def read_logit(plan, source, index):
         value = load_element(kind, source + index * plan.logits_step, plan.logits_swapped)
         if softcap:
             capping = reduction_of(plan.capping, real)

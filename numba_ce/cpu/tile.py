@@ -13,15 +13,16 @@ from typing import NamedTuple
 import numpy as np
 from numba import types
 
-from numba_ce.cpu.element import KINDS, load_element, store_element, store_vector
+from numba_ce.cpu.element import (
+    KINDS,
+    load_element,
+    load_some,
+    store_element,
+    store_vector,
+)
 from numba_ce.cpu.exp import two_sum
 from numba_ce.cpu.jit import inner, inner_overload
-from numba_ce.cpu.memory import (
-    load,
-    load_lanes,
-    store,
-    store_lanes,
-)
+from numba_ce.cpu.memory import load, store
 from numba_ce.cpu.vector import (
     LANES,
     VECTOR_BYTES,
@@ -87,8 +88,7 @@ def tile_finder(kind, tile_kind=None):
     tile_kind = tile_kind or kind
     size, own_size = KINDS[kind][0] // 8, KINDS[tile_kind][0] // 8
     real, group = real_type(tile_kind), group_size(tile_kind)
-    lanes = group // VECTORS
-    like = np.float32(0)
+    lanes, zero, same = group // VECTORS, real(0), tile_kind == kind
 
     @inner
     def find_tile(source, step, swapped, count, padding, room):
@@ -96,25 +96,22 @@ def tile_finder(kind, tile_kind=None):
         without_at = room + TILE * own_size
         end_at = without_at + group * own_size
         whole = count // group * group
-        direct = tile_kind == kind and step == size and not swapped
         at, end_offset = source, whole * own_size
+        if same:  # else it does not compile
+            direct = step == size and not swapped
+        else:
+            direct = False
         if not direct:
             at, end_at = room, room + end_offset
-        if whole < count:
-            for i in range(0, group, lanes):
-                store_vector(tile_kind, end_at + i * own_size, splat(padding))
-        if direct:
-            # Whatever the dtype, its bits are copied, four bytes a lane
-            rest, n_bytes = source + end_offset, (count - whole) * size
-            for i in range(0, n_bytes // 4, 16):
-                mask = first_lanes(n_bytes // 4 - i, like)
-                copied = load_lanes(rest + i * 4, mask, splat(like))
-                store_lanes(end_at + i * 4, mask, copied)
-            if n_bytes % 4 > 0:
-                last = n_bytes - size
-                value = load_element(kind, rest + last, False)
-                store_element(kind, end_at + last, value, False)
-        else:
+        for i in range(0, group if whole < count else 0, lanes):
+            x = splat(padding)
+            if same:
+                if direct:
+                    # A whole vector: a load of one stored in parts would have to wait for it
+                    n, here = count - whole - i, source + end_offset + i * size
+                    x = select(first_lanes(n, zero), load_some(kind, here, n), x)
+            store_vector(tile_kind, end_at + i * own_size, x)
+        if not direct:
             for j in range(count):
                 value = real(load_element(kind, source + j * step, swapped))
                 store_element(tile_kind, at + j * own_size, value, False)
@@ -126,6 +123,13 @@ def tile_finder(kind, tile_kind=None):
     return find_tile
 
 
+@inner
+def with_lane(x, index, value):
+    """A vector with `value` in the lane `index`, if it has that lane."""
+    before = select(first_lanes(index + 1, value), splat(value), x)
+    return select(first_lanes(index, value), x, before)
+
+
 @lru_cache
 def leaver_out(kind):
     """The function that leaves a class out of a tile of dtype `kind`."""
@@ -135,10 +139,9 @@ def leaver_out(kind):
     def leave_out(tile, index, value):
         """The tile with `value` in the place of an element, and the element."""
         offset = index // group * (group * size)
-        at, to = group_at(tile, offset), tile.without_at
+        at, to, inside = group_at(tile, offset), tile.without_at, index % group * size
         for i in range(0, group * size, VECTOR_BYTES):
             store(to + i, load(at + i, np.float32(0)))
-        inside = index % group * size
         left = load_element(kind, at + inside, False)
         store_element(kind, to + inside, value, False)
         return Tile(tile.at, tile.end, tile.end_at, offset, to), left

@@ -112,7 +112,7 @@ def row_filler(out_kind):
             here = target + start * step
             to = here if contiguous else work.logits
             streaming = contiguous and plan.streaming
-            map_to(work.tile, None, to, count, Shift(zero, zero), -1, zero, streaming)
+            map_to(work.tile, None, to, count, Shift(zero, zero), -1, zero, streaming, work.edge)
             if not contiguous:
                 store_tile(to, here, step, swapped, count)
 
@@ -120,19 +120,34 @@ def row_filler(out_kind):
 
 
 @lru_cache
-def gradient_writer(variant, out_kind):
-    """The function that writes a `Gradient`."""
-    kind, softcap, dense = variant.kind, variant.softcap, variant.dense
-    targets_kind, lead = variant.targets_kind, variant.lead
+def cap_slope_reader(kind, softcap):
+    """The function that computes the derivative of the soft cap at one class."""
+    real = real_type(kind)
+
+    @inner
+    def cap_slope(plan, source, k):
+        if softcap and k >= 0:
+            capping = reduction_of(plan.capping, real)
+            z = load_element(kind, source + k * plan.logits_step, plan.logits_swapped)
+            if not math.isinf(z):
+                slopes = soft_cap_and_slope(splat(z), real(plan.softcap), capping)[1]
+                return np.float64(lane(slopes, 0))
+        return 1.0
+
+    return cap_slope
+
+
+@lru_cache
+def gradient_tile_writer(variant, out_kind):
+    """The function that writes one tile of a gradient."""
+    kind, dense, targets_kind = variant.kind, variant.dense, variant.targets_kind
     name, real = real_name(kind), real_type(kind)
-    width, out_size, group = np.dtype(real).itemsize, KINDS[out_kind][0] // 8, group_size(kind)
+    out_size, group = KINDS[out_kind][0] // 8, group_size(kind)
     one, zero, minus_inf = real(1), real(0), real(-np.inf)
-    plain, uncapped = not dense, softcap and dense
+    uncapped = variant.softcap and dense
     to_kind = name if uncapped else out_kind
     find_tile, store_tile = tile_finder(kind), tile_storer(out_kind)
-    probability = probability_reader(targets_kind)
     times_cap_derivative = cappers(kind)[1]
-    make_factor = factor_maker(kind)
     fill_weights = weight_filler(kind, targets_kind)
     map_plain, map_weighted = mapper(name, None, to_kind), mapper(name, name, to_kind)
     map_out = mapper(name, None, out_kind)
@@ -143,23 +158,69 @@ def gradient_writer(variant, out_kind):
         map_targets = mapper(name, weights_kind, to_kind)
 
     @inner
+    def write_tile(plan, source, target, targets, start, exps, factor, q_factor, k, g_k, work):
+        """source, targets, target : addresses of the row's logits, probabilities and gradient
+
+        start : first class of the tile; exps : address of its exponentials; k : the class, counted
+        from there, whose gradient is g_k
+        """
+        step, swapped = plan.grad_step, plan.grad_swapped
+        contiguous = step == out_size and not swapped
+        streaming = contiguous and plan.streaming and not uncapped
+        count = smaller(TILE, plan.n_classes - start)
+        here, patch = target + start * step, real(g_k)
+        to = here if contiguous else work.tile
+        if uncapped:
+            to = work.tile
+        if not dense:
+            map_plain(exps, None, to, count, factor, k, patch, streaming, work.edge)
+        elif plan.class_weight != 0:
+            fill_weights(plan, targets, start, count, q_factor, work)
+            f = Factor(factor.value, factor.low, factor.power, one, zero)
+            map_weighted(exps, work.weights, to, count, f, k, patch, streaming, work.edge)
+        elif targets_kind is not None:
+            t_step, weights = plan.targets_step, targets + start * plan.targets_step
+            if weights_kind != targets_kind or t_step != targets_size or plan.targets_swapped:
+                find_weights(weights, t_step, plan.targets_swapped, count, zero, work.weights)
+                weights = work.weights
+            map_targets(exps, weights, to, count, factor, k, patch, streaming, work.edge)
+        else:
+            map_plain(exps, None, to, count, factor, k, patch, streaming, work.edge)
+        if uncapped:
+            capping = reduction_of(plan.capping, real)
+            n_groups = (count + group - 1) // group
+            at, logits_step = source + start * plan.logits_step, plan.logits_step
+            tile = find_tile(at, logits_step, plan.logits_swapped, count, minus_inf, work.logits)
+            times_cap_derivative(work.tile, tile, n_groups, real(plan.softcap), capping)
+            to = here if contiguous else work.weights
+            streaming = contiguous and plan.streaming
+            same = Shift(zero, zero)
+            map_out(work.tile, None, to, count, same, -1, zero, streaming, work.edge)
+        if not contiguous:
+            store_tile(to, here, step, swapped, count)
+
+    return write_tile
+
+
+@lru_cache
+def gradient_writer(variant, out_kind):
+    """The function that writes a `Gradient`."""
+    kind, dense, lead = variant.kind, variant.dense, variant.lead
+    real = real_type(kind)
+    width = np.dtype(real).itemsize
+    probability = probability_reader(variant.targets_kind)
+    cap_slope = cap_slope_reader(kind, variant.softcap and not dense)
+    make_factor, write_tile = factor_maker(kind), gradient_tile_writer(variant, out_kind)
+
+    @inner
     def write_gradient(plan, source, target, targets, row, form, work):
         """source, targets, target : addresses of the row's logits, probabilities and gradient
 
         row : what `measure` returned; form : the `Gradient`
         """
-        n_classes, temperature = plan.n_classes, plan.temperature
-        k, scale = form.k, row.scale
-        g_k, q_factor = form.g_k / temperature, form.q_factor / temperature
-        if softcap and not dense and k >= 0:
-            capping = reduction_of(plan.capping, real)
-            z = load_element(kind, source + k * plan.logits_step, plan.logits_swapped)
-            slopes = soft_cap_and_slope(splat(z), real(plan.softcap), capping)[1]
-            if not math.isinf(z):
-                g_k *= np.float64(lane(slopes, 0))
-        step, swapped = plan.grad_step, plan.grad_swapped
-        contiguous = step == out_size and not swapped
-        streaming = contiguous and plan.streaming and not uncapped
+        temperature, k, scale = plan.temperature, form.k, row.scale
+        g_k = form.g_k / temperature * cap_slope(plan, source, k)
+        q_factor = form.q_factor / temperature
         if dense:
             share = real(q_factor * (1.0 - plan.smoothing))
             common = real(q_factor * (plan.smoothing / plan.all_classes))
@@ -167,9 +228,7 @@ def gradient_writer(variant, out_kind):
             share = common = None
         f_reference, f_power = scale.reference, np.float64(scale.power)
         factor = make_factor(scale, form, temperature, share, common)
-        for start in range(0, n_classes, TILE):
-            count = smaller(TILE, n_classes - start)
-            exps = work.exps + start * width
+        for start in range(0, plan.n_classes, TILE):
             scales = work.scales + start // TILE * 32
             reference, scale_power = get(scales, 0.0), get(scales + 8, 0.0)
             if reference != f_reference or scale_power != f_power:
@@ -183,39 +242,10 @@ def gradient_writer(variant, out_kind):
                     d, lost = difference(get(scales + 24, 0.0), form.origin, temperature)
                     value = form.amount / temperature * (math.exp(d) * (1.0 + lost) / form.bottom)
                     value -= q_factor * probability(plan, targets, left_out)
-            left_out -= start
-            patch = real(value)
-            here = target + start * step
-            to = here if contiguous else work.tile
-            if uncapped:
-                to = work.tile
-            if plain:
-                map_plain(exps, None, to, count, factor, left_out, patch, streaming)
-            elif plan.class_weight != 0:
-                fill_weights(plan, targets, start, count, q_factor, work)
-                f = Factor(factor.value, factor.low, factor.power, one, zero)
-                map_weighted(exps, work.weights, to, count, f, left_out, patch, streaming)
-            elif targets_kind is not None:
-                t_step, weights = plan.targets_step, targets + start * plan.targets_step
-                if weights_kind != targets_kind or t_step != targets_size or plan.targets_swapped:
-                    find_weights(weights, t_step, plan.targets_swapped, count, zero, work.weights)
-                    weights = work.weights
-                map_targets(exps, weights, to, count, factor, left_out, patch, streaming)
-            else:
-                map_plain(exps, None, to, count, factor, left_out, patch, streaming)
-            if uncapped:
-                capping = reduction_of(plan.capping, real)
-                n_groups = (count + group - 1) // group
-                at, logits_step = source + start * plan.logits_step, plan.logits_step
-                tile = find_tile(
-                    at, logits_step, plan.logits_swapped, count, minus_inf, work.logits
-                )
-                times_cap_derivative(work.tile, tile, n_groups, real(plan.softcap), capping)
-                to = here if contiguous else work.weights
-                same = Shift(zero, zero)
-                map_out(work.tile, None, to, count, same, -1, zero, contiguous and plan.streaming)
-            if not contiguous:
-                store_tile(to, here, step, swapped, count)
+            exps, left_out = work.exps + start * width, left_out - start
+            write_tile(
+                plan, source, target, targets, start, exps, factor, q_factor, left_out, value, work
+            )
 
     return write_gradient
 
@@ -244,7 +274,7 @@ def log_softmax_writer(kind, out_kind):
                 find_tile(at, step, swapped, count, minus_inf, work.tile)
                 at = work.tile
             to = here if contiguous else work.logits
-            map_to(at, None, to, count, shift, -1, zero, streaming)
+            map_to(at, None, to, count, shift, -1, zero, streaming, work.edge)
             if not contiguous:
                 store_tile(to, here, out_step, out_swapped, count)
 

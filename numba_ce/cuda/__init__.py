@@ -35,6 +35,8 @@ The functions of this module are what the public functions call, with NumPy arra
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -55,8 +57,45 @@ def _on_device(array: Any) -> bool:
     return isinstance(array, DeviceArray)
 
 
-def _place(array: DeviceArray) -> Place:
-    return Place(current_driver().device_of(array.address), array.stream)
+@contextmanager
+def _at(logits: Any, *others: Any) -> Iterator[Place]:
+    """Where the logits lie, their device being the current one meanwhile.
+
+    others : the other arrays of the call, or None. What another stream does with them is waited
+    for, and so is the call then: the CUDA Array Interface wants it of whoever works in a stream
+    of their own.
+    """
+    gpu = current_driver()
+    current, device = gpu.device(), gpu.device_of(logits.address)
+    place, kind, streams = Place(device, logits.stream), type(logits.owner), set()
+    for array in (logits, *others):
+        if array is None:
+            continue
+        if gpu.count > 1 and array.address and gpu.device_of(array.address) != device:
+            raise ValueError(
+                f"{array.name} is on CUDA device {gpu.device_of(array.address)} and logits on "
+                f"{device}: expected all arrays on one device"
+            )
+        # Arrays of another library are asked for the stream in which that one works
+        stream = array.interface_stream if type(array.owner) is kind else array.stream
+        if stream and stream != place.stream:
+            streams.add(stream)
+    if device != current:
+        gpu.push(device)
+    try:
+        for stream in streams:
+            gpu.synchronize(stream)
+        yield place
+        if streams:
+            gpu.synchronize(place.stream)
+    finally:
+        if device != current:
+            gpu.pop()
+
+
+def _at_problem(problem: Problem, *outputs: Any) -> Any:
+    arrays = problem.logits, problem.targets, problem.class_weight, problem.sample_weight
+    return _at(*arrays, *outputs)
 
 
 # ---------------------------------------------------------------- NumPy arrays
@@ -134,17 +173,20 @@ def loss_on_device(problem: Problem, result: DeviceArray, grad: DeviceArray | No
     if problem.logits.size == 0:  # no rows; such arrays have no address
         value = 0.0 if problem.reduction == "sum" else math.nan
         if result.size:
-            place = _place(result)
-            current_driver().copy_in(result.address, np.full((), value, result.dtype), place.stream)
-            current_driver().synchronize(place.stream)
+            with _at(result) as place:
+                gpu, host = current_driver(), np.full((), value, result.dtype)
+                gpu.copy_in(result.address, host, place.stream)
+                gpu.synchronize(place.stream)
         return
-    operations.loss(problem, result, grad, _place(problem.logits))  # type: ignore[arg-type]
+    with _at_problem(problem, result, grad) as place:
+        operations.loss(problem, result, grad, place)
 
 
 def run_grad_hess(problem: Problem, grad: Any, hess: Any, kind: str) -> None:
     """Gradient and diagonal Hessian of the row losses."""
     if _on_device(problem.logits):
-        operations.grad_hess(problem, grad, hess, kind, _place(problem.logits))  # type: ignore[arg-type]
+        with _at_problem(problem, grad, hess) as place:
+            operations.grad_hess(problem, grad, hess, kind, place)
         return
     check_indices(problem, problem.logits.shape[-1])
 
@@ -162,7 +204,8 @@ def _unchecked(problem: Problem) -> Problem:
 def run_row_stats(problem: Problem, outputs: dict[str, Any]) -> None:
     """The fields of `RowStats`, each into its array."""
     if _on_device(problem.logits):
-        operations.row_stats(problem, outputs, _place(problem.logits))  # type: ignore[arg-type]
+        with _at_problem(problem, *outputs.values()) as place:
+            operations.row_stats(problem, outputs, place)
         return
     if problem.targets is not None:
         check_indices(problem, problem.logits.shape[-1])
@@ -176,7 +219,8 @@ def run_row_stats(problem: Problem, outputs: dict[str, Any]) -> None:
 def run_normalize(logits: Any, what: str, out: Any) -> None:
     """softmax, log_softmax or logsumexp."""
     if _on_device(logits):
-        operations.normalize(logits, what, out, _place(logits))
+        with _at(logits, out) as place:
+            operations.normalize(logits, what, out, place)
         return
     name = "lse" if what == "logsumexp" else "grad"
     device = current_driver().device()
@@ -191,8 +235,7 @@ def run_row_record(problem: Problem, class_offset: int, n_classes: int, record: 
     """The record of each row, or of the part of it in this shard."""
     if _on_device(problem.logits):
         # Records are merged by NumPy, so they are handed out on the host
-        place = _place(problem.logits)  # type: ignore[arg-type]
-        with operations.Scratch(place, record.nbytes) as address:
+        with _at_problem(problem) as place, operations.Scratch(place, record.nbytes) as address:
             view = View(address, record.shape, record.dtype, None)
             operations.row_record(problem, class_offset, n_classes, view, place)
             current_driver().copy_out(record, view.address, place.stream)
@@ -210,8 +253,10 @@ def run_grad_from_record(problem: Problem, record: Any, class_offset: int, grad:
     """Gradient of the classes of this shard, from the merged records."""
     n_classes = int(record[..., 8].max())
     if _on_device(problem.logits):
-        place = _place(problem.logits)  # type: ignore[arg-type]
-        with operations.Scratch(place, record.nbytes) as address:
+        with (
+            _at_problem(problem, grad) as place,
+            operations.Scratch(place, record.nbytes) as address,
+        ):
             view = View(address, record.shape, record.dtype, None)
             current_driver().copy_in(view.address, record, place.stream)
             operations.grad_from_record(problem, view, n_classes, class_offset, grad, place)

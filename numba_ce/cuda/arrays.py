@@ -11,6 +11,7 @@ import math
 import sys
 from functools import lru_cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -108,9 +109,10 @@ class DeviceArray(View):
         if 0 in self.shape:
             return np.empty(self.shape, self.dtype)
         low, high = self.span()
-        raw = np.empty(high - low, np.uint8)
-        current_driver().copy_out(raw, low, self.stream)
-        current_driver().synchronize(self.stream)
+        raw, gpu = np.empty(high - low, np.uint8), current_driver()
+        gpu.device()  # a new thread has none
+        gpu.copy_out(raw, low, self.stream)
+        gpu.synchronize(self.stream)
         return np.ndarray(self.shape, self.dtype, raw, self.address - low, self.strides)
 
     def span(self) -> tuple[int, int]:
@@ -124,15 +126,18 @@ class DeviceArray(View):
         return low, high + self.itemsize
 
 
-def is_device_array(value: Any) -> bool:
-    """Whether a value lies on a CUDA device."""
-    return isinstance(value, DeviceArray) or hasattr(value, "__cuda_array_interface__")
+_families: WeakKeyDictionary[type, str] = WeakKeyDictionary()  # by class
 
 
 def family(owner: Any) -> str:
     """The library that an array comes from: "torch", "cupy" or "numba" (also anything else)."""
-    root = type(owner).__module__.partition(".")[0]
-    return root if root in ("torch", "cupy") else "numba"
+    kind = type(owner)
+    found = _families.get(kind)
+    if found is None:  # of a class of the caller's own, what it is made from
+        roots = (base.__module__.partition(".")[0] for base in kind.__mro__)
+        found = next((root for root in roots if root in ("torch", "cupy")), "numba")
+        _families[kind] = found
+    return found
 
 
 _dtypes: dict[str, Any] = {}  # by typestr
@@ -190,18 +195,24 @@ def empty(like: DeviceArray, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
         fresh = torch.empty(shape, dtype=getattr(torch, dtype.name), device=owner.device)
     elif origin == "cupy":
         cupy = sys.modules["cupy"]
-        fresh = cupy.empty(shape, owner.dtype if dtype is BFLOAT16 else dtype)
+        with owner.device:
+            fresh = cupy.empty(shape, owner.dtype if dtype is BFLOAT16 else dtype)
     else:
         from numba import cuda
 
         if dtype is BFLOAT16:
             raise TypeError("bfloat16 results need CuPy or torch arrays")
-        fresh = cuda.device_array(shape, dtype, stream=cuda.external_stream(like.stream))
+        gpu = current_driver()  # an array without elements lies on no device
+        with cuda.gpus[gpu.device_of(like.address) if like.address else gpu.device()]:
+            fresh = cuda.device_array(shape, dtype, stream=cuda.external_stream(like.stream))
     return device_array(fresh, "result")
 
 
 def empty_like(like: DeviceArray) -> DeviceArray:
-    """A fresh dense array in the axis order of the logits, as `np.empty_like` would give."""
+    """A fresh dense array in the axis order of the logits, as `np.empty_like` would give.
+
+    Of Numba's family it is in C order: there a transpose is a copy.
+    """
     order = sorted(range(like.ndim), key=lambda a: -abs(like.strides[a]))
     if order == list(range(like.ndim)) or family(like.owner) == "numba":
         return empty(like, like.shape, like.dtype)

@@ -1,19 +1,22 @@
 """Compiled kernels, kept in the process and on disk.
 
 A file (see `numba_ce._cache`) is named by the hash of everything its content follows from: the
-package's sources, the versions of the compilers, the kernel and the compute capability.
+package's sources, the compilers, the kernel and the compute capability. Where the compilers cannot
+be told, none is kept.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.metadata
 import json
+import os
 import sys
 import threading
 from functools import cache
 from typing import Any, NamedTuple
+
+from cuda.pathfinder import DynamicLibNotFoundError, load_nvidia_dynamic_lib
 
 from numba_ce import _cache
 from numba_ce.cuda.general import general_kernel
@@ -25,7 +28,9 @@ from numba_ce.cuda.table import blocks_per_processor
 from numba_ce.cuda.totals import add_losses, fold, scan
 
 SMALL_KERNELS = {"scan": scan, "add_losses": add_losses, "fold": fold}
-COMPILERS = ("numba", "numba-cuda", "llvmlite", "nvidia-nvvm", "nvidia-nvjitlink")
+COMPILERS = ("numba", "numba-cuda", "llvmlite", "cuda-core", "cuda-bindings")
+# From wheels, conda or a toolkit: the file that is loaded tells what a version does not always
+LIBRARIES = ("nvvm", "nvJitLink")
 
 
 class Code(NamedTuple):
@@ -56,14 +61,18 @@ def ptx_of(kernel: Any, capability: tuple[int, int]) -> tuple[str, str]:
 
 
 @cache
-def _sources() -> bytes:
-    """A hash of what every kernel is compiled from."""
-    digest = hashlib.sha256(_cache.SOURCES or b"")
-    for name in COMPILERS:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            digest.update(f"{name} {importlib.metadata.version(name)}\n".encode())
-    digest.update(sys.version.encode())
-    return digest.digest()
+def _origin() -> bytes | None:
+    """A hash of what every kernel is compiled from and with; None if something cannot be found."""
+    facts = [sys.version]
+    try:
+        facts += [f"{name} {importlib.metadata.version(name)}" for name in COMPILERS]
+        for name in LIBRARIES:
+            path = os.path.realpath(str(load_nvidia_dynamic_lib(name).abs_path))
+            status = os.stat(path)
+            facts.append(f"{path} {status.st_size} {status.st_mtime_ns}")
+    except (importlib.metadata.PackageNotFoundError, DynamicLibNotFoundError, OSError):
+        return None
+    return hashlib.sha256((_cache.SOURCES or b"") + "\n".join(facts).encode()).digest()
 
 
 def _unpacked(content: bytes) -> Code:
@@ -89,8 +98,9 @@ def code_of(kernel: Any, capability: tuple[int, int]) -> Code:
         return code
     with _lock:
         if key not in _codes:
-            where = _cache.folder("cuda")
-            name = hashlib.sha256(_sources() + repr(key).encode()).hexdigest()
+            origin = _origin()
+            where = None if origin is None else _cache.folder("cuda")
+            name = hashlib.sha256((origin or b"") + repr(key).encode()).hexdigest()
             content = None if where is None else _cache.read(where, name)
             if content is not None:
                 code = _unpacked(content)

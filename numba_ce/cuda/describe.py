@@ -6,6 +6,7 @@ import math
 from functools import lru_cache
 from typing import Any
 
+from numba_ce._validate import check_scale, encoded_ignore_index
 from numba_ce._validate import float_name as checked_name
 from numba_ce.cuda.group import FEW_CLASSES
 from numba_ce.cuda.intrinsics import KINDS
@@ -73,33 +74,21 @@ def described(
 
 def describe_targets(fields: dict[str, Any], problem: Any) -> None:
     """Class weights and ignore_index."""
-    ignored = problem.options.ignore_index
-    lowest = -(2**63) if fields["targets_signed"] else 0
-    if ignored is not None and lowest <= ignored < lowest + 2**64:
-        fields["has_ignore_index"] = 1
-        fields["ignore_index"] = ignored if ignored < 2**63 else ignored - 2**64
+    ignored = encoded_ignore_index(problem.options.ignore_index, bool(fields["targets_signed"]))
+    if ignored is not None:
+        fields["has_ignore_index"], fields["ignore_index"] = 1, ignored
     if problem.class_weight is not None:
         fields["class_weight"] = problem.class_weight.address
         fields["class_weight_step"] = problem.class_weight.strides[0]
         fields["class_weight_kind"] = KIND_NAMES.index(float_name(problem.class_weight.dtype))
 
 
-def _check_scale(name: str, value: float, kind: str) -> None:
-    """Beyond these the constants of the exponential leave its type; as on the CPU."""
-    limit = 2.0 ** (1000 if kind == "float64" else 120)
-    if not 1.0 / limit <= value <= limit:
-        raise ValueError(
-            f"{name} = {value}: expected {1.0 / limit:.1g} <= {name} <= {limit:.1g} for {kind} "
-            "logits on CUDA"
-        )
-
-
 def describe_options(fields: dict[str, Any], options: Any, kind: str) -> None:
     """Smoothing, z-loss, soft cap and temperature, for logits of a kind."""
     if options.temperature != 1.0:
-        _check_scale("temperature", options.temperature, kind)
+        check_scale("temperature", options.temperature, kind, "on CUDA")
     if options.softcap is not None:
-        _check_scale("softcap", options.softcap, kind)
+        check_scale("softcap", options.softcap, kind, "on CUDA")
     fields["smoothing"], fields["z_loss"] = options.label_smoothing, options.z_loss
     fields["temperature"] = options.temperature
     fields["softcap"] = options.softcap or 0.0

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-LEGACY_STREAM, PER_THREAD_STREAM = 1, 2
+LEGACY_STREAM = 1
 
 
 class CudaError(RuntimeError):
@@ -33,18 +33,32 @@ class Driver:
 
         self._api = api
         _checked(api.cuInit(0))
-        if _checked(api.cuDeviceGetCount()) == 0:
+        self.count = int(_checked(api.cuDeviceGetCount()))
+        if self.count == 0:
             raise CudaError("there is no CUDA device")
         self.functions: dict[Any, Any] = {}  # what has been loaded, by kernel and device
         self._capabilities: dict[int, tuple[int, int]] = {}
+        self._contexts: dict[int, Any] = {}
+
+    def _context(self, device: int) -> Any:
+        """The primary context of a device, in which CuPy, Numba and torch work."""
+        if device not in self._contexts:
+            self._contexts[device] = _checked(self._api.cuDevicePrimaryCtxRetain(device))
+        return self._contexts[device]
 
     def device(self) -> int:
-        """The number of the current device; makes the first one current if none is."""
-        api = self._api
-        if int(_checked(api.cuCtxGetCurrent())) == 0:
-            context = _checked(api.cuDevicePrimaryCtxRetain(_checked(api.cuDeviceGet(0))))
-            _checked(api.cuCtxSetCurrent(context))
-        return int(_checked(api.cuCtxGetDevice()))
+        """The number of this thread's current device; makes the first one current if none is."""
+        if int(_checked(self._api.cuCtxGetCurrent())) == 0:
+            _checked(self._api.cuCtxSetCurrent(self._context(0)))
+        return int(_checked(self._api.cuCtxGetDevice()))
+
+    def push(self, device: int) -> None:
+        """Make a device the current one until `pop`."""
+        _checked(self._api.cuCtxPushCurrent(self._context(device)))
+
+    def pop(self) -> None:
+        """Back to the device before `push`."""
+        _checked(self._api.cuCtxPopCurrent())
 
     def capability(self, device: int) -> tuple[int, int]:
         """The compute capability of a device."""

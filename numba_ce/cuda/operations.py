@@ -83,7 +83,7 @@ def _scan(fields: dict[str, Any], problem: Problem, place: Place, sums: int) -> 
     if count > 1:
         launch("fold", fields, *place, blocks=1)
     fields["state"] = fields["partial_bad"] = 0  # for the kernels that follow
-    if problem.options.check_targets and not problem.probabilities:
+    if _to_check(problem):
         state = np.empty(STATE_BYTES // 8, np.int64)
         gpu = current_driver()
         gpu.copy_out(state, sums, place.stream)
@@ -92,9 +92,15 @@ def _scan(fields: dict[str, Any], problem: Problem, place: Place, sums: int) -> 
             raise bad_target_error(problem, int(state[1]), int(fields["all_classes"]))
 
 
+def _to_check(problem: Problem) -> bool:
+    """Whether there are class indices to be checked."""
+    has_indices = problem.targets is not None and not problem.probabilities
+    return has_indices and problem.options.check_targets
+
+
 def _check(fields: dict[str, Any], problem: Problem, place: Place) -> None:
     """Raise for a bad target, if there are targets to check."""
-    if problem.options.check_targets and problem.targets is not None and not problem.probabilities:
+    if _to_check(problem):
         with Scratch(place, _sums_bytes(fields["n_rows"])) as sums:
             _scan(fields, problem, place, sums)
 
@@ -132,7 +138,7 @@ def loss(problem: Problem, result: Any, grad: Any, place: Place) -> None:
     mean, n_rows = problem.reduction == "mean", fields["n_rows"]
     nbytes = _sums_bytes(n_rows)
     with Scratch(place, nbytes + 8 * n_rows) as sums:  # one piece: two calls of the driver
-        if mean or (problem.options.check_targets and not problem.probabilities):
+        if mean or _to_check(problem):
             _scan(fields, problem, place, sums)
         fields["state"] = sums if mean else 0
         fields["row_loss"] = sums + nbytes

@@ -19,8 +19,8 @@ from .parse import DTYPES, Vector
 from .slots import BATCH, BLOCK, LANE, WARP
 
 SHARED_MASK = np.uint64((1 << RANK_SHIFT) - 1)
-# Flags that change caching, ordering or scope: the interpreter executes one access at a time, in
-# program order, so nothing is left to do for them.
+# Of their flags, those that change caching, ordering or scope ask for nothing here: the interpreter
+# executes one access at a time, in program order.
 MEMORY = {"ld", "ldu", "st", "atom", "red"}
 
 

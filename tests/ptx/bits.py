@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from .apply import BOOL, S32, U32, U64, apply, dtype_of, unsigned
-from .parse import DTYPES, Immediate
+from .apply import BOOL, U32, U64, apply, dtype_of, unsigned
+from .fault import Unsupported
+from .parse import Immediate
 
 _LOGIC = {"and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor}
 _BOOLEAN = {"and": np.logical_and, "or": np.logical_or, "xor": np.logical_xor}
@@ -22,12 +23,6 @@ def _not(program, statement):
     dtype = dtype_of(statement)
     target, a = statement.operands
     apply(program, np.logical_not if dtype == BOOL else np.invert, target, dtype, (a, dtype))
-
-
-def _cnot(program, statement):
-    dtype = dtype_of(statement)
-    target, a = statement.operands
-    apply(program, lambda x: (x == 0).astype(dtype), target, dtype, (a, dtype))
 
 
 def shift_left(a, count):
@@ -77,7 +72,7 @@ def _funnel(program, statement):
 def _lop3(program, statement):
     target, a, b, c, table = statement.operands[:5]
     if "pred" in statement.op or isinstance(target, tuple):
-        raise NotImplementedError(str(statement))
+        raise Unsupported(str(statement))
 
     def lop3(a, b, c):
         result = a & U32.type(0)
@@ -154,7 +149,6 @@ def _bfi(program, statement):
         mask = shift_left(ones, start)
         return (b & ~mask) | (shift_left(a, start) & mask)
 
-    # apply takes any number of operands
     apply(program, bfi, target, dtype, (a, dtype), (b, dtype), (start, U32), (length, U32))
 
 
@@ -202,59 +196,10 @@ def _unary(function, result=None):
     return handler
 
 
-def _sad(program, statement):
-    dtype = dtype_of(statement)
-    target, a, b, c = statement.operands
-    function = lambda a, b, c: np.where(a < b, b - a, a - b) + c
-    apply(program, function, target, dtype, (a, dtype), (b, dtype), (c, dtype))
-
-
-def _mul24(program, statement):
-    dtype = dtype_of(statement)
-    low = "lo" in statement.op
-    cut = (
-        (lambda x: x & dtype.type(0xFFFFFF))
-        if dtype.kind == "u"
-        else (lambda x: x << dtype.type(8) >> dtype.type(8))
-    )
-    wide = np.dtype(f"{dtype.kind}8")
-
-    def mul24(a, b, c=None):
-        product = cut(a).astype(wide) * cut(b).astype(wide)
-        value = (product if low else product >> wide.type(16)).astype(dtype)
-        return value if c is None else value + c
-
-    target, *operands = statement.operands
-    apply(program, mul24, target, dtype, *((o, dtype) for o in operands))
-
-
-def _dp(program, statement):
-    """dp4a: four products of bytes, added to a 32-bit number."""
-    target, a, b, c = statement.operands
-    kinds = [DTYPES[k] for k in statement.op[1:]]
-    bytes_of = [np.dtype(f"{k.kind}1") for k in kinds]
-    result = S32 if "s32" in statement.op else U32
-
-    def dp4a(a, b, c):
-        total = c.astype(np.int64)
-        for place in range(4):
-            shift = U32.type(8 * place)
-            parts = [
-                (x >> shift).astype(np.uint8).view(k).astype(np.int64)
-                for x, k in zip((a, b), bytes_of, strict=True)
-            ]
-            total = total + parts[0] * parts[1]
-        return total.astype(result)
-
-    apply(program, dp4a, target, result, (a, U32), (b, U32), (c, result))
-
-
 HANDLERS = {
     **dict.fromkeys(("and", "or", "xor"), _logic),
     **dict.fromkeys(("shl", "shr"), _shift),
-    **dict.fromkeys(("mul24", "mad24"), _mul24),
     "not": _not,
-    "cnot": _cnot,
     "shf": _funnel,
     "lop3": _lop3,
     "prmt": _prmt,
@@ -264,6 +209,4 @@ HANDLERS = {
     "popc": _unary(popcount, U32),
     "clz": _unary(leading_zeros, U32),
     "brev": _unary(reverse),
-    "sad": _sad,
-    "dp4a": _dp,
 }

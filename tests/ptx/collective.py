@@ -9,14 +9,13 @@ from __future__ import annotations
 import numpy as np
 
 from .access import Access, store
-from .apply import BOOL, U32, U64, unsigned
+from .apply import BOOL, U32, U64
 from .fault import Unsupported
 from .parse import DTYPES, Address, Vector
 from .slots import BATCH, LANE, PLACE, WARP
 
 ALONE = {
-    "shfl", "vote", "match", "redux", "activemask", "bar", "barrier", "mbarrier", "elect", "fence",
-    "membar",
+    "shfl", "vote", "activemask", "bar", "barrier", "mbarrier", "fence", "membar",
 }  # fmt: skip
 
 
@@ -137,71 +136,6 @@ def _activemask(program, statement):
         program.use(slot)
     put = program.put(statement.operands[0], U32)
     program.emit(lambda R: put(R, _ballot(R, np.True_)))
-
-
-def _match(program, statement):
-    dtype = unsigned(DTYPES[statement.op[-1]])
-    target, source, mask = statement.operands
-    _collect(program, mask)
-    first, second = target if isinstance(target, tuple) else (target, None)
-    value = program.fetch(source, dtype)
-    put = program.put(first, U32)
-    put_all = program.put(second, BOOL) if second is not None else None
-    everywhere = statement.op[1] == "all"
-
-    def closure(R):
-        values = np.broadcast_to(value(R), R[LANE].shape)
-        result = np.zeros(values.size, U32)
-        for number in np.unique(values):
-            bits = _ballot(R, values == number)
-            result[values == number] = bits[values == number]
-        if everywhere:
-            same = result == _ballot(R, np.True_)
-            result = np.where(same, result, U32.type(0))
-            if put_all:
-                put_all(R, same)
-        put(R, result)
-
-    program.emit(closure)
-
-
-def _redux(program, statement):
-    dtype = DTYPES[statement.op[-1]]
-    target, source, mask = statement.operands
-    _collect(program, mask)
-    name = statement.op[2]
-    function = {
-        "add": np.add, "min": np.minimum, "max": np.maximum, "and": np.bitwise_and,
-        "or": np.bitwise_or, "xor": np.bitwise_xor,
-    }[name]  # fmt: skip
-    if dtype.kind == "f":
-        function = {"min": np.fmin, "max": np.fmax}[name]
-    fetch, put = program.fetch(source, dtype), program.put(target, dtype)
-
-    def closure(R):
-        values = np.broadcast_to(fetch(R), R[LANE].shape)
-        which, _ = _per_warp(R)
-        starts = np.flatnonzero(np.diff(which, prepend=-1))
-        put(R, function.reduceat(values, starts).astype(dtype)[which])
-
-    program.emit(closure)
-
-
-def _elect(program, statement):
-    target, mask = statement.operands
-    _collect(program, mask)
-    first, second = target
-    put = program.put(first, U32)
-    put_chosen = program.put(second, BOOL)
-
-    def closure(R):
-        which, _ = _per_warp(R)
-        starts = np.flatnonzero(np.diff(which, prepend=-1))
-        leader = R[PLACE][starts][which]
-        put(R, leader.astype(U32))
-        put_chosen(R, leader == R[PLACE])
-
-    program.emit(closure)
 
 
 # ------------------------------------------------------------------ barriers
@@ -326,9 +260,6 @@ HANDLERS = {
     "shfl": _shfl,
     "vote": _vote,
     "activemask": _activemask,
-    "match": _match,
-    "redux": _redux,
-    "elect": _elect,
     "bar": _bar,
     "barrier": _bar,
     "fence": _fence,

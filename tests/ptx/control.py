@@ -63,6 +63,5 @@ HANDLERS = {
     "brx": _table,
     "trap": _trap,
     "brkpt": _trap,
-    **dict.fromkeys(("nanosleep", "pmevent", "prefetch", "prefetchu", "discard"), _nothing),
-    **dict.fromkeys(("applypriority", "setmaxnreg", "griddepcontrol", "nop"), _nothing),
+    **dict.fromkeys(("nanosleep", "prefetch", "prefetchu", "nop"), _nothing),
 }

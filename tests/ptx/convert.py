@@ -8,8 +8,8 @@ from . import floats
 from .apply import F32, F64, U32, U64, apply, unsigned
 from .fault import Unsupported
 from .half import float_to_half, half_to_float
-from .memory import LOCAL_WINDOW, RANK_SHIFT, SHARED_WINDOW, WINDOW
-from .parse import DTYPES, Register
+from .memory import LOCAL_WINDOW, RANK_SHIFT, SHARED_WINDOW
+from .parse import DTYPES
 
 _INTEGER_ROUNDING = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}
 HALF = ("f16", "bf16")
@@ -195,20 +195,6 @@ def _cvta(program, statement):
         apply(program, lambda x: x.copy(), target, U64, (operand, U64))
 
 
-def _isspacep(program, statement):
-    target, operand = statement.operands
-    space = statement.op[1]
-
-    def within(x):
-        if space.startswith("shared"):
-            return (x >= SHARED_WINDOW) & (x < SHARED_WINDOW + WINDOW)
-        if space == "local":
-            return (x >= LOCAL_WINDOW) & (x < LOCAL_WINDOW + WINDOW)
-        return x >= LOCAL_WINDOW + WINDOW
-
-    apply(program, within, target, np.dtype(bool), (operand, U64))
-
-
 def _mapa(program, statement):
     """The address of the same shared variable in another block of the cluster."""
     target, operand, rank = statement.operands
@@ -226,23 +212,8 @@ def _mapa(program, statement):
     program.emit(closure)
 
 
-def _getctarank(program, statement):
-    target, operand = statement.operands
-    dtype = unsigned(DTYPES[statement.op[-1]])
-    fetch, put = program.fetch(operand, dtype), program.put(target, U32)
-    own = program.slot(Register("%cluster_ctarank"), U32)
-
-    def closure(R):
-        rank = ((fetch(R) & dtype.type(WINDOW - 1)) >> dtype.type(RANK_SHIFT)).astype(U32)
-        put(R, np.where(rank == 0, R[own], rank - U32.type(1)))
-
-    program.emit(closure)
-
-
 HANDLERS = {
     "cvt": _cvt,
     "cvta": _cvta,
-    "isspacep": _isspacep,
     "mapa": _mapa,
-    "getctarank": _getctarank,
 }

@@ -16,7 +16,6 @@ from numba.extending import intrinsic
 
 TINY32 = np.float32(2.0**-126)  # the smallest normal numbers
 TINY64 = 2.0**-1022
-NAN32 = np.float32(np.nan)
 
 
 @intrinsic

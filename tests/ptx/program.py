@@ -74,12 +74,11 @@ class Program:
         for item in everywhere:
             if item.space == "shared" and not item.size:
                 self.addresses[item.name] = self.dynamic_start
-        # Address 0 of local memory belongs to nobody.
+        # The first 128 bytes of local memory belong to nobody
         local = [v for v in everywhere if v.space == "local"]
-        addresses, self.local_flags = layout(local, 64, 64)
+        addresses, flags = layout(local, 128, 64)
         self.addresses |= addresses
-        self.local_flags = np.concatenate([np.zeros(128, np.uint8), self.local_flags])
-        self.addresses |= {v.name: a + 64 for v in local for a in [addresses[v.name]]}
+        self.local_flags = np.concatenate([np.zeros(128, np.uint8), flags])
         self.globals = {v.name: v for v in everywhere if v.space in ("global", "const")}
 
     def _params(self):

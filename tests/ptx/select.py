@@ -85,19 +85,6 @@ def _predicate(program, operand):
     return program.fetch(operand, BOOL)
 
 
-def _set(program, statement):
-    """set.cmp.type.type: all ones, or 1.0, where the comparison holds."""
-    function, dtype = _compared(statement)
-    result = statement.op[-2]
-    target, a, b = statement.operands
-    true = np.float32(1) if result == "f32" else ~DTYPES[result].type(0)
-    false = DTYPES[result].type(0)
-    apply(
-        program, lambda x, y: np.where(function(x, y), true, false),
-        target, DTYPES[result], (a, dtype), (b, dtype),
-    )  # fmt: skip
-
-
 def select(condition, a, b):
     if condition.ndim:
         return np.where(condition, a, b)
@@ -111,29 +98,6 @@ def _selp(program, statement):
         program, lambda a, b, c: select(c, a, b),
         target, dtype, (a, dtype), (b, dtype), (condition, BOOL),
     )  # fmt: skip
-
-
-def _slct(program, statement):
-    dtype, kind = DTYPES[statement.op[-2]], dtype_of(statement)
-    target, a, b, condition = statement.operands
-    apply(
-        program, lambda a, b, c: select(c >= 0, a, b),
-        target, dtype, (a, dtype), (b, dtype), (condition, kind),
-    )  # fmt: skip
-
-
-def _testp(program, statement):
-    tests = {
-        "finite": np.isfinite,
-        "infinite": np.isinf,
-        "number": lambda x: x == x,
-        "notanumber": np.isnan,
-        "normal": lambda x: np.isfinite(x) & (np.abs(x) >= np.finfo(x.dtype).tiny),
-        "subnormal": lambda x: (x != 0) & (np.abs(x) < np.finfo(x.dtype).tiny),
-    }
-    dtype = dtype_of(statement)
-    target, a = statement.operands
-    apply(program, tests[statement.op[1]], target, BOOL, (a, dtype))
 
 
 def _copysign(program, statement):
@@ -191,10 +155,7 @@ def _unpack(program, items, source, dtype):
 
 HANDLERS = {
     "setp": _setp,
-    "set": _set,
     "selp": _selp,
-    "slct": _slct,
-    "testp": _testp,
     "copysign": _copysign,
     "mov": _mov,
 }
