@@ -66,7 +66,8 @@ def _array_module(arrays: dict[str, Any]) -> Any:
     if not device:
         return np
     for name in device:
-        if type(arrays[name]).__module__.partition(".")[0] != "cupy":
+        bases = type(arrays[name]).__mro__
+        if all(base.__module__.partition(".")[0] != "cupy" for base in bases):
             raise TypeError(
                 f"{name} ({type(arrays[name]).__name__}) is on a CUDA device: expected an array of "
                 "CuPy there (cupy.asarray and cupy.from_dlpack share the memory), or on the host"

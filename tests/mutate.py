@@ -34,6 +34,13 @@ class Fault(NamedTuple):
 
 GUARD = "test_guard_pages.py -k beside"
 FAULTS = (
+    # ------------------------------------------------ the linear layer on a device
+    Fault("16-bit parts added up in 16 bits", "linear.py",
+          "xp.zeros_like(layer.weight, result_dtype(layer.problem.logits))",
+          "xp.zeros_like(layer.weight, dtype)", "test_linear_device.py -k 'dtypes and bfloat16'"),
+    Fault("0 times NaN of an ignored row", "linear.py",
+          "            hidden[xp.asarray(ignored)] = 0", "            pass",
+          "test_linear_device.py -k 'plain-index'"),
     # ------------------------------------------------ tails and guards of the kernels
     Fault("16 rows read beyond the classes", "cpu/sixteen.py",
           "                n = smaller(ROWS, n_classes - c)", "                n = ROWS", GUARD),

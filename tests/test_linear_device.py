@@ -40,6 +40,9 @@ class DeviceArray:
             "version": 3,
         }
 
+    def fresh(self, array):
+        return sys.modules["cupy"].asarray(array)
+
     def __array__(self, *_, **__):
         raise TypeError("Implicit conversion to a NumPy array is not allowed")
 
