@@ -253,7 +253,13 @@ def logsumexp(logits: Any, axis: int = -1, *, keepdims: bool = False) -> Any:
         arrays = Arrays(logits, None, None, None, None, axis, every, rows)
         lse = arrays.call(tasks.lse, rows, logits, every, dtype=arrays.dtype, axis=axis)
     else:
-        lse = row_stats(logits, axis=axis).lse
+        # Probabilities, so that the largest logit is left out. Dask holds one zero for each block
+        nothing = da.zeros(logits.shape, chunks=logits.chunks, dtype=np.float32)
+        arrays = make_arrays(logits, nothing, axis)
+        lse = records_of(arrays).map_blocks(
+            tasks.lse_of_record, drop_axis=len(arrays.rows), dtype=np.dtype("f8")
+        )
+        lse = rounded(lse, arrays.dtype)
     return da.expand_dims(lse, axis) if keepdims else lse
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import numba_ce
 from numba_ce._validate import make_problem
 from numba_ce.options import LossOptions
+from numba_ce.reference import finish
 from numba_ce.weights import check_indices, mean_weights, stand_in
 
 
@@ -118,6 +119,12 @@ def nan_without(denominator: Any, total: Any) -> Any:
 
 def zero_without(denominator: Any, grad: Any) -> Any:
     return grad if denominator else np.zeros_like(grad)
+
+
+@np.errstate(all="ignore")
+def lse_of_record(record: Any) -> Any:
+    m, s, t = (record[..., i] for i in range(3))
+    return np.where(np.isinf(t), t, finish(m, s, t, 1.0).lse)
 
 
 # Statistics of a block of classes: maximum, lse minus maximum, entropy, first maximum
