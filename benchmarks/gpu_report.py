@@ -32,6 +32,7 @@ import numpy as np
 
 import numba_ce as nc
 from benchmarks.parts import lines_of, report_line
+from numba_ce.bench.cases import numpy_dtype
 from numba_ce.bench.machine import versions
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -53,13 +54,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "smoothing, z-loss": {"label_smoothing": 0.1, "z_loss": 1e-2},
     "softcap, temperature": {"softcap": 20.0, "temperature": 0.7},
 }
-
-
-def numpy_dtype(kind: str) -> np.dtype[Any]:
-    """bfloat16 needs ml_dtypes."""
-    if kind != "bfloat16":
-        return np.dtype(kind)
-    return np.dtype(importlib.import_module("ml_dtypes").bfloat16)
 
 
 # ---------------------------------------------------------------- correctness

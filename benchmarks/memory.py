@@ -2,46 +2,29 @@
 
 from __future__ import annotations
 
-import tracemalloc
+from numba_ce.bench.measure import temporary_bytes
 
 from . import speed  # not its classes: asv would time those a second time here
+
+BY = ["cpu", "cuda", "NumPy"]
 
 
 class Peak(speed.Base):
     """The arguments (256 MB logits, as much for the gradient) count everywhere."""
 
-    params = [speed.BY, ["65536x1000"]]
+    params = [speed.OPERATIONS, BY, ["65536x1000"]]
+    param_names = ["operation", "by", "shape"]
 
-    def setup(self, by: str, shape: str) -> None:
-        self.call = lambda by: None  # type: ignore[method-assign]
-        super().setup(by, shape)
-
-    def peakmem_arguments_only(self, by: str, shape: str) -> None:
-        pass
-
-    def peakmem_loss(self, by: str, shape: str) -> None:
-        speed.Loss.call(self, by)  # type: ignore[arg-type]
-
-    def peakmem_loss_and_grad(self, by: str, shape: str) -> None:
-        speed.LossAndGrad.call(self, by)  # type: ignore[arg-type]
-
-    def peakmem_in_place(self, by: str, shape: str) -> None:
-        speed.InPlace.call(self, by)  # type: ignore[arg-type]
+    def peakmem_operation(self, operation: str, by: str, shape: str) -> None:
+        self.call()
 
 
-class Temporary(speed.LossAndGrad):
+class Temporary(speed.Base):
     """Should be some threads * C + N / 1024, so far from the size of the logits."""
 
+    params = [["grad"], BY, speed.SHAPES]
+    param_names = ["operation", "by", "shape"]
     unit = "bytes"
 
-    def track_temporary_bytes(self, by: str, shape: str) -> int:
-        tracemalloc.start()
-        try:
-            before = tracemalloc.get_traced_memory()[0]
-            self.call(by)
-            return tracemalloc.get_traced_memory()[1] - before
-        finally:
-            tracemalloc.stop()
-
-    # asv takes inherited benchmarks for its own
-    time_loss_and_grad = None  # type: ignore[assignment]
+    def track_temporary_bytes(self, operation: str, by: str, shape: str) -> int:
+        return temporary_bytes(self.call)

@@ -1,14 +1,12 @@
-"""asv: the loss, loss and gradient, in place, and small problems, each beside plain NumPy.
+"""asv: what functions.py leaves out: other backends and plain NumPy, small problems, the limits.
 
-The parameter `by` names who computes: a backend, or "plain numpy". Everything is called once in
-`setup`, so that nothing is compiled while the clock runs. `setup` does not run between the `number`
-iterations of a sample: in place, where a call changes its input, `number` is 1.
+The parameter `by` names who computes: a backend, or "NumPy". Everything is called once in `setup`,
+so that nothing is compiled while the clock runs.
 """
 
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,100 +14,57 @@ import numpy as np
 
 import numba_ce
 from numba_ce.bench import limits
+from numba_ce.bench.cases import Case, make
+from numba_ce.bench.libraries import ours, plain_numpy
+from numba_ce.bench.timing import Contender, take_turns
 
-from . import baseline
-
-BY = ["cpu", "cuda", "plain numpy"]
 SHAPES = ["1048576x10", "16384x1000", "1024x32000"]
-BEYOND_CACHES = 256 << 20  # bytes
 SMALL_SHAPES = ["1x10", "32x10", "128x100", "8x1000"]
-
-
-def size(shape: str) -> tuple[int, int]:
-    """Rows and classes of "64x1000"."""
-    n_rows, n_classes = shape.split("x")
-    return int(n_rows), int(n_classes)
-
-
-def need(by: str) -> None:
-    """Leave a benchmark out where its backend is absent."""
-    if by != "plain numpy" and numba_ce.available_backends()[by] is not None:
-        raise NotImplementedError(f"no backend {by}")
+OPERATIONS = ["loss", "grad", "grad_in_place"]
+BEYOND_CACHES = 256 << 20  # bytes
+SECONDS = 1.0
 
 
 class Base:
-    params: list[list[str]] = [BY, SHAPES]
-    param_names = ["by", "shape"]
     timeout = 300
 
-    def setup(self, by: str, shape: str) -> None:
-        need(by)
-        if by != "plain numpy":
+    def setup(self, operation: str, by: str, shape: str) -> None:
+        """Leaves out what cannot run."""
+        n_rows, n_classes = map(int, shape.split("x"))
+        case = Case(operation, (n_rows, n_classes))
+        self.problem = make(case)
+        if by != "NumPy":
+            if numba_ce.available_backends()[by] is not None:
+                raise NotImplementedError(f"no backend {by}")
             numba_ce.set_backend(by)
-        self.logits, self.targets = baseline.make_problem(*size(shape))
-        self.out = np.zeros_like(self.logits)
-        self.call(by)
+        call = plain_numpy(case, self.problem) if by == "NumPy" else ours(case, self.problem)
+        if call is None:
+            raise NotImplementedError(f"{by} does not do {operation}")
+        self.call: Callable[[], Any] = call
+        self.call()
 
-    def teardown(self, by: str, shape: str) -> None:
+    def teardown(self, operation: str, by: str, shape: str) -> None:
         numba_ce.set_backend("auto")
 
-    def call(self, by: str) -> Any:
-        raise NotImplementedError
+
+class Others(Base):
+    """The CPU kernels are timed in functions.py."""
+
+    params = [OPERATIONS, ["cuda", "NumPy"], SHAPES]
+    param_names = ["operation", "by", "shape"]
+
+    def time_operation(self, operation: str, by: str, shape: str) -> None:
+        self.call()
 
 
-class Loss(Base):
-    def call(self, by: str) -> Any:
-        one = baseline.loss if by == "plain numpy" else numba_ce.cross_entropy
-        return one(self.logits, self.targets)
-
-    def time_loss(self, by: str, shape: str) -> None:
-        self.call(by)
-
-
-class LossAndGrad(Base):
-    def call(self, by: str) -> Any:
-        plain = by == "plain numpy"
-        one = baseline.loss_and_grad if plain else numba_ce.cross_entropy_and_grad
-        return one(self.logits, self.targets, out=self.out)
-
-    def time_loss_and_grad(self, by: str, shape: str) -> None:
-        self.call(by)
-
-
-class InPlace(Base):
-    number = 1
-
-    def call(self, by: str) -> Any:
-        plain = by == "plain numpy"
-        one = baseline.loss_and_grad if plain else numba_ce.cross_entropy_and_grad
-        return one(self.logits, self.targets, out=self.logits)
-
-    def setup(self, by: str, shape: str) -> None:
-        super().setup(by, shape)
-        self.logits[...] = baseline.make_problem(*size(shape))[0]
-
-    def time_in_place(self, by: str, shape: str) -> None:
-        self.call(by)
-
-
-class Small(LossAndGrad):
+class Small(Base):
     """The cost of a call: argument checks, and no thread to wake."""
 
-    params = [BY, SMALL_SHAPES]
+    params = [["grad"], ["cpu", "cuda", "NumPy"], SMALL_SHAPES]
+    param_names = ["operation", "by", "shape"]
 
-    def time_loss_and_grad(self, by: str, shape: str) -> None:
-        self.call(by)
-
-
-def over(call: Callable[[], Any], limit: Callable[[], Any], rounds: int = 9) -> float:
-    """Median time of `call` over that of `limit`, measured in turns."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(rounds):
-        for one, record in zip((call, limit), times, strict=True):
-            begin = time.perf_counter()
-            one()
-            record.append(time.perf_counter() - begin)
-    return statistics.median(times[0]) / statistics.median(times[1])
+    def time_operation(self, operation: str, by: str, shape: str) -> None:
+        self.call()
 
 
 class OverLimit(Base):
@@ -119,36 +74,21 @@ class OverLimit(Base):
     it is the same for every shape and does not depend on what a call left in the caches.
     """
 
+    params = [OPERATIONS, ["cpu", "NumPy"], SHAPES]
+    param_names = ["operation", "by", "shape"]
     unit = "times the limit"
 
-    def setup(self, by: str, shape: str) -> None:
-        need(by)
-        if by == "cuda":
-            raise NotImplementedError("the limits are those of host memory")
-        super().setup(by, shape)
+    def track_over_limit(self, operation: str, by: str, shape: str) -> float:
         # ones: pages of zeros that nobody has written share one page, which stays in the caches
-        self.source, self.target = (np.ones(BEYOND_CACHES // 4, np.float32) for _ in range(2))
-        limits.copy(self.source, self.target)
-        limits.flip(self.target)
-        limits.read(self.source)
-
-    def call(self, by: str) -> Any:
-        return LossAndGrad.call(self, by)  # type: ignore[arg-type]
-
-    def over(self, call: Callable[[], Any], limit: Callable[[], Any]) -> float:
-        return over(call, limit) * BEYOND_CACHES / self.logits.nbytes
-
-    def track_loss_and_grad_over_copy(self, by: str, shape: str) -> float:
-        return self.over(lambda: self.call(by), lambda: limits.copy(self.source, self.target))
-
-    def track_in_place_over_read_and_write(self, by: str, shape: str) -> float:
-        return self.over(
-            lambda: InPlace.call(self, by),  # type: ignore[arg-type]
-            lambda: limits.flip(self.target),
-        )
-
-    def track_loss_over_read(self, by: str, shape: str) -> float:
-        return self.over(
-            lambda: Loss.call(self, by),  # type: ignore[arg-type]
-            lambda: limits.read(self.source),
-        )
+        source, target = (np.ones(BEYOND_CACHES // 4, np.float32) for _ in range(2))
+        limit = {
+            "loss": lambda: limits.read(source),
+            "grad": lambda: limits.copy(source, target),
+            "grad_in_place": lambda: limits.flip(target),
+        }[operation]
+        both = Contender(self.call), Contender(limit)
+        for contender in both:
+            contender.warm_up()
+        take_turns(list(both), SECONDS)
+        ours, least = (statistics.median(contender.times) for contender in both)
+        return ours / least * BEYOND_CACHES / self.problem.logits.nbytes

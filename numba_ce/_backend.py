@@ -11,8 +11,10 @@ import importlib
 import os
 from collections.abc import Iterator
 from contextvars import ContextVar
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from numba_ce._validate import Array, Problem
 
 VARIABLE = "NUMBA_CE_BACKEND"
 NAMES = ("auto", "cpu", "cuda", "numpy")
@@ -193,10 +195,59 @@ def is_serial() -> bool:
     return _serial.get()
 
 
-_loaded: dict[str, ModuleType] = {}
+class Backend(Protocol):
+    """What a backend is: a module of these functions.
+
+    Everything is checked but the values of the targets. There is at least one row (*rows) and one
+    class, and the classes are the last axis of every array as large as the logits. The caller makes
+    the outputs and the backend fills all of them, those of 16 bits by way of float32. A target that
+    is no class raises `bad_target_error` before anything is written, or gives NaN in its row if
+    targets are not checked.
+    """
+
+    def run_loss(
+        self, problem: Problem, loss_rows: Array | None, grad: Array | None
+    ) -> tuple[float, float]:
+        """The sums of the losses and of what the rows weigh in a mean, both in float64.
+
+        loss_rows : (*rows), the losses
+        grad : (*rows, n_classes), may be the logits; for "mean" divided by the second sum, and 0
+            if that is 0
+        """
+
+    def run_grad_hess(self, problem: Problem, grad: Array, hess: Array, kind: str) -> None:
+        """Gradient and diagonal Hessian of the row losses, both (*rows, n_classes).
+
+        kind : one of `numba_ce.api.HESSIANS`
+        """
+
+    def run_row_stats(self, problem: Problem, outputs: dict[str, Array]) -> None:
+        """The fields of `RowStats` that `outputs` names, each (*rows); there may be no targets."""
+
+    def run_normalize(self, logits: Array, what: str, out: Array) -> None:
+        """`what`: "softmax" or "log_softmax", (*rows, n_classes), or "logsumexp", (*rows)."""
+
+    def run_row_record(
+        self, problem: Problem, class_offset: int, n_classes: int, record: Array
+    ) -> None:
+        """The records (*rows, 9) of the classes here, of `n_classes` that the whole rows have."""
+
+    def run_grad_from_record(
+        self, problem: Problem, record: Array, class_offset: int, grad: Array
+    ) -> None:
+        """The gradient (*rows, n_classes) of the classes here, from records of whole rows."""
+
+    def loss_on_device(self, problem: Problem, result: Any, grad: Any) -> None:
+        """`run_loss` for device arrays, of "cuda" alone: nothing comes back to the host.
+
+        result : (*rows) for "none", else 0-d; there may be no rows
+        """
 
 
-def backend(on_device: bool = False) -> ModuleType:
+_loaded: dict[str, Backend] = {}
+
+
+def backend(on_device: bool = False) -> Backend:
     """The module that does the work, for arrays on the host or on a CUDA device."""
     name = get_backend()
     if name == "auto":  # where the data lives
@@ -208,5 +259,6 @@ def backend(on_device: bool = False) -> ModuleType:
         )
     if name not in _loaded:
         _check(name, f"backend {get_backend()!r}")
-        _loaded[name] = importlib.import_module(MODULES[name])
+        module: Any = importlib.import_module(MODULES[name])
+        _loaded[name] = module
     return _loaded[name]

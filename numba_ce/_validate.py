@@ -27,7 +27,10 @@ PARTLY_WRITTEN = "numba_ce was interrupted: arrays given as `out` may be partly 
 
 @dataclass(slots=True)
 class Problem:
-    """What every backend gets: at least one row and one class, the classes last."""
+    """The arrays and options of a call, checked, the classes last.
+
+    What a backend gets has at least one row and one class.
+    """
 
     logits: Array  # (*rows, n_classes), a view
     targets: Array | None  # integers (*rows,), or probabilities (*rows, n_classes)
@@ -192,7 +195,7 @@ def check_number(value: Any, name: str, fits: str) -> float:
     """A real number of Python or NumPy as a float."""
     if type(value) is float:
         return value
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (Real, np.floating)):
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real):
         raise TypeError(f"{name} = {shown(value)} is not a number: expected {fits}")
     try:
         return float(value)
@@ -208,12 +211,12 @@ def check_flag(value: Any, name: str) -> bool:
 
 
 def check_options(
-    label_smoothing: Any,
-    ignore_index: Any,
-    z_loss: Any,
-    softcap: Any,
-    temperature: Any,
-    check_targets: Any,
+    label_smoothing: Any = 0.0,
+    ignore_index: Any = -100,
+    z_loss: Any = 0.0,
+    softcap: Any = None,
+    temperature: Any = 1.0,
+    check_targets: Any = True,
 ) -> LossOptions:
     """The options, each within its range."""
     fits = "0 <= label_smoothing <= 1"

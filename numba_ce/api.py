@@ -20,6 +20,7 @@ from numba_ce._validate import (
     make_problem,
     on_device,
 )
+from numba_ce.options import LossOptions
 
 HESSIANS = ("diagonal", "xgboost", "lightgbm")
 
@@ -67,7 +68,8 @@ def no_classes(logits: Array, axis: int) -> ValueError:
     )
 
 
-def _reduced(total: float, weight: float, reduction: str, dtype: np.dtype[Any]) -> Any:
+def reduced(total: float, weight: float, reduction: str, dtype: np.dtype[Any]) -> Any:
+    """The mean or sum as it is returned, from the sums of the losses and of the weights."""
     if reduction == "mean":
         total = total / weight if weight != 0.0 else float("nan")
     if abs(total) < 3e38:
@@ -79,23 +81,20 @@ def _reduced(total: float, weight: float, reduction: str, dtype: np.dtype[Any]) 
 def _loss(problem: Problem, logits: Array, axis: int, grad: Array | None) -> Any:
     """The loss in the shape that the reduction gives; fills `grad`."""
     dtype, rows = result_dtype(logits), problem.logits.shape[:-1]
+    if problem.logits.shape[-1] == 0 and 0 not in rows:
+        raise no_classes(logits, axis)
+    moved = None if grad is None else classes_last(grad, axis)
     if on_device(logits):
-        if problem.logits.shape[-1] == 0 and 0 not in rows:
-            raise no_classes(logits, axis)
         module = backend(True)
         result = fresh_rows(logits, rows if problem.reduction == "none" else (), dtype)
-        moved = None if grad is None else classes_last(grad, axis)
         module.loss_on_device(problem, result, moved)
         return returned(result)
     per_row = np.empty(rows, dtype) if problem.reduction == "none" else None
     if 0 in rows:
-        return _reduced(0.0, 0.0, problem.reduction, dtype) if per_row is None else per_row
-    if problem.logits.shape[-1] == 0:
-        raise no_classes(logits, axis)
-    moved = None if grad is None else classes_last(grad, axis)
+        return reduced(0.0, 0.0, problem.reduction, dtype) if per_row is None else per_row
     total, weight = backend().run_loss(problem, per_row, moved)
     if per_row is None:
-        return _reduced(total, weight, problem.reduction, dtype)
+        return reduced(total, weight, problem.reduction, dtype)
     return per_row if rows else per_row[()]
 
 
@@ -262,12 +261,12 @@ softcap, temperature, check_targets
     if out is None:
         grad = fresh_output(array)
     else:
-        grad = check_out(out, array, _inputs(problem, class_weight))
+        grad = check_out(out, array, inputs(problem, class_weight))
     loss = _loss(problem, array, axis, grad)
     return loss, returned(grad) if out is None else out
 
 
-def _inputs(problem: Problem, class_weight: Any) -> tuple[tuple[Any, str], ...]:
+def inputs(problem: Problem, class_weight: Any) -> tuple[tuple[Any, str], ...]:
     """What `out` must not overlap, as arrays: a Series, too, lends its memory to one."""
     if on_device(problem.logits):
         class_weight = problem.class_weight
@@ -332,17 +331,17 @@ def cross_entropy_grad_and_hess(
     """
     array, axis = check_logits(logits, axis)
     hess = check_choice(hess, "hess", HESSIANS)
-    options = check_options(0.0, None, 0.0, None, 1.0, True)
+    options = LossOptions(ignore_index=None)
     problem = make_problem(array, targets, axis, None, sample_weight, options, "none")
     if out is None:
         grad, hessian = fresh_output(array), fresh_output(array)
     else:
         if not isinstance(out, (tuple, list)) or len(out) != 2:
             raise TypeError(f"out is a {type(out).__name__}: expected a pair of arrays")
-        others = _inputs(problem, None)
+        others = inputs(problem, None)
         grad = check_out(out[0], array, others, "out[0]")
         hessian = check_out(out[1], array, (*others, (grad, "out[0]")), "out[1]")
-    if problem.logits.shape[-1] == 0 and array.size == 0 and 0 not in problem.logits.shape[:-1]:
+    if problem.logits.shape[-1] == 0 and 0 not in problem.logits.shape[:-1]:
         raise no_classes(array, axis)
     if array.size:
         backend(on_device(array)).run_grad_hess(
@@ -395,7 +394,7 @@ def row_stats(
     (array([1]), array([1]))
     """
     array, axis = check_logits(logits, axis)
-    options = check_options(0.0, ignore_index, 0.0, None, 1.0, True)
+    options = check_options(ignore_index=ignore_index)
     if targets is None:
         problem = Problem(classes_last(array, axis), None, False, None, None, options, "none")
     else:

@@ -29,6 +29,15 @@ class Block(NamedTuple):
     ours: bool  # whether `logits` may be overwritten
 
 
+def numpy_dtype(value: Any) -> np.dtype[Any] | None:
+    """The dtype of an array that names one of NumPy's; torch, for one, has others."""
+    try:
+        dtype: np.dtype[Any] = np.dtype(value.dtype)
+    except (AttributeError, TypeError):
+        return None
+    return dtype
+
+
 class Source:
     """An array in a file, in memory, or in a store that is indexed with slices."""
 
@@ -37,7 +46,7 @@ class Source:
         self.name = name
         if isinstance(value, (str, os.PathLike)):
             value = _open(Path(value), name)
-        elif not (hasattr(value, "shape") and hasattr(value, "dtype")):
+        elif not (hasattr(value, "shape") and numpy_dtype(value) is not None):
             value = as_array(value, name)
         if isinstance(value, np.ma.MaskedArray):
             as_array(value, name)  # raises
@@ -93,7 +102,8 @@ def block_indices(shape: tuple[int, ...], axis: int, itemsize: int, chunks: Any)
         cut += 1
         size //= rows[cut]
     steps = [1] * cut + [max(1, BLOCK_BYTES // max(size, 1))] + list(rows[cut + 1 :])
-    if chunks is not None:
+    # Dask's are tuples of lengths: a lazy array, which remembers no block
+    if isinstance(chunks, tuple) and all(isinstance(c, int) for c in chunks):
         chunks = tuple(chunks[:axis]) + tuple(chunks[axis + 1 :])
         steps = [max(step // c, 1) * c for step, c in zip(steps, chunks, strict=True)]
     for number in np.ndindex(*(-(-n // step) for n, step in zip(rows, steps, strict=True))):
@@ -150,13 +160,19 @@ def blocks_of_blocks(logits: Iterable[Any], others: dict[str, Any], axis: int) -
 
     others : targets and sample_weight, each a `Source`, an iterator of blocks, or None
     """
-    n_rows = 0
-    for item in logits:
+    n_rows, first = 0, None
+    for number, item in enumerate(logits):
         z, last = check_logits(item, axis)
         if last == 0:
             raise ValueError(
                 f"logits are blocks of shape {z.shape} with axis = {axis}: expected rows along the "
                 "first axis and classes along another"
+            )
+        kind = (z.shape[1:], z.dtype.name)
+        if kind != (first := first or kind):
+            raise ValueError(
+                f"logits block {number} has dtype {kind[1]} and rows of shape {kind[0]}: expected "
+                f"{first[1]} and {first[0]}, as the first"
             )
         rows = z.shape[:last] + z.shape[last + 1 :]
         index = (slice(n_rows, n_rows + rows[0]), *(slice(0, n) for n in rows[1:]))

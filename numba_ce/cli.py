@@ -147,7 +147,9 @@ def bench(
     seconds: Annotated[float, typer.Option(min=0.0, help="For each contender of a case.")] = 0.5,
     as_json: Annotated[
         Path | None,
-        typer.Option("--json", help="The file for the results; benchmarks/results/DATE-cpu.json."),
+        typer.Option(
+            "--json", help="The file for the results; benchmarks/results/DATE-TIME-cpu.json."
+        ),
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the picture: .png or .svg.")] = None,
     show: Annotated[bool, typer.Option("--list", help="Only list the cases.")] = False,

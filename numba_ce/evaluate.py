@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from numba_ce import row_stats
-from numba_ce._validate import Array, check_reduction
+from numba_ce._validate import Array, check_options, check_reduction
 from numba_ce.blocks import AHEAD, Block, Source
 from numba_ce.streaming import Options, Progress, run
 
@@ -70,14 +70,14 @@ class _Counts:
         self.entropy = 0.0
 
     def visit(self, block: Block) -> None:
-        axis, ignore_index = self.options.axis, self.options.ignore_index
+        axis, ignore_index = self.options.axis, self.options.loss.ignore_index
         here = np.ones(len(block.targets), bool)
         if ignore_index is not None:
             here = block.targets != ignore_index
         stats = row_stats(block.logits, block.targets, axis=axis, ignore_index=ignore_index)
         entropy, rank = stats.entropy, stats.rank
         assert rank is not None
-        if self.options.softcap is not None or self.options.temperature != 1.0:
+        if self.options.loss.softcap is not None or self.options.loss.temperature != 1.0:
             # The ranks are those of the logits as stored: a cap may round two of them to one
             entropy = row_stats(self._distribution(block.logits), axis=axis).entropy
         self.kept += int(here.sum())
@@ -88,17 +88,19 @@ class _Counts:
     def _distribution(self, logits: Array) -> Array:
         """The logits after softcap and temperature, in their working precision."""
         dtype = np.promote_types(logits.dtype.newbyteorder("="), np.float32)
-        z, cap = logits.astype(dtype), self.options.softcap
+        z, cap = logits.astype(dtype), self.options.loss.softcap
         with np.errstate(all="ignore"):
             if cap is not None:  # an infinite logit stays what it is
                 z = np.where(np.isinf(z), z, dtype.type(cap) * np.tanh(z / dtype.type(cap)))
-            return np.asarray(z / dtype.type(self.options.temperature))
+            return np.asarray(z / dtype.type(self.options.loss.temperature))
 
 
 def evaluate(
     logits: Any,
     targets: Any,
     *,
+    axis: int = -1,
+    class_weight: Any = None,
     reduction: str = "mean",
     grad_out: Path | None = None,
     progress: Progress | None = None,
@@ -112,7 +114,7 @@ def evaluate(
     """
     if check_reduction(reduction) == "none":
         raise ValueError("reduction = 'none': expected 'mean' or 'sum'")
-    arguments = Options(reduction=reduction, **options)
+    arguments = Options(axis, class_weight, check_options(**options), reduction)
     counts, clock = _Counts(arguments), _Clock(progress)
     with closing(Source(logits, "logits")) as z, closing(Source(targets, "targets")) as y:
         if len(z.shape) != 2 or len(y.shape) != 1:

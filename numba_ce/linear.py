@@ -26,6 +26,7 @@ from numba_ce._validate import (
     shown,
 )
 from numba_ce.api import cross_entropy, cross_entropy_and_grad, no_classes, result_dtype
+from numba_ce.options import LossOptions
 from numba_ce.weights import is_ignored, mean_weights, stand_in, total_weight
 
 # At least this many rows, so that a product is bound by arithmetic and not by reading `weight`: of
@@ -99,7 +100,7 @@ def make_layer(
     bias: Any,
     class_weight: Any,
     sample_weight: Any,
-    options: tuple[Any, ...],
+    options: LossOptions,
     reduction: Any,
     chunk_rows: Any,
 ) -> Layer:
@@ -147,7 +148,7 @@ def make_layer(
         1,
         class_weight,
         sample_weight,
-        check_options(*options),
+        options,
         check_reduction(reduction),
     )
     if xp is np:
@@ -160,10 +161,10 @@ def run(layer: Layer, gradients: Callable[[slice, Array], None] | None) -> Any:
     """The loss; hands the gradient of each chunk's logits to `gradients`."""
     hidden, weight, bias, targets, problem, step, xp = layer
     n_rows, n_classes = problem.logits.shape
-    dtype, options = problem.logits.dtype, problem.options
+    dtype = problem.logits.dtype
     denominator, rows_weight = total_weight(problem), problem.sample_weight
     if problem.reduction == "mean":
-        rows_weight = mean_weights(problem, denominator)
+        rows_weight = mean_weights(rows_weight, (n_rows,), denominator)
     class_weight, rows_weight = (
         w if w is None else xp.asarray(w) for w in (problem.class_weight, rows_weight)
     )
@@ -175,14 +176,9 @@ def run(layer: Layer, gradients: Callable[[slice, Array], None] | None) -> Any:
         xp.matmul(hidden[rows], weight.T, out=logits)
         if bias is not None:
             logits += bias
-        arguments: dict[str, Any] = {
+        arguments: dict[str, Any] = problem.options._asdict() | {
             "class_weight": class_weight,
             "sample_weight": None if rows_weight is None else rows_weight[rows],
-            "label_smoothing": options.label_smoothing,
-            "ignore_index": options.ignore_index,
-            "z_loss": options.z_loss,
-            "softcap": options.softcap,
-            "temperature": options.temperature,
             "check_targets": False,  # `total_weight` has; and no waiting for a device
             "reduction": "none",
         }
@@ -190,6 +186,8 @@ def run(layer: Layer, gradients: Callable[[slice, Array], None] | None) -> Any:
             losses[rows] = cross_entropy(logits, targets[rows], **arguments)
         else:
             losses[rows], _ = cross_entropy_and_grad(logits, targets[rows], out=logits, **arguments)
+            if problem.reduction == "mean" and denominator == 0.0:
+                logits[...] = 0  # also where a bad target that was not to be checked gave NaN
             gradients(rows, logits)
     if problem.reduction == "none":
         return losses
@@ -288,7 +286,9 @@ check_targets, reduction
     >>> round(float(linear_cross_entropy(hidden, weight, [0, 1])), 6)
     0.239545
     """
-    options = (label_smoothing, ignore_index, z_loss, softcap, temperature, check_targets)
+    options = check_options(
+        label_smoothing, ignore_index, z_loss, softcap, temperature, check_targets
+    )
     layer = make_layer(
         hidden, weight, targets, bias, class_weight, sample_weight, options, reduction, chunk_rows
     )
@@ -353,7 +353,9 @@ z_loss, softcap, temperature, check_targets, reduction, chunk_rows
     array([[-0.25,  0.25],
            [ 0.25, -0.25]])
     """
-    options = (label_smoothing, ignore_index, z_loss, softcap, temperature, check_targets)
+    options = check_options(
+        label_smoothing, ignore_index, z_loss, softcap, temperature, check_targets
+    )
     layer = make_layer(
         hidden, weight, targets, bias, class_weight, sample_weight, options, reduction, chunk_rows
     )

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from numba_ce._validate import Array, check_integer, check_number, shown
+from numba_ce._validate import Array, as_array, check_integer, check_number, shown
 from numba_ce.linear import Gradients, Layer, check_matrix, make_layer, run
-from numba_ce.weights import stand_in, total_weight
+from numba_ce.options import LossOptions
+from numba_ce.weights import stand_in
 
 
 class MultinomialObjective:
@@ -105,10 +106,12 @@ def multinomial_objective(
     >>> (X @ coef.T + intercept).argmax(axis=1)
     array([0, 0, 1, 1])
     """
-    if hasattr(X, "__cuda_array_interface__"):
-        raise TypeError(
-            f"X ({type(X).__name__}) is on a CUDA device: expected it on the host, where SciPy is"
-        )
+    for value, name in ((X, "X"), (y, "y"), (sample_weight, "sample_weight")):
+        if hasattr(value, "__cuda_array_interface__"):
+            raise TypeError(
+                f"{name} ({type(value).__name__}) is on a CUDA device: expected it on the host, "
+                "where SciPy is"
+            )
     X = check_matrix(X, "X", "(N, D)")
     n_classes = check_integer(n_classes, "n_classes")
     if not 1 <= n_classes < 2**31:
@@ -116,10 +119,17 @@ def multinomial_objective(
     l2 = check_number(l2, "l2", "l2 >= 0")
     if not 0.0 <= l2 < np.inf:
         raise ValueError(f"l2 = {l2}: expected a finite l2 >= 0")
+    y = as_array(y, "y")
+    if y.dtype.kind not in "iu":
+        raise TypeError(f"y has dtype {y.dtype}: expected class indices of an integer dtype")
+    if y.shape != X.shape[:1]:
+        raise ValueError(f"y has shape {y.shape}: expected {X.shape[:1]}")
+    bad = np.flatnonzero((y < 0) | (y >= n_classes))
+    if bad.size:
+        raise ValueError(
+            f"y[{bad[0]}] = {y[bad[0]]} is not a class index: expected 0 <= y < {n_classes}"
+        )
     coef = stand_in((n_classes, X.shape[1]), X.dtype)
-    options = (0.0, None, 0.0, None, 1.0, True)
+    options = LossOptions(ignore_index=None)
     layer = make_layer(X, coef, y, None, None, sample_weight, options, "mean", None)
-    if layer.problem.probabilities:
-        raise TypeError("y are probabilities: expected class indices")
-    total_weight(layer.problem)  # raises for a bad class
     return MultinomialObjective(layer, l2)

@@ -32,8 +32,8 @@ from numba_ce._validate import (
     on_device,
     shown,
 )
-from numba_ce.api import fresh_output, returned
-from numba_ce.reference import finish, row_loss
+from numba_ce.api import fresh_output, inputs, returned
+from numba_ce.reference import finish, row_loss, times
 from numba_ce.weights import check_indices
 
 FIELDS = (
@@ -47,6 +47,9 @@ FIELDS = (
     "temperature",
     "n_classes",
 )
+N_FIELDS = len(FIELDS)
+# Those from q_target to z_weight are linear in the weight of the row
+_LINEAR = slice(3, 7)
 # A record holds their number as a float64
 MOST_CLASSES = 2**53
 
@@ -57,8 +60,8 @@ def _check_record(record: Any, name: str) -> Array:
         raise TypeError(f"{name} is on a CUDA device: expected a host array, from row_record")
     if array.dtype.kind != "f" or array.dtype.itemsize != 8:
         raise TypeError(f"{name} has dtype {array.dtype}: expected float64, from row_record")
-    if array.ndim == 0 or array.shape[-1] != len(FIELDS):
-        raise ValueError(f"{name} has shape {array.shape}: expected (..., {len(FIELDS)})")
+    if array.ndim == 0 or array.shape[-1] != N_FIELDS:
+        raise ValueError(f"{name} has shape {array.shape}: expected (..., {N_FIELDS})")
     return array
 
 
@@ -68,6 +71,14 @@ def _check_offset(offset: int, here: int, n_classes: int) -> None:
             f"class_offset = {shown(offset)}: a shard of {here} of {n_classes} classes starts "
             f"between 0 and {n_classes - here}"
         )
+
+
+def scaled(record: Array, weight: Any) -> Array:
+    """The records of rows whose losses count `weight` times; 0 times NaN is 0."""
+    result = record.copy()
+    with np.errstate(all="ignore"):
+        result[..., _LINEAR] = times(np.asarray(weight)[..., None], record[..., _LINEAR])
+    return result
 
 
 def _check_targets(problem: Problem, n_classes: int) -> Array | None:
@@ -151,7 +162,7 @@ def row_record(
         )
     class_offset = check_integer(class_offset, "class_offset")
     _check_offset(class_offset, here, n_classes)
-    record = np.empty((*problem.logits.shape[:-1], len(FIELDS)))
+    record = np.empty((*problem.logits.shape[:-1], N_FIELDS))
     if here == 0:
         bad = _check_targets(problem, n_classes)
         record[...] = (-np.inf, 0, -np.inf, 0, 0, 0, 0, options.temperature, n_classes)
@@ -338,22 +349,22 @@ def grad_from_record(
         check_integer(class_offset, "class_offset"),
     )
     rows = problem.logits.shape[:-1]
-    if record.shape != (*rows, len(FIELDS)):
-        raise ValueError(f"record has shape {record.shape}: expected {(*rows, len(FIELDS))}")
+    if record.shape != (*rows, N_FIELDS):
+        raise ValueError(f"record has shape {record.shape}: expected {(*rows, N_FIELDS)}")
     if out is None:
         grad = fresh_output(array)
     else:
-        others = (
-            (problem.targets, "targets"),
-            (record, "record"),
-            (problem.class_weight, "class_weight"),
-            (problem.sample_weight, "sample_weight"),
-        )
-        grad = check_out(out, array, others)
+        grad = check_out(out, array, (*inputs(problem, class_weight), (record, "record")))
     if record.size:
         largest = record[..., 8].max()
         if not 1 <= largest <= MOST_CLASSES:
             raise ValueError(f"record names {largest} classes: expected a record from row_record")
+        made_with = record[..., 7]
+        if (other := made_with != options.temperature).any():
+            raise ValueError(
+                f"temperature = {options.temperature}: expected {made_with[other].flat[0]}, with "
+                "which the record was made"
+            )
         n_classes = int(largest)
         _check_offset(class_offset, problem.logits.shape[-1], n_classes)
         if problem.logits.shape[-1] == 0:

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numba_ce._validate import Array, Problem, bad_target_error
+from numba_ce._validate import Array, Problem
+from numba_ce.weights import check_indices
 
 INF, NAN = np.inf, np.nan
 quiet = np.errstate(all="ignore")  # infinities and NaN are results here, not accidents
@@ -29,7 +30,7 @@ def _split(a: Any) -> tuple[Any, Any]:
 
 
 def difference(a: Any, b: Any, temperature: Any) -> tuple[Array, Array]:
-    """(a - b) / temperature as a quotient and what its roundings lost (13).
+    """(a - b) / temperature as a quotient and what its roundings lost (11).
 
     Knuth's TwoSum and Dekker's product (Handbook of Floating-Point Arithmetic, 4.3 and 4.4).
     """
@@ -78,7 +79,7 @@ def finish(m: Any, s: Any, t: Any, temperature: Any) -> Row:
     small = small + small * np.where(up, -lost, lost)
     u, z = s * small, s + small
     log1p_u, log_z = np.log1p(u), np.log(z)
-    return Row(  #          d >= 0 (11)           d < 0 (12)
+    return Row(  #          d >= 0 (9, 12)        d < 0 (10, 12)
         surprise=np.where(up, log1p_u, log_z - d - lost),
         above=np.where(up, d + log1p_u, log_z),
         p_k=np.where(up, 1.0 / (1.0 + u), small / z),
@@ -95,7 +96,7 @@ def times(weight: Any, value: Any) -> Any:
 
 
 def row_loss(q_k: Any, row: Row, q_rest: Any, a_rest: Any, z_weight: Any) -> Any:
-    """q_k (lse - z_k) + sum over j != k of q_j (lse - z_j) + z_weight lse**2 (14)."""
+    """q_k (lse - z_k) + sum over j != k of q_j (lse - z_j) + z_weight lse**2 (15)."""
     loss = times(q_k, row.surprise) + (a_rest + times(q_rest, row.above))
     loss = loss + times(z_weight, row.lse * row.lse)
     return np.where(np.isnan(row.above), NAN, loss)
@@ -138,9 +139,9 @@ def _index_targets(problem: Problem, n_classes: int) -> tuple[Array, Array, Arra
     ignored = np.asarray(y == problem.options.ignore_index) & (
         problem.options.ignore_index is not None
     )
-    bad = ~ignored & ((y < 0) | (y >= n_classes))
-    if bad.any() and problem.options.check_targets:
-        raise bad_target_error(problem, int(np.flatnonzero(bad)[0]), n_classes)
+    bad = check_indices(problem, n_classes)
+    if bad is None:
+        bad = np.zeros(y.shape, bool)
     return np.where(ignored | bad, 0, y).astype(np.int64), ignored, bad
 
 
@@ -151,7 +152,7 @@ def _part(problem: Problem, offset: int = 0, n_classes: int | None = None) -> Pa
     z = np.array(problem.logits, np.float64, order="C")
     rows = z.shape[:-1]
     slope: Array | float = 1.0
-    if options.softcap is not None:  # (16); infinities stay what they are
+    if options.softcap is not None:  # (18); infinities stay what they are
         a = np.exp(-2.0 * np.abs(z) / options.softcap)
         slope = np.where(np.isinf(z), 1.0, 4.0 * a / (1.0 + a) ** 2)
         z = np.where(np.isinf(z), z, options.softcap * np.tanh(z / options.softcap))
@@ -171,7 +172,7 @@ def _part(problem: Problem, offset: int = 0, n_classes: int | None = None) -> Pa
         v = np.where(left_out, w, 0.0).sum(axis=-1)  # w_y
         weight = s * v
     e = options.label_smoothing
-    q = w * ((1.0 - e) * t + e / n_classes)  # (3), (4)
+    q = w * ((1.0 - e) * t + e / n_classes)  # (13), (14)
     kept = ~ignored & (bad | (s != 0.0))
     return Part(
         z,
@@ -188,7 +189,7 @@ def _part(problem: Problem, offset: int = 0, n_classes: int | None = None) -> Pa
 
 
 def _measure(part: Part) -> Array:
-    """The record of each row (9), (14)."""
+    """The record of each row (7), (15)."""
     z, q, out = part.z, part.q, part.left_out
     others = np.where(out, -INF, z)
     m, t = others.max(axis=-1), np.where(out, z, -INF).max(axis=-1)
@@ -196,11 +197,11 @@ def _measure(part: Part) -> Array:
     gap = np.where(z == -INF, INF, (m[..., None] - z) / part.temperature)
     a_rest = total(times(np.where(out, 0.0, q), gap))
     q_k, q_rest = np.where(out, q, 0.0).sum(axis=-1), total(np.where(out, 0.0, q))
-    record = np.empty((*m.shape, 9))
     columns = (m, np.where(t < INF, sum_exp, NAN), t, q_k, q_rest, a_rest, part.z_weight)
     # An ignored row is certain of its class and has no weight, so that its loss is 0
     nothing = (-INF, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     spoiled = (-INF, NAN, -INF, NAN, NAN, NAN, NAN)
+    record = np.empty((*m.shape, len(columns) + 2))
     for i, column in enumerate(columns):
         kept = np.where(part.kept, column, nothing[i])
         record[..., i] = np.where(part.bad, spoiled[i], kept)
@@ -223,16 +224,16 @@ def _probabilities(part: Part, record: Array, row: Row) -> tuple[Array, Array, A
 
 
 def _gradient(part: Part, record: Array, row: Row) -> Array:
-    """With respect to the logits passed: (6), and (8) for the class left out."""
+    """With respect to the logits passed: (4), and (6) for the class left out."""
     _, _, _, q_k, q_rest, _, z_weight, _, _ = np.moveaxis(record, -1, 0)
     p, rest, k = _probabilities(part, record, row)
-    extra = times(z_weight, 2.0 * row.lse)  # (15)
+    extra = times(z_weight, 2.0 * row.lse)  # (6)
     q_sum = q_k + q_rest
     # Of two largest logits in two shards the record may mean the other one, with another q
     others = np.where(q_k[..., None] == part.q, q_rest[..., None], q_sum[..., None] - part.q)
     at_k = (others + extra[..., None]) * p - part.q * rest
     grad = np.where(k, at_k, (q_sum + extra)[..., None] * p - part.q)
-    grad = grad * part.slope / part.temperature  # (16), (17)
+    grad = grad * part.slope / part.temperature  # (18), (19)
     kept, bad = part.kept[..., None], part.bad[..., None]
     return np.where(bad, NAN, np.where(kept, grad, 0.0))
 
@@ -266,7 +267,7 @@ def run_loss(problem: Problem, loss_rows: Array | None, grad: Array | None) -> t
 
 @quiet
 def run_grad_hess(problem: Problem, grad: Array, hess: Array, kind: str) -> None:
-    """Gradient and diagonal Hessian s Q p (1 - p) of the row losses (19)."""
+    """Gradient and diagonal Hessian s Q p (1 - p) of the row losses (21)."""
     part = _part(problem)
     part = part._replace(left_out=_largest(part.z))  # so that no other class has p > 1/2
     record = _measure(part)
@@ -287,7 +288,7 @@ def run_grad_hess(problem: Problem, grad: Array, hess: Array, kind: str) -> None
 
 
 def _softmax(logits: Array) -> tuple[Array, Array, Array, Row, Array]:
-    """z, k, its logit, the finished row, and the surprise lse - z_j >= 0 of each class (21)."""
+    """z, k, its logit, the finished row, and the surprise lse - z_j >= 0 of each class (22)."""
     z = np.array(logits, np.float64, order="C")
     k = np.argmax(z, axis=-1)
     out = np.arange(z.shape[-1]) == k[..., None]
@@ -306,7 +307,7 @@ def run_row_stats(problem: Problem, outputs: dict[str, Array]) -> None:
     """The fields of `RowStats`, each into its array."""
     z, k, p, row, surprise = _softmax(problem.logits)
     results = {"row_max": z.max(axis=-1), "lse": row.lse, "argmax": k}
-    results["entropy"] = total(times(p, surprise))  # (20)
+    results["entropy"] = total(times(p, surprise))  # (22)
     if problem.targets is not None:
         y, ignored, _ = _index_targets(problem, z.shape[-1])
         t = np.take_along_axis(z, y[..., None], axis=-1)

@@ -22,6 +22,7 @@ from numba_ce._validate import (
     Problem,
     check_logits,
     check_options,
+    check_out,
     check_reduction,
     make_problem,
 )
@@ -29,6 +30,7 @@ from numba_ce.api import (
     cross_entropy,
     cross_entropy_and_grad,
     no_classes,
+    reduced,
     result_dtype,
 )
 from numba_ce.blocks import (
@@ -39,9 +41,11 @@ from numba_ce.blocks import (
     blocks_of_blocks,
     full_index,
     is_blocks,
+    numpy_dtype,
     read_ahead,
 )
 from numba_ce.npy import Index, NpyWriter
+from numba_ce.options import LossOptions
 from numba_ce.weights import mean_weights, stand_in, total_weight
 
 Progress = Callable[[int, int | None], None]
@@ -59,30 +63,28 @@ class StreamResult(NamedTuple):
 
 
 class Options(NamedTuple):
-    """The arguments of `stream` that are the same for every block."""
+    """The arguments of `stream` that are the same for every block, the last two checked."""
 
     axis: int = -1
     class_weight: Any = None
-    label_smoothing: float = 0.0
-    ignore_index: int | None = -100
-    z_loss: float = 0.0
-    softcap: float | None = None
-    temperature: float = 1.0
-    check_targets: bool = True
+    loss: LossOptions = LossOptions()
     reduction: str = "mean"
 
     def problem(self, logits: Array, targets: Any, sample_weight: Any) -> Problem:
         """The arguments of one call, checked."""
         array, axis = check_logits(logits, self.axis)
-        options = check_options(*self[2:8])
-        reduction = check_reduction(self.reduction)
         return make_problem(
-            array, targets, axis, self.class_weight, sample_weight, options, reduction
+            array, targets, axis, self.class_weight, sample_weight, self.loss, self.reduction
         )
 
     def per_row(self, sample_weight: Array | None) -> dict[str, Any]:
         """For a call that gives the losses of the rows."""
-        return self._asdict() | {"sample_weight": sample_weight, "reduction": "none"}
+        return self.loss._asdict() | {
+            "axis": self.axis,
+            "class_weight": self.class_weight,
+            "sample_weight": sample_weight,
+            "reduction": "none",
+        }
 
 
 def _weigh(
@@ -111,28 +113,36 @@ def _weigh(
     return total
 
 
-def _sink(grad_out: Any, logits: Source, axis: int) -> Any:
-    """Where gradients go: a new file, or anything that fits and takes slices."""
+def _sink(grad_out: Any, logits: Source, axis: int, others: tuple[Any, ...]) -> Any:
+    """Where gradients go: a new file, or anything that fits and takes slices.
+
+    others : what it must not overlap, with names, as for `check_out`
+    """
     dtype = logits.dtype.newbyteorder("=")
     if isinstance(grad_out, (str, os.PathLike)):
         # Rows in one piece each, so that a block is written in one piece
         fortran = axis == 0 and len(logits.shape) > 1
         return NpyWriter(Path(grad_out), logits.shape, dtype, fortran)
-    if not hasattr(grad_out, "__setitem__") or not hasattr(grad_out, "dtype"):
+    if not hasattr(grad_out, "__setitem__") or numpy_dtype(grad_out) is None:
         raise TypeError(f"grad_out is a {type(grad_out).__name__}: expected a path or an array")
     if tuple(grad_out.shape) != logits.shape:
         raise ValueError(f"grad_out has shape {grad_out.shape}: expected {logits.shape}")
     if np.dtype(grad_out.dtype).name != dtype.name:
         raise ValueError(f"grad_out has dtype {grad_out.dtype}: expected {dtype.name}")
+    if isinstance(grad_out, np.ndarray):
+        in_memory = isinstance(logits.array, np.ndarray)
+        like = logits.array if in_memory else stand_in(logits.shape, dtype)
+        check_out(grad_out, like, others, "grad_out")
     return grad_out
 
 
 class _Job(NamedTuple):
-    """What `run` works through. Without one array of logits, rows and weight are not known yet."""
+    """What `run` works through; of blocks of logits only these and the options are known yet."""
 
     blocks: Iterator[Block]
     options: Options
     rows: tuple[int, ...] | None  # their shape
+    n_classes: int
     dtype: np.dtype[Any]  # of the losses
     weight: float
     sink: Any
@@ -152,7 +162,7 @@ def _prepare(
         if grad_out is not None:
             raise ValueError("grad_out: not with blocks of logits, expected them in one array")
         blocks = blocks_of_blocks(logits, others, options.axis)
-        return _Job(blocks, options, None, np.dtype(np.float64), 0.0, None)
+        return _Job(blocks, options, None, 0, np.dtype(np.float64), 0.0, None)
     source = Source.of(logits, "logits")
     close_later(source.close)
     shape, dtype = source.shape, source.dtype
@@ -169,9 +179,14 @@ def _prepare(
     targets, sample_weight = others["targets"], others["sample_weight"]
     weight = _weigh(source, targets, sample_weight, options, indices)
     blocks = blocks_of_arrays(source, targets, sample_weight, axis, indices)
-    sink = None if grad_out is None else _sink(grad_out, source, axis)
+    sink = None
+    if grad_out is not None:
+        arrays = [(other.array, name) for name, other in others.items() if other is not None]
+        weights = np.asarray(options.class_weight), "class_weight"
+        sink = _sink(grad_out, source, axis, (*arrays, weights))
     rows = shape[:axis] + shape[axis + 1 :]
-    return _Job(blocks, options, rows, result_dtype(stand_in(shape, dtype)), weight, sink)
+    losses = result_dtype(stand_in(shape, dtype))
+    return _Job(blocks, options, rows, shape[axis], losses, weight, sink)
 
 
 def _compute(block: Block, job: _Job) -> Array:
@@ -179,9 +194,8 @@ def _compute(block: Block, job: _Job) -> Array:
     options, s = job.options, block.sample_weight
     if job.sink is None:
         return np.asarray(cross_entropy(block.logits, block.targets, **options.per_row(s)))
-    problem = options.problem(block.logits, block.targets, s)
     if options.reduction == "mean":
-        s = mean_weights(problem, job.weight)
+        s = mean_weights(s, tuple(i.stop - i.start for i in block.rows), job.weight)
     in_place = block.ours and block.logits.dtype.isnative
     loss, grad = cross_entropy_and_grad(
         block.logits,
@@ -207,12 +221,12 @@ def run(
     """`stream`, which shows each block to `visit` before its gradient may overwrite it."""
     begin = time.perf_counter()
     per_row: list[tuple[Index, Array]] = []
-    n_rows = n_classes = n_bytes = 0
+    n_rows = n_bytes = 0
     total = 0.0
     with contextlib.ExitStack() as stack:
         others = {"targets": targets, "sample_weight": sample_weight}
         job = _prepare(logits, others, options, grad_out, stack.callback)
-        options, weight, dtype = job.options, job.weight, job.dtype
+        options, weight, dtype, n_classes = job.options, job.weight, job.dtype, job.n_classes
         if isinstance(job.sink, NpyWriter):
             stack.callback(job.sink.discard)  # of nothing, once it is committed
         elif job.sink is not None:
@@ -232,7 +246,6 @@ def run(
                 per_row.append((block.rows, loss))
             n_rows, n_bytes = n_rows + loss.size, n_bytes + block.logits.nbytes
             n_classes, dtype = block.logits.shape[options.axis], loss.dtype
-            del block, loss  # before the next one is waited for: a block less in memory
             if progress is not None:
                 progress(n_rows, None if job.rows is None else math.prod(job.rows))
         if isinstance(job.sink, NpyWriter):
@@ -241,11 +254,9 @@ def run(
     if options.reduction == "none":
         result = _assembled(per_row, job.rows, dtype)
     else:
-        if options.reduction == "mean":
-            weighted = job.sink is not None  # then the rows came out divided already
-            total = math.nan if weight == 0.0 else total if weighted else total / weight
-        with np.errstate(over="ignore"):
-            result = dtype.type(total)
+        # With a gradient the rows came out divided already
+        divisor = weight if job.sink is None else float(weight != 0.0)
+        result = reduced(total, divisor, options.reduction, dtype)
     return StreamResult(result, weight, n_rows, n_classes, n_bytes, time.perf_counter() - begin)
 
 
@@ -304,7 +315,9 @@ def stream(
         As for `cross_entropy`.
     grad_out : path or array, optional
         Where the gradient goes: an .npy file, which appears under its name when it is complete, or
-        an array of the shape and dtype of the logits, as a memory map. Not with blocks.
+        an array of the shape and dtype of the logits, as a memory map; ``grad_out=logits`` works
+        in place. Not with blocks. NumPy knows bfloat16 in a file as two bytes, "|V2": read it with
+        ``numpy.load(path).view(ml_dtypes.bfloat16)``.
     progress : callable, optional
         Called as ``progress(rows done, rows in all)`` after each block; the second is None if the
         logits are blocks.
@@ -339,15 +352,6 @@ def stream(
     >>> bool(result.loss == np.log(4)), result.n_rows
     (True, 300)
     """
-    options = Options(
-        axis,
-        class_weight,
-        label_smoothing,
-        ignore_index,
-        z_loss,
-        softcap,
-        temperature,
-        check_targets,
-        check_reduction(reduction),
-    )
+    loss = check_options(label_smoothing, ignore_index, z_loss, softcap, temperature, check_targets)
+    options = Options(axis, class_weight, loss, check_reduction(reduction))
     return run(logits, targets, sample_weight, options, grad_out, progress)

@@ -6,6 +6,7 @@ done: the rows of each part are then weighted by s_i / denominator, and the part
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -44,32 +45,63 @@ def check_indices(problem: Problem, n_classes: int, origin: tuple[int, ...] = ()
 
 
 @np.errstate(all="ignore")
+def row_weights(
+    targets: Array,
+    class_weight: Array | None,
+    sample_weight: Array | None,
+    *,
+    n_classes: int,
+    ignore_index: int | None,
+    class_offset: int = 0,
+) -> Array:
+    """What each row of class indices adds to the denominator of the mean: s_i w_{y_i}.
+
+    0 for a row that is ignored, has weight 0, or whose class is not one of the `n_classes` from
+    `class_offset` on, those of `class_weight`.
+    """
+    counts = (targets >= class_offset) & (targets < class_offset + n_classes)
+    if ignore_index is not None:
+        counts &= targets != ignore_index
+    if sample_weight is not None:
+        counts &= sample_weight != 0
+    weights = np.where(counts, 1.0 if sample_weight is None else sample_weight, 0.0)
+    if class_weight is not None and n_classes:
+        here = np.where(counts, targets, class_offset).astype(np.int64) - class_offset
+        weights = np.where(counts, weights * class_weight[here], 0.0)
+    return weights.astype(np.float64, copy=False)
+
+
+@np.errstate(all="ignore")
 def total_weight(problem: Problem, origin: tuple[int, ...] = ()) -> float:
     """The denominator of the mean: the sum of s_i w_{y_i}, or of s_i for probabilities.
 
     Rows that are ignored or have a bad target do not count. Raises for a bad target.
     """
-    n_classes, s = problem.logits.shape[-1], problem.sample_weight
-    bad, counts = check_indices(problem, n_classes, origin), ~is_ignored(problem)
-    if bad is not None:
-        counts &= ~bad
-    if problem.probabilities or problem.class_weight is None:
-        return float(counts.sum() if s is None else np.sum(s, where=counts, dtype=np.float64))
+    s, (*rows, n_classes) = problem.sample_weight, problem.logits.shape
+    if problem.probabilities:
+        return float(math.prod(rows) if s is None else s.sum(dtype=np.float64))
+    check_indices(problem, n_classes, origin)
     assert problem.targets is not None
-    w = problem.class_weight[np.where(counts, problem.targets, 0)]
-    return float(np.sum(w if s is None else w * s, where=counts, dtype=np.float64))
+    weights = row_weights(
+        problem.targets,
+        problem.class_weight,
+        s,
+        n_classes=n_classes,
+        ignore_index=problem.options.ignore_index,
+    )
+    return float(weights.sum())
 
 
 @np.errstate(all="ignore")
-def mean_weights(problem: Problem, denominator: float) -> Array:
+def mean_weights(sample_weight: Array | None, rows: tuple[int, ...], denominator: float) -> Array:
     """The sample weights whose sum of losses is the mean; zero where there is nothing to average.
 
     One number takes the place of all of them if the rows have none.
     """
     scale = np.float64(1.0 / denominator if denominator != 0.0 else 0.0)
-    if problem.sample_weight is None:
-        return np.broadcast_to(scale, problem.logits.shape[:-1])
-    return np.asarray(problem.sample_weight, np.float64) * scale
+    if sample_weight is None:
+        return np.broadcast_to(scale, rows)
+    return np.asarray(sample_weight, np.float64) * scale
 
 
 def stand_in(shape: tuple[int, ...], dtype: Any) -> Array:

@@ -120,6 +120,20 @@ def check_rows(dtype):
                 assert (grad == whole[here]).all()  # the same bits
 
 
+def check_the_mean_of_16_bits():
+    """Rounded twice in all, never with a rounded factor: 1 ULP and not 1.5."""
+    import ml_dtypes
+
+    z = np.random.default_rng(7).standard_normal((15, 40)).astype(ml_dtypes.bfloat16)
+    y = np.arange(15)
+    here = slice(15 * rank // size, 15 * (rank + 1) // size)
+    _, grad = row_sharded_cross_entropy_and_grad(z[here], y[here], comm)
+    _, exact = nc.cross_entropy_and_grad(np.float64(z), y)
+    exact = exact[here]
+    ulp = 2.0 ** (np.floor(np.log2(np.abs(exact))) - 7)
+    assert np.max(np.abs(np.float64(grad) - exact) / ulp, initial=0.0) <= 1.05
+
+
 def raises(error, function, *arguments, **options):
     try:
         function(*arguments, **options)
@@ -178,10 +192,26 @@ def check_errors():
     kind = ValueError if rank == size - 1 else RuntimeError
     message = raises(kind, row_sharded_cross_entropy_and_grad, z, targets, comm)
     assert ("targets[0] = 9" if rank == size - 1 else f"rank {size - 1}") in message
+    for call in (
+        {"reduction": "avg"},
+        {"local_logits": [[1.0], [1.0, 2.0]]},
+        {"axis": 5},
+        {"unknown": 1},
+    ):
+        good = {"local_logits": z, "local_targets": np.zeros(4, int), "comm": comm}
+        bad = rank == size - 1
+        kind = (ValueError, TypeError) if bad else RuntimeError  # an AxisError is a ValueError
+        raises(kind, row_sharded_cross_entropy_and_grad, **(good | call if bad else good))
     check_an_error_of_one_rank(z)
-    # All ignored
+    # All ignored, or nothing but bad targets that nobody was to check
     loss, grad = cross_entropy_and_grad(z, np.full(4, -100), 6 * rank, comm)
     assert np.isnan(loss) and not grad.any()
+    for function, place in (
+        (cross_entropy_and_grad, (6 * rank, comm)),
+        (row_sharded_cross_entropy_and_grad, (comm,)),
+    ):
+        loss, grad = function(z, np.full(4, 10**6), *place, check_targets=False)
+        assert np.isnan(loss) and not grad.any()
 
 
 for kind in ("index", "probabilities"):
@@ -192,6 +222,7 @@ for kind in ("index", "probabilities"):
         check_classes(kind, np.float64, names, False)
 for dtype in (np.float32, np.float64):
     check_rows(dtype)
+check_the_mean_of_16_bits()
 check_errors()
 print(f"rank {rank} of {size}: right", flush=True)
 sys.stdout.flush()

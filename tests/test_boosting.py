@@ -102,6 +102,8 @@ def test_errors():
     objective = softmax_objective("lightgbm", 3)
     with pytest.raises(ValueError, match=r"label\[1\] = 0.5"):
         objective(np.array([0, 0.5]), scores)
+    with pytest.raises(ValueError, match=r"label\[1\] = nan"):
+        objective(np.array([0, np.nan]), scores)
     with pytest.raises(ValueError, match="not a class index"):
         objective(np.array([0, 3.0]), scores)
     with pytest.raises(ValueError, match="num_class"):
@@ -112,3 +114,7 @@ def test_errors():
         softmax_metric("xgboost", 1)
     with pytest.raises(TypeError, match=r"n_classes = 2\.0"):
         softmax_metric("xgboost", 2.0)
+    with pytest.raises(TypeError, match=r"n_classes = array.*expected an integer"):
+        softmax_metric("xgboost", np.array([3, 4]))
+    with pytest.raises(ValueError, match="library = "):
+        softmax_objective(["lightgbm"], 3)

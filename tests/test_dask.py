@@ -141,6 +141,42 @@ def test_nothing_to_average(cpu, rng):
     loss, grad = dask.compute(*integration.cross_entropy_and_grad(z, targets))
     assert np.isnan(loss) and not grad.any()
     assert np.isnan(integration.cross_entropy(z, targets).compute())
+    for chunks in CHUNKS:  # bad targets that nobody was to check
+        z = lazy(make_logits(rng, (N, C)), chunks)
+        loss, grad = dask.compute(
+            *integration.cross_entropy_and_grad(z, targets - 1, check_targets=False)
+        )
+        assert np.isnan(loss) and not grad.any()
+
+
+@pytest.mark.parametrize("chunks", [(2, 4), (2, 2)], ids=str)
+def test_no_warning(cpu, chunks):
+    """Warnings are errors here: beyond float32, and infinities of both signs."""
+    z = lazy(np.array([[3e38, -3e38, 0, 0], [-np.inf, 0, 0, 0]], np.float32), chunks)
+    for targets, weights in (([1, 1], [1.0, 1.0]), ([1, 0], [1.0, -1.0]), ([0, 0], [1.0, -1.0])):
+        for reduction in ("mean", "sum", "none"):
+            options = {"reduction": reduction, "sample_weight": np.array(weights)}
+            expected = nc.cross_entropy_and_grad(z.compute(), targets, **options)
+            _, grad = dask.compute(*integration.cross_entropy_and_grad(z, targets, **options))
+            np.testing.assert_allclose(grad, expected[1], rtol=1e-6)
+            integration.cross_entropy(z, targets, **options).compute()
+
+
+def test_logsumexp_of_a_confident_row(cpu):
+    """As the unsharded function: the sum of the others, not what it leaves of the maximum."""
+    logits = np.array([[0.0, -40.0], [-40.0, 0.0]])
+    got = integration.logsumexp(lazy(logits, (2, 1))).compute()
+    np.testing.assert_allclose(got, nc.logsumexp(logits), rtol=1e-15)
+
+
+def test_rows_are_not_held_by_the_client(cpu):
+    """A graph of many rows is no larger than one of few: nothing as long as the rows is in it."""
+    z = da.zeros((10**7, 4), chunks=(10**6, 2), dtype=np.float32)
+    tracemalloc.start()
+    integration.logsumexp(z), integration.row_stats(z)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10**7
 
 
 # ---------------------------------------------------------------- errors

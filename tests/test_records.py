@@ -371,3 +371,22 @@ def test_masked_shard_of_a_nan_row(backend, dtype, value):
         part = targets[:, :2] if targets.ndim == 2 else targets
         grad = nc.grad_from_record(logits[:, :2], part, record, class_offset=0)
         assert np.isnan(grad).all()
+
+
+def test_a_gradient_that_would_overwrite_the_class_weights(backend, rng):
+    """They are copied to float64, so that the overlap must be looked for in what was passed."""
+    memory = np.ones((2, 4), np.float32)
+    logits, weight = np.zeros((1, 4), np.float32), memory[0]
+    record = nc.row_record(logits, [0], class_offset=0, n_classes=4, class_weight=weight)
+    with pytest.raises(ValueError, match="out overlaps class_weight"):
+        nc.grad_from_record(
+            logits, [0], record, class_offset=0, class_weight=weight, out=memory[:1]
+        )
+    assert (memory == 1).all()
+
+
+def test_the_temperature_of_a_record_is_that_of_its_gradient(backend, rng):
+    logits = make_logits(rng, (3, 4))
+    record = nc.row_record(logits, [0, 1, 2], class_offset=0, n_classes=4, temperature=2.0)
+    with pytest.raises(ValueError, match=r"temperature = 1\.0: expected 2\.0"):
+        nc.grad_from_record(logits, [0, 1, 2], record, class_offset=0)

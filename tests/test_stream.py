@@ -127,6 +127,20 @@ def test_zarr(cpu, rng, tmp_path, chunks):
         nc.stream(tmp_path / "group.zarr", targets)
 
 
+def test_torch_and_dask(cpu, rng):
+    """torch has dtypes of its own, and Dask chunks of several lengths."""
+    logits, targets = make(rng)
+    expected = nc.cross_entropy(logits, targets)
+    torch = pytest.importorskip("torch")
+    z, y = torch.from_numpy(logits), torch.from_numpy(targets)
+    np.testing.assert_allclose(nc.stream(z, y).loss, expected, rtol=1e-14)
+    with pytest.raises(TypeError, match="grad_out is a Tensor: expected a path or an array"):
+        nc.stream(logits, targets, grad_out=z)
+    da = pytest.importorskip("dask.array")
+    z = da.from_array(logits, chunks=(8, 4))
+    np.testing.assert_allclose(nc.stream(z, targets).loss, expected, rtol=1e-14)
+
+
 def test_a_chunk_of_a_store_is_read_for_one_block_only():
     cases = (((100, 8), 1, (9, 3)), ((8, 100), 0, (8, 200)), ((5, 90, 8), 2, (2, 4, 8)))
     for shape, axis, chunks in cases:
@@ -175,7 +189,8 @@ def test_progress_and_empty(cpu, rng):
     seen = []
     nc.stream(logits, targets, progress=lambda *a: seen.append(a))
     assert seen[0] == (7, N) and seen[-1] == (N, N) and len(seen) == 8
-    assert np.isnan(nc.stream(logits[:0], targets[:0]).loss)
+    empty = nc.stream(logits[:0], targets[:0])
+    assert np.isnan(empty.loss) and empty.n_classes == C
     assert nc.stream(iter([]), targets[:0], reduction="sum").loss == 0
     assert nc.stream(logits[:0], targets[:0], reduction="none").loss.shape == (0,)
 
@@ -234,6 +249,16 @@ ERRORS = {
     "few blocks": (lambda z, y: (iter([z, z]), iter([y])), ValueError, "fewer blocks"),
     "many blocks": (lambda z, y: (iter([z]), iter([y, y])), ValueError, "more blocks"),
     "block shape": (lambda z, y: (iter([z]), iter([y[1:]])), ValueError, r"shape \(49,\)"),
+    "other classes": (lambda z, y: (iter([z[:9], z[9:, 1:]]), y), ValueError, "block 1 has .*10,"),
+    "other rows": (
+        lambda z, y: (
+            iter([np.zeros((2, 3, 4)), np.zeros((2, 5, 4))]),
+            iter([y[:6].reshape(2, 3) % 4]),
+        ),
+        ValueError,
+        r"block 1 has dtype float64 and rows of shape \(5, 4\): expected float64 and \(3, 4\)",
+    ),
+    "other dtype": (lambda z, y: (iter([z[:9], z[9:].astype("f4")]), y), ValueError, "float32"),
     "missing": (lambda z, y: ("nowhere.npy", y), FileNotFoundError, "nowhere"),
 }
 
@@ -255,6 +280,26 @@ def test_bad_grad_out(cpu, rng, tmp_path):
     ):
         with pytest.raises(error, match=message):
             nc.stream(logits, targets, grad_out=bad)
+    both = np.zeros((N + 1, C))
+    locked = np.empty((N, C))
+    locked.flags.writeable = False
+    weight, probabilities = np.zeros(N * C), np.zeros((N, C))
+    for z, bad, options, error, message in (
+        (both[:-1], both[1:], {}, ValueError, "overlaps logits"),
+        (logits, locked, {}, ValueError, "read-only"),
+        (npy(tmp_path, "z.npy", logits), locked, {}, ValueError, "read-only"),
+        (logits, np.ma.zeros((N, C)), {}, TypeError, "MaskedArray"),
+        (logits, np.broadcast_to(both[:1], (N, C)).view(), {}, ValueError, "grad_out"),
+        (logits, weight.reshape(N, C), {"sample_weight": weight[:N]}, ValueError, "overlaps sam"),
+        (logits, weight.reshape(N, C), {"class_weight": weight[:C]}, ValueError, "overlaps class"),
+        (logits, probabilities, {"targets": probabilities}, ValueError, "overlaps targets"),
+    ):
+        with pytest.raises(error, match=message):
+            nc.stream(z, **{"targets": targets, "grad_out": bad} | options)
+    os.remove(tmp_path / "z.npy")
+    expected = nc.cross_entropy_and_grad(logits, targets)[1]
+    nc.stream(logits, targets, grad_out=logits)
+    np.testing.assert_allclose(logits, expected, rtol=1e-13)
     with pytest.raises(ValueError, match="not with blocks"):
         nc.stream(iter([logits]), targets, grad_out=tmp_path / "g.npy")
     assert names_in(tmp_path) == []

@@ -167,8 +167,24 @@ def test_only_the_record_is_kept(rng, monkeypatch):
     monkeypatch.setattr(integration, "SMALL", 0)
     logits, target = make(rng, (5, 7))
     loss = cross_entropy(logits.requires_grad_(), target)
-    assert [t.data_ptr() for t in loss.grad_fn.saved_tensors] == [logits.data_ptr()]
+    *kept, weight = loss.grad_fn.saved_tensors
+    assert [t.data_ptr() for t in kept] == [logits.data_ptr(), target.data_ptr()]
+    assert weight is None
     assert loss.grad_fn.record.shape == (5, 9)
+
+
+@pytest.mark.parametrize("changed", ["input", "target", "weight"])
+def test_what_was_changed_before_the_backward_pass_is_found(rng, changed):
+    z = torch.randn(600, 1000, requires_grad=True)
+    tensors = {
+        "input": z * 1.0,
+        "target": torch.arange(600),
+        "weight": torch.linspace(0.5, 2.0, 1000),
+    }
+    loss = cross_entropy(**tensors)
+    tensors[changed].zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
 def test_signature_and_module(rng):

@@ -80,7 +80,7 @@ class Case:
 
 
 @dataclass
-class Problem:
+class CaseData:
     """The arrays of a case."""
 
     logits: Array
@@ -96,35 +96,35 @@ def numpy_dtype(name: str) -> Any:
     return np.dtype(importlib.import_module("ml_dtypes").bfloat16)
 
 
-def _ignored(case: Case, problem: Problem, rng: np.random.Generator) -> None:
+def _ignored(case: Case, problem: CaseData, rng: np.random.Generator) -> None:
     problem.targets[rng.random(case.rows) < 0.3] = -100
 
 
-def _trained(case: Case, problem: Problem, rng: np.random.Generator) -> None:
+def _trained(case: Case, problem: CaseData, rng: np.random.Generator) -> None:
     """The target is ahead by 8 to 16."""
     at = np.expand_dims(problem.targets, case.axis)
     ahead = problem.logits.max(axis=case.axis, keepdims=True) + rng.uniform(8, 16, at.shape)
     np.put_along_axis(problem.logits, at, ahead.astype(problem.logits.dtype), case.axis)
 
 
-def _int32(case: Case, problem: Problem, rng: np.random.Generator) -> None:
+def _int32(case: Case, problem: CaseData, rng: np.random.Generator) -> None:
     problem.targets = problem.targets.astype(np.int32)
 
 
-def _weights(name: str) -> Callable[[Case, Problem, np.random.Generator], None]:
-    def add(case: Case, problem: Problem, rng: np.random.Generator) -> None:
+def _weights(name: str) -> Callable[[Case, CaseData, np.random.Generator], None]:
+    def add(case: Case, problem: CaseData, rng: np.random.Generator) -> None:
         shape = case.n_classes if name == "class_weight" else case.rows
         problem.options[name] = rng.uniform(0.5, 2.0, shape).astype(np.float32)
 
     return add
 
 
-def _option(**options: Any) -> Callable[[Case, Problem, np.random.Generator], None]:
+def _option(**options: Any) -> Callable[[Case, CaseData, np.random.Generator], None]:
     return lambda case, problem, rng: problem.options.update(options)
 
 
 #: One thing that is changed, and what it does to the arrays and options
-VARIANTS: dict[str, Callable[[Case, Problem, np.random.Generator], None]] = {
+VARIANTS: dict[str, Callable[[Case, CaseData, np.random.Generator], None]] = {
     "class_weight": _weights("class_weight"),
     "sample_weight": _weights("sample_weight"),
     "label_smoothing": _option(label_smoothing=0.1),
@@ -139,7 +139,7 @@ VARIANTS: dict[str, Callable[[Case, Problem, np.random.Generator], None]] = {
 }
 
 
-def make(case: Case) -> Problem:
+def make(case: Case) -> CaseData:
     """N(0, 1) logits and int64 targets, or what the variant makes of them."""
     rng = np.random.default_rng(0)
     dtype = numpy_dtype(case.dtype)
@@ -151,7 +151,7 @@ def make(case: Case) -> Problem:
         targets /= targets.sum(axis=case.axis, keepdims=True)
         targets = targets.astype(dtype, copy=False)
     # written: pages that nobody has written all share one page of zeros
-    problem = Problem(logits, targets, np.full_like(logits, 1))
+    problem = CaseData(logits, targets, np.full_like(logits, 1))
     if case.variant:
         VARIANTS[case.variant](case, problem, rng)
     return problem

@@ -16,7 +16,7 @@ import numba
 import numpy as np
 
 import numba_ce
-from numba_ce.bench.cases import Case, Problem
+from numba_ce.bench.cases import Case, CaseData
 
 Call = Callable[[], Any]
 GRADS = ("grad", "grad_probs")
@@ -24,7 +24,7 @@ NORMALIZE = ("softmax", "log_softmax", "logsumexp")
 NUMPY_DTYPES = ("float32", "float64")
 
 
-def ours(case: Case, problem: Problem) -> Call:
+def ours(case: Case, problem: CaseData) -> Call:
     """One thread where the case says so."""
     logits, targets, options = problem.logits, problem.targets, problem.options
     axis, out = case.axis, problem.out
@@ -54,7 +54,7 @@ def ours(case: Case, problem: Problem) -> Call:
     return on_one_thread if case.variant == "one_thread" else call
 
 
-def plain_numpy(case: Case, problem: Problem) -> Call | None:
+def plain_numpy(case: Case, problem: CaseData) -> Call | None:
     """The formula as one writes it in NumPy."""
     if case.dtype not in NUMPY_DTYPES:
         return None
@@ -119,7 +119,7 @@ def _as_tensor(array: Any) -> Any:
     return torch.from_numpy(array)
 
 
-def _torch(case: Case, problem: Problem, compiled: bool) -> Call | None:
+def _torch(case: Case, problem: CaseData, compiled: bool) -> Call | None:
     """Forward, and for a gradient backward by autograd."""
     import torch
 
@@ -161,17 +161,17 @@ def _torch(case: Case, problem: Problem, compiled: bool) -> Call | None:
     return step
 
 
-def torch_eager(case: Case, problem: Problem) -> Call | None:
+def torch_eager(case: Case, problem: CaseData) -> Call | None:
     """Kernel by kernel."""
     return _torch(case, problem, compiled=False)
 
 
-def torch_compiled(case: Case, problem: Problem) -> Call | None:
+def torch_compiled(case: Case, problem: CaseData) -> Call | None:
     """Compiled for this shape."""
     return _torch(case, problem, compiled=True)
 
 
-def jax_jit(case: Case, problem: Problem) -> Call | None:
+def jax_jit(case: Case, problem: CaseData) -> Call | None:
     """The fastest of five formulas tried: lse - z rather than log_softmax or one-hot."""
     import jax
     import jax.numpy as jnp
@@ -204,7 +204,7 @@ def jax_jit(case: Case, problem: Problem) -> Call | None:
     return call
 
 
-def sklearn_loss(case: Case, problem: Problem) -> Call | None:
+def sklearn_loss(case: Case, problem: CaseData) -> Call | None:
     """The loss of its linear models and of its gradient boosting; a private module."""
     if case.dtype not in NUMPY_DTYPES or len(case.shape) != 2 or case.axis != -1:
         return None
@@ -225,7 +225,7 @@ def sklearn_loss(case: Case, problem: Problem) -> Call | None:
     return lambda: loss.loss_gradient(gradient_out=problem.out, **arguments)
 
 
-def scipy_special(case: Case, problem: Problem) -> Call | None:
+def scipy_special(case: Case, problem: CaseData) -> Call | None:
     """softmax, log_softmax and logsumexp of scipy.special."""
     from scipy import special
 
@@ -236,7 +236,7 @@ def scipy_special(case: Case, problem: Problem) -> Call | None:
 
 
 #: Name, the module that has to be installed, the function above
-LIBRARIES: dict[str, tuple[str, Callable[[Case, Problem], Call | None]]] = {
+LIBRARIES: dict[str, tuple[str, Callable[[Case, CaseData], Call | None]]] = {
     "NumPy": ("numpy", plain_numpy),
     "torch": ("torch", torch_eager),
     "torch.compile": ("torch", torch_compiled),

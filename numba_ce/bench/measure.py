@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from numba_ce.bench.cases import OPERATIONS, Case, Problem, make
+from numba_ce.bench.cases import OPERATIONS, Case, CaseData, make
 from numba_ce.bench.libraries import LIBRARIES, ours
 from numba_ce.bench.timing import Contender, take_turns
 
 OURS, COMPARED = "numba_ce", "compared"
 
 
-def limit_of(case: Case, problem: Problem) -> Callable[[], Any]:
+def limit_of(case: Case, problem: CaseData) -> Callable[[], Any]:
     """The sweep over the arrays of this case."""
     from numba_ce.bench import limits
 
@@ -29,7 +29,7 @@ def limit_of(case: Case, problem: Problem) -> Callable[[], Any]:
     }[OPERATIONS[case.op].limit]
 
 
-def our_contender(case: Case) -> tuple[Contender, Problem]:
+def our_contender(case: Case) -> tuple[Contender, CaseData]:
     """In place, the logits are those of the problem before every sample."""
     problem = make(case)
     if case.op != "grad_in_place":
@@ -49,7 +49,7 @@ def temporary_bytes(call: Callable[[], Any]) -> int:
         tracemalloc.stop()
 
 
-def bytes_of(case: Case, problem: Problem) -> int:
+def bytes_of(case: Case, problem: CaseData) -> int:
     """All that has to be read or written once, also targets, weights and results of rows."""
     total = case.counted_bytes
     if case.op in ("grad", "grad_in_place", "loss", "row_stats"):

@@ -1,4 +1,4 @@
-"""numba_ce where the data is: each module needs the extra of its name, and the public functions.
+"""numba_ce where the data is: each module needs the extra of its name.
 
 dask       chunked arrays, lazily
 mpi        rows or classes spread over ranks

@@ -13,18 +13,17 @@ from typing import Any
 import numpy as np
 
 import numba_ce
+from numba_ce._validate import check_choice, check_integer, shown
 
 LIBRARIES = ("xgboost", "lightgbm")
 
 
 def _check(library: Any, n_classes: Any) -> int:
-    if library not in LIBRARIES:
-        raise ValueError(f"library = {library!r}: expected 'xgboost' or 'lightgbm'")
-    if isinstance(n_classes, bool) or not hasattr(n_classes, "__index__"):
-        raise TypeError(f"n_classes = {n_classes!r}: expected an integer")
-    if n_classes < 2:
-        raise ValueError(f"n_classes = {n_classes}: expected at least 2")
-    return int(n_classes)
+    check_choice(library, "library", LIBRARIES)
+    number = check_integer(n_classes, "n_classes")
+    if number < 2:
+        raise ValueError(f"n_classes = {shown(number)}: expected at least 2")
+    return number
 
 
 def _arguments(first: Any, second: Any, weight: Any, n_classes: int) -> tuple[Any, Any, Any]:
@@ -43,7 +42,8 @@ def _arguments(first: Any, second: Any, weight: Any, n_classes: int) -> tuple[An
             f"= {n_classes} in the parameters"
         )
     labels = np.asarray(labels)
-    targets = labels.astype(np.int64)
+    with np.errstate(invalid="ignore"):  # NaN, of which the next lines say that it is no class
+        targets = labels.astype(np.int64)
     if not np.array_equal(targets, labels):
         row = int(np.flatnonzero(targets != labels)[0])
         raise ValueError(f"label[{row}] = {labels[row]}: expected a class index")

@@ -20,19 +20,21 @@ from numpy.lib.array_utils import normalize_axis_index
 
 import numba_ce
 from numba_ce._validate import check_reduction
+from numba_ce.api import reduced, result_dtype
+from numba_ce.records import N_FIELDS, scaled
+from numba_ce.weights import mean_weights, row_weights
 
 # A record, and what the row adds to the denominator of the mean
-N_NUMBERS = 10
-# The fields of a record that are linear in the weight of the row: see `numba_ce.records`
-_LINEAR = slice(3, 7)
+N_NUMBERS = N_FIELDS + 1
 
 
 # ---------------------------------------------------------------- merging over ranks
 
 
 def _merge(a: Any, b: Any) -> Any:
-    weights = a[..., 9:] + b[..., 9:]
-    return np.concatenate([numba_ce.merge_records(a[..., :9], b[..., :9]), weights], axis=-1)
+    weights = a[..., N_FIELDS:] + b[..., N_FIELDS:]
+    record = numba_ce.merge_records(a[..., :N_FIELDS], b[..., :N_FIELDS])
+    return np.concatenate([record, weights], axis=-1)
 
 
 def _merge_buffers(received: Any, result: Any, datatype: Any) -> None:
@@ -131,38 +133,19 @@ def _agree(here: int, n_rows: int, error: BaseException | None, comm: Any) -> in
 
 
 def _weights(
-    targets: Any, rows: tuple[int, ...], offset: int, n_classes: int, class_weight: Any,
-    sample_weight: Any, ignore_index: int | None, first: bool,
+    targets: Any, rows: tuple[int, ...], class_weight: Any, sample_weight: Any, first: bool,
+    **options: Any,
 ) -> Any:  # fmt: skip
     """The part of each row's s_i w_{y_i} that belongs to these classes, 0 on the other ranks.
 
     first : whether this rank counts the rows of probabilities, which weigh s_i
+    options : of `row_weights`
     """
-    s = np.ones(rows) if sample_weight is None else np.asarray(sample_weight, np.float64)
-    if targets.ndim > len(rows):
-        return s if first else np.zeros(rows)
-    here = targets.astype(np.int64) - offset
-    counts = (targets >= offset) & (here < n_classes) & (s != 0)
-    if ignore_index is not None:
-        counts &= targets != ignore_index
-    w: Any = 1.0
-    if class_weight is not None and n_classes:
-        w = np.asarray(class_weight, np.float64)[np.where(counts, here, 0)]
-    return np.where(counts, s * w, 0.0)
-
-
-def _dtype(logits: Any) -> Any:
-    return np.float64 if logits.dtype.itemsize == 8 else np.float32
-
-
-def _reduced(loss: Any, weight: float, reduction: str, dtype: Any) -> Any:
-    if reduction == "none":
-        return loss.astype(dtype)
-    total = float(loss.sum())
-    if reduction == "mean":
-        total = total / weight if weight else float("nan")
-    with np.errstate(over="ignore"):
-        return dtype(total)
+    w = None if class_weight is None else np.asarray(class_weight, np.float64)
+    s = None if sample_weight is None else np.asarray(sample_weight, np.float64)
+    if targets.ndim == len(rows):
+        return row_weights(targets, w, s, **options)
+    return np.broadcast_to((1.0 if s is None else s) if first else 0.0, rows)
 
 
 # ---------------------------------------------------------------- public functions
@@ -282,26 +265,30 @@ def cross_entropy_and_grad(
                 logits, targets, n_classes=n_classes, sample_weight=sample_weight, **options
             )
             weights = _weights(
-                targets, record.shape[:-1], class_offset, here, class_weight, sample_weight,
-                ignore_index, comm.Get_rank() == 0,
+                targets, record.shape[:-1], class_weight, sample_weight, comm.Get_rank() == 0,
+                n_classes=here, ignore_index=ignore_index, class_offset=class_offset,
             )  # fmt: skip
-            parts[:, :9], parts[:, 9] = record.reshape(-1, 9), weights.ravel()
+            parts[:, :N_FIELDS] = record.reshape(-1, N_FIELDS)
+            parts[:, N_FIELDS] = weights.ravel()
     except Exception as caught:
         error = caught
     merged = _merged(np.concatenate([parts, _flag(error, comm.Get_rank())]), comm, collectives)
-    _raise_together(error, int(merged[-1, 9]), int(max(merged[-1, 0], 0.0)))
+    _raise_together(error, int(merged[-1, N_FIELDS]), int(max(merged[-1, 0], 0.0)))
     merged = merged[:-1].reshape(*record.shape[:-1], N_NUMBERS)
-    record, weight = merged[..., :9].copy(), float(merged[..., 9].sum())
-    loss = _reduced(numba_ce.loss_from_record(record), weight, reduction, _dtype(logits))
+    record, weight = merged[..., :N_FIELDS], float(merged[..., N_FIELDS].sum())
+    loss, dtype = numba_ce.loss_from_record(record), result_dtype(logits)
     if reduction == "mean":
-        scale = np.float64(1.0 / weight if weight else 0.0)
-        record[..., _LINEAR] = record[..., _LINEAR] * scale if weight else 0.0
-        s = 1.0 if sample_weight is None else np.asarray(sample_weight, np.float64)
-        sample_weight = np.broadcast_to(s * scale, record.shape[:-1])
+        record = scaled(record, 1.0 / weight if weight else 0.0)
+        sample_weight = mean_weights(sample_weight, record.shape[:-1], weight)
     grad = numba_ce.grad_from_record(
         logits, targets, record, sample_weight=sample_weight, out=out, **options
     )
-    return loss, grad
+    if reduction == "mean" and not weight:
+        grad[...] = 0  # also where a bad target that was not to be checked gave NaN
+    with np.errstate(all="ignore"):  # a loss beyond float32, or infinities of both signs
+        if reduction == "none":
+            return loss.astype(dtype), grad
+        return reduced(float(loss.sum()), weight, reduction, dtype), grad
 
 
 def row_sharded_cross_entropy_and_grad(
@@ -359,12 +346,14 @@ def row_sharded_cross_entropy_and_grad(
     >>> round(float(loss), 4)
     1.3863
     """
-    check_reduction(reduction)
-    logits, targets = np.asanyarray(local_logits), np.asanyarray(local_targets)
-    error, numbers = None, np.zeros(3)
+    error: Exception | None = None
+    numbers = np.zeros(3)
+    logits: Any = None
     loss: Any = None
     grad: Any = None
     try:
+        check_reduction(reduction)
+        logits, targets = np.asanyarray(local_logits), np.asanyarray(local_targets)
         loss, grad = numba_ce.cross_entropy_and_grad(
             logits,
             targets,
@@ -377,11 +366,12 @@ def row_sharded_cross_entropy_and_grad(
             **options,
         )
         weights = _weights(
-            targets, np.shape(loss), 0, logits.shape[axis], class_weight, sample_weight,
-            ignore_index, True,
+            targets, np.shape(loss), class_weight, sample_weight, True,
+            n_classes=logits.shape[axis], ignore_index=ignore_index,
         )  # fmt: skip
-        numbers[:2] = np.sum(loss, dtype=np.float64), weights.sum()
-    except (TypeError, ValueError) as caught:  # the other ranks are waiting for this one
+        with np.errstate(all="ignore"):
+            numbers[:2] = np.sum(loss, dtype=np.float64), weights.sum()
+    except Exception as caught:  # the other ranks are waiting for this one
         error, numbers[2] = caught, 1.0
     everybody = np.empty((comm.Get_size(), 3))
     comm.Allgather(numbers, everybody)
@@ -389,7 +379,11 @@ def row_sharded_cross_entropy_and_grad(
     _raise_together(error, failed.size, failed.max(initial=-1))
     if reduction == "none":
         return loss, grad
-    total, weight = everybody[:, :2].sum(axis=0).tolist()
-    if reduction == "mean":
-        np.multiply(grad, grad.dtype.type(1.0 / weight if weight else 0.0), out=grad)
-    return _reduced(np.float64(total), weight, reduction, _dtype(logits)), grad
+    with np.errstate(all="ignore"):
+        total, weight = everybody[:, :2].sum(axis=0).tolist()
+        if reduction == "mean" and weight:
+            # The factor unrounded: in the dtype of a 16-bit gradient it cost one ULP more
+            np.multiply(grad, np.float64(1.0 / weight), out=grad, casting="same_kind")
+        elif reduction == "mean":
+            grad[...] = 0
+    return reduced(total, weight, reduction, result_dtype(logits)), grad

@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 import numba_ce
+from numba_ce.records import scaled
+from numba_ce.weights import row_weights
 
 # Up to this many logits the gradient is made at once and kept: one call less of some 40 us each
 SMALL = 1 << 18
-# The fields of a record that are linear in the weight of the row: see `numba_ce.records`
-_LINEAR = slice(3, 7)
 
 
 def _array(tensor: Tensor | None) -> Any:
@@ -55,23 +55,12 @@ def _loss_tensor(loss: Any, like: Tensor) -> Tensor:
     return _tensor(loss).to(like.dtype)
 
 
-def _denominator(targets: Any, options: dict[str, Any], n_rows: int) -> float:
-    """What the mean divides by."""
-    if targets.dtype.kind not in "iu":  # that of bfloat16 is "V"
-        return float(n_rows)
-    kept = targets != options["ignore_index"]
-    if options["class_weight"] is None:
-        return float(np.count_nonzero(kept))
-    weights = options["class_weight"][np.where(kept, targets, 0)]
-    return float(weights.sum(where=kept, dtype=np.float64))
-
-
 def _loss_and_grad(
-    logits: Tensor, target: Any, options: dict[str, Any], reduction: str
+    logits: Tensor, target: Tensor, weight: Tensor | None, options: dict[str, Any], reduction: str
 ) -> tuple[Any, Tensor]:
     # A fresh array, not `out`: no overlap to look for, which takes 5 us
     loss, grad = numba_ce.cross_entropy_and_grad(
-        _array(logits), target, reduction=reduction, **options
+        _array(logits), _array(target), class_weight=_array(weight), reduction=reduction, **options
     )
     return loss, _tensor(grad)
 
@@ -81,15 +70,15 @@ def _kept_gradient(ctx: Any, grad_output: Tensor) -> Any:
     # Given away, and not copied: whoever asks again (retain_graph) gets another. `pop` is one
     # step, so that no two threads get the same.
     grad = vars(ctx).pop("grad", None)
-    target, options, reduction = ctx.arguments
+    options, reduction = ctx.arguments
     if grad is None:
-        (logits,) = ctx.saved_tensors
-        _, grad = _loss_and_grad(logits, target, options, reduction)
+        logits, target, weight = ctx.saved_tensors
+        _, grad = _loss_and_grad(logits, target, weight, options, reduction)
     if reduction == "none":
         grad.mul_(grad_output.unsqueeze(options["axis"]))
     elif not grad_output.is_cpu or grad_output.item() != 1.0:  # no waiting for a device
         grad.mul_(grad_output)
-    return grad, None, None, None
+    return grad, None, None, None, None
 
 
 class _Kept(torch.autograd.Function):
@@ -97,11 +86,16 @@ class _Kept(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, target: Any, options: dict[str, Any], reduction: str
+        ctx: Any,
+        logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        options: dict[str, Any],
+        reduction: str,
     ) -> Tensor:
-        loss, ctx.grad = _loss_and_grad(logits, target, options, reduction)
-        ctx.save_for_backward(logits)
-        ctx.arguments = target, options, reduction
+        loss, ctx.grad = _loss_and_grad(logits, target, weight, options, reduction)
+        ctx.save_for_backward(logits, target, weight)
+        ctx.arguments = options, reduction
         return _loss_tensor(loss, logits)
 
     @staticmethod
@@ -116,20 +110,40 @@ class _Recomputed(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, target: Any, options: dict[str, Any], reduction: str
+        ctx: Any,
+        logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        options: dict[str, Any],
+        reduction: str,
     ) -> Tensor:
         n_classes = logits.shape[options["axis"]]
+        targets, class_weight = _array(target), _array(weight)
         record = numba_ce.row_record(
-            _array(logits), target, class_offset=0, n_classes=n_classes, **options
+            _array(logits),
+            targets,
+            class_offset=0,
+            n_classes=n_classes,
+            class_weight=class_weight,
+            **options,
         )
         loss = numba_ce.loss_from_record(record)
-        ctx.save_for_backward(logits)
-        ctx.target, ctx.options, ctx.record, ctx.scale = target, options, record, 1.0
+        ctx.save_for_backward(logits, target, weight)
+        ctx.options, ctx.record, ctx.scale = options, record, 1.0
         if reduction == "none":
             return _loss_tensor(loss, logits)
         total = float(loss.sum())
         if reduction == "mean":
-            denominator = _denominator(target, options, loss.size)
+            denominator = float(loss.size)
+            if targets.dtype.kind in "iu":  # that of bfloat16 is "V"
+                weights = row_weights(
+                    targets,
+                    class_weight,
+                    None,
+                    n_classes=n_classes,
+                    ignore_index=options["ignore_index"],
+                )
+                denominator = float(weights.sum())
             ctx.scale = 1.0 / denominator if denominator else 0.0
             total = total / denominator if denominator else float("nan")
         return _loss_tensor(total, logits)
@@ -137,23 +151,20 @@ class _Recomputed(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> Any:
-        (logits,) = ctx.saved_tensors
+        # Kept by torch, which raises if one of them was changed in the meantime
+        logits, target, weight = ctx.saved_tensors
         # A row whose loss counts u times is a row of weight u
         upstream = grad_output.double().numpy() * ctx.scale
-        record = ctx.record.copy()
-        record[..., _LINEAR] *= upstream[..., None]
-        upstream = np.broadcast_to(upstream, record.shape[:-1])
-        # The rows that do not count: of weight 0, as their part of a record that is not a number
-        record[upstream == 0.0, _LINEAR] = 0.0
         grad = numba_ce.grad_from_record(
             _array(logits),
-            ctx.target,
-            record,
+            _array(target),
+            scaled(ctx.record, upstream),
             class_offset=0,
-            sample_weight=upstream,
+            class_weight=_array(weight),
+            sample_weight=np.broadcast_to(upstream, ctx.record.shape[:-1]),
             **ctx.options,
         )
-        return _tensor(grad), None, None, None
+        return _tensor(grad), None, None, None, None
 
 
 def _cross_entropy(
@@ -166,20 +177,24 @@ def _cross_entropy(
 ) -> Tensor:
     if target.is_floating_point() and ignore_index < 0:
         ignore_index = -100  # means nothing to torch either
-    options = {
+    options: dict[str, Any] = {
         "axis": 0 if logits.ndim == 1 else 1,
-        "class_weight": _array(weight),
         "label_smoothing": label_smoothing,
         "ignore_index": ignore_index,
     }
-    targets = _array(target)
     if not (torch.is_grad_enabled() and logits.requires_grad):
-        loss = numba_ce.cross_entropy(_array(logits), targets, reduction=reduction, **options)
+        loss = numba_ce.cross_entropy(
+            _array(logits),
+            _array(target),
+            class_weight=_array(weight),
+            reduction=reduction,
+            **options,
+        )
         return _loss_tensor(loss, logits)
     # Records are merged and finished on the host: on a device any gradient is kept
     kept = logits.numel() <= SMALL or not logits.is_cpu
     function = _Kept if kept else _Recomputed
-    result: Tensor = function.apply(logits, targets, options, reduction)  # type: ignore[no-untyped-call]
+    result: Tensor = function.apply(logits, target, weight, options, reduction)  # type: ignore[no-untyped-call]
     return result
 
 

@@ -151,7 +151,7 @@ def _check_junk(call, name, result, error):
         if isinstance(error, (OSError, ImportError)):  # the argument is a path, which it names
             return
         named = list(inspect.signature(getattr(nc, call.function)).parameters)
-        if not any(re.search(rf"\b{n}\b", str(error)) for n in [*named, "targets"]):
+        if not any(re.search(rf"\b{n}\b", str(error)) for n in named):
             raise WrongError(f"names no argument: {error!r}")
         return
     pairs = zip(result, other, strict=True) if isinstance(result, tuple) else [(result, other)]

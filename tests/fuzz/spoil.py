@@ -68,12 +68,12 @@ class Spoiler:
             dtypes += [bool]
         old = self.array(name)
         self.arguments[name] = np.zeros(old.shape, self.one_of(*dtypes))
-        return TypeError, rf"\b{'targets' if name == 'y' else name}\b.* dtype "
+        return TypeError, rf"\b{name}\b.* dtype "
 
     def bad_masked(self):
         name = self.one_of(*[n for n in ARRAYS if self.has(n)])
         self.arguments[name] = np.ma.masked_array(self.array(name))
-        return TypeError, rf"\b{'targets' if name == 'y' else name}\b is a MaskedArray"
+        return TypeError, rf"\b{name}\b is a MaskedArray"
 
     def bad_logits(self):
         if not self.has("logits") or self.call.function == "stream":
@@ -86,7 +86,7 @@ class Spoiler:
         if self.call.function == "stream":
             return None
         self.arguments[name] = [[1.0], [1.0, 2.0]]
-        return (ValueError, TypeError), "targets" if name == "y" else name
+        return (ValueError, TypeError), name
 
     def bad_axis(self):
         if self.call.function == "multinomial_objective" or not self.has("logits"):

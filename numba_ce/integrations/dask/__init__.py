@@ -26,6 +26,8 @@ from numba_ce.integrations.dask.graph import (
     make_arrays,
     records_of,
     reduced,
+    rounded,
+    total_of,
 )
 
 
@@ -98,12 +100,12 @@ def cross_entropy(
     else:
         losses = losses_of(records_of(arrays, **options))
     if reduction == "none":
-        return losses.astype(arrays.dtype)
-    total = losses.sum(dtype="f8")
+        return rounded(losses, arrays.dtype)
+    total = total_of(losses)
     if reduction == "mean":
         denominator = denominator_of(arrays, ignore_index, class_weight)
         total = arrays.call(tasks.mean, (), total, (), denominator, (), dtype=np.dtype("f8"))
-    return total.astype(arrays.dtype)
+    return rounded(total, arrays.dtype)
 
 
 def cross_entropy_and_grad(
@@ -203,11 +205,16 @@ softcap, temperature, check_targets, reduction
             axis=arrays.axis, **options,
         )  # fmt: skip
     if reduction == "none":
-        return losses.astype(arrays.dtype), grad
-    total = losses.sum(dtype="f8")
+        return rounded(losses, arrays.dtype), grad
+    total = total_of(losses)
     if denominator is not None:
         total = arrays.call(tasks.nan_without, (), denominator, (), total, (), dtype=np.dtype("f8"))
-    return total.astype(arrays.dtype), grad
+        if not check_targets:  # a bad target gave NaN
+            grad = arrays.call(
+                tasks.zero_without, arrays.every, denominator, (), grad, arrays.every,
+                dtype=grad.dtype,
+            )  # fmt: skip
+    return rounded(total, arrays.dtype), grad
 
 
 def logsumexp(logits: Any, axis: int = -1, *, keepdims: bool = False) -> Any:
@@ -240,19 +247,19 @@ def logsumexp(logits: Any, axis: int = -1, *, keepdims: bool = False) -> Any:
     """
     axis = check_logits(logits, axis)
     numba_ce.logsumexp(np.empty((0, 1), logits.dtype))  # raises for the dtype
-    first = np.zeros([n for i, n in enumerate(logits.shape) if i != axis], np.int8)
     if len(logits.chunks[axis]) == 1:
         every = tuple(range(logits.ndim))
         rows = every[:axis] + every[axis + 1 :]
         arrays = Arrays(logits, None, None, None, None, axis, every, rows)
         lse = arrays.call(tasks.lse, rows, logits, every, dtype=arrays.dtype, axis=axis)
-    else:  # what a record leaves out is class 0
-        arrays = make_arrays(logits, first, axis)
-        lse = (
-            records_of(arrays)
-            .map_blocks(tasks.lse_of_record, drop_axis=len(arrays.rows), dtype=np.dtype("f8"))
-            .astype(arrays.dtype)
+    else:
+        # Probabilities, so that the largest logit is left out. Dask holds one zero for each block
+        nothing = da.zeros(logits.shape, chunks=logits.chunks, dtype=np.float32)
+        arrays = make_arrays(logits, nothing, axis)
+        lse = records_of(arrays).map_blocks(
+            tasks.lse_of_record, drop_axis=len(arrays.rows), dtype=np.dtype("f8")
         )
+        lse = rounded(lse, arrays.dtype)
     return da.expand_dims(lse, axis) if keepdims else lse
 
 
@@ -290,9 +297,10 @@ def row_stats(
     """
     given = targets is not None
     axis = check_logits(logits, axis)
-    rows_shape = [n for i, n in enumerate(logits.shape) if i != axis]
-    y = targets if given else np.zeros(rows_shape, np.int8)
-    arrays = make_arrays(logits, y, axis, ignore_index=ignore_index)
+    if not given:
+        chunks = [lengths for i, lengths in enumerate(logits.chunks) if i != axis]
+        targets = da.zeros([sum(lengths) for lengths in chunks], chunks=chunks, dtype=np.int8)
+    arrays = make_arrays(logits, targets, axis, ignore_index=ignore_index)
     if arrays.y.ndim == logits.ndim:
         raise TypeError("targets are probabilities: row_stats expects class indices")
     dtypes: dict[str, Any] = dict.fromkeys(RowStats._fields, arrays.dtype)
@@ -317,9 +325,10 @@ def row_stats(
     )  # fmt: skip
     part = reduced(parts, tasks.merged_parts)
     for name in names[:4]:
-        fields[name] = part.map_blocks(
+        stat = part.map_blocks(
             tasks.stat, drop_axis=len(arrays.rows), dtype=np.dtype("f8"), stat=name
-        ).astype(dtypes[name])
+        )
+        fields[name] = rounded(stat, dtypes[name])
     if given:
         record = records_of(arrays, ignore_index=ignore_index)
         loss = losses_of(record)
@@ -335,6 +344,6 @@ def row_stats(
             tasks.rank, arrays.rows, above, arrays.rows, loss, arrays.rows, arrays.y, arrays.rows,
             n_classes=logits.shape[axis], ignore_index=ignore_index, dtype=np.dtype("i8"),
         )  # fmt: skip
-        fields["target_logit"] = logit.astype(arrays.dtype)
-        fields["loss"] = loss.astype(arrays.dtype)
+        fields["target_logit"] = rounded(logit, arrays.dtype)
+        fields["loss"] = rounded(loss, arrays.dtype)
     return RowStats(**fields)

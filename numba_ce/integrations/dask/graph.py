@@ -10,11 +10,13 @@ import numpy as np
 from numpy.lib.array_utils import normalize_axis_index
 
 import numba_ce
+from numba_ce.api import result_dtype
 from numba_ce.integrations.dask import tasks
+from numba_ce.records import N_FIELDS
+from numba_ce.weights import row_weights
 
 # So many records, one for each block of classes, are merged by one task
 SPLIT_EVERY = 8
-N_FIELDS = 9
 
 
 class Arrays(NamedTuple):
@@ -42,7 +44,7 @@ class Arrays(NamedTuple):
     @property
     def dtype(self) -> Any:
         """The dtype of losses."""
-        return np.dtype(np.float64 if self.z.dtype.itemsize == 8 else np.float32)
+        return result_dtype(self.z)
 
     def call(self, task: Any, out: tuple[int, ...], *pairs: Any, **options: Any) -> Any:
         """da.blockwise, where an absent array is an ordinary argument."""
@@ -116,7 +118,7 @@ def make_arrays(
         sample_weight=None if s is None else np.empty((0,) * len(rows), s.dtype),
         **options,
     )
-    if logits.shape[axis] == 0 and logits.size == 0 and math.prod(map(sum, row_chunks)):
+    if logits.shape[axis] == 0 and math.prod(map(sum, row_chunks)):
         raise ValueError(f"logits of shape {logits.shape} have no classes along axis {axis}")
     if class_weight is not None:
         w = da.from_array(class_weight.astype(np.float64), chunks=(classes,))
@@ -136,8 +138,9 @@ def denominator_of(arrays: Arrays, ignore_index: int | None, class_weight: Any) 
         n_rows = math.prod(arrays.z.shape[i] for i in arrays.rows)
         return da.asarray(np.float64(n_rows)) if arrays.s is None else arrays.s.sum(dtype="f8")
     weights = arrays.call(
-        tasks.weight_of_rows, arrays.rows, arrays.y, arrays.rows, arrays.s, arrays.rows,
+        row_weights, arrays.rows, arrays.y, arrays.rows,
         None if class_weight is None else np.asarray(class_weight, np.float64), None,
+        arrays.s, arrays.rows,
         dtype=np.dtype("f8"), n_classes=arrays.z.shape[arrays.axis], ignore_index=ignore_index,
     )  # fmt: skip
     return weights.sum(dtype="f8")
@@ -158,6 +161,18 @@ def losses_of(record: Any) -> Any:
     """The loss of each row, in float64."""
     return record.map_blocks(
         numba_ce.loss_from_record, drop_axis=record.ndim - 1, dtype=np.dtype("f8")
+    )
+
+
+def rounded(array: Any, dtype: Any) -> Any:
+    """`astype` that says nothing about what becomes infinite."""
+    return array.map_blocks(tasks.rounded, dtype.name, dtype=dtype)
+
+
+def total_of(losses: Any) -> Any:
+    """Their sum in float64, 0-d."""
+    return da.reduction(
+        losses, chunk=tasks.total, aggregate=tasks.total, dtype=np.dtype("f8"), concatenate=True
     )
 
 

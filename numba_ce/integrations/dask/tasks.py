@@ -14,7 +14,8 @@ import numpy as np
 import numba_ce
 from numba_ce._validate import make_problem
 from numba_ce.options import LossOptions
-from numba_ce.weights import check_indices, stand_in
+from numba_ce.reference import finish
+from numba_ce.weights import check_indices, mean_weights, stand_in
 
 
 def _serial(function: Any) -> Any:
@@ -92,35 +93,38 @@ def merged(records: Any, axis: Any, keepdims: bool, **_: Any) -> Any:
     return merged[..., None, :] if keepdims else merged
 
 
-def weight_of_rows(y: Any, s: Any, w: Any, *, n_classes: int, ignore_index: int | None) -> Any:
-    """What each row adds to the denominator of the mean."""
-    counts = (y >= 0) & (y < n_classes)
-    if ignore_index is not None:
-        counts &= y != ignore_index
-    weight = np.where(counts, 1.0 if w is None else w[np.where(counts, y, 0)], 0.0)
-    return weight if s is None else np.where(s == 0, 0.0, weight * s)
-
-
 def divided(like: Any, s: Any, denominator: Any) -> Any:
-    """The sample weights whose sum of losses is the mean."""
-    scale = 1.0 / denominator if denominator else 0.0
-    return np.full(like.shape, scale) if s is None else s * np.float64(scale)
+    return mean_weights(s, like.shape, float(denominator))
 
 
+# Infinities and NaN are results here, not accidents
+@np.errstate(all="ignore")
+def total(losses: Any, axis: Any, keepdims: bool) -> Any:
+    return np.sum(losses, axis=axis, keepdims=keepdims, dtype=np.float64)
+
+
+@np.errstate(all="ignore")
 def mean(total: Any, denominator: Any) -> Any:
     return np.asarray(total / denominator if denominator else np.nan)
+
+
+@np.errstate(all="ignore")
+def rounded(values: Any, dtype: str) -> Any:
+    return values.astype(dtype, copy=False)
 
 
 def nan_without(denominator: Any, total: Any) -> Any:
     return np.asarray(total if denominator else np.nan)
 
 
+def zero_without(denominator: Any, grad: Any) -> Any:
+    return grad if denominator else np.zeros_like(grad)
+
+
+@np.errstate(all="ignore")
 def lse_of_record(record: Any) -> Any:
     m, s, t = (record[..., i] for i in range(3))
-    with np.errstate(all="ignore"):
-        big = np.maximum(m, t)
-        lse = big + np.log(s * np.exp(m - big) + np.exp(t - big))
-    return np.where(np.isinf(big), big, lse)
+    return np.where(np.isinf(t), t, finish(m, s, t, 1.0).lse)
 
 
 # Statistics of a block of classes: maximum, lse minus maximum, entropy, first maximum
