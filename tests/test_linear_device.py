@@ -179,7 +179,7 @@ def test_as_on_the_host(cupy, rng, monkeypatch, options, kind, reduction):
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32])
 def test_dtypes(cupy, rng, dtype):
     """Products are rounded to the dtype, but the sum over the chunks is not 16-bit."""
-    n_rows, eps = 32, max(float(ml_dtypes.finfo(dtype).eps), 1e-6)
+    n_rows, eps = 100, max(float(ml_dtypes.finfo(dtype).eps), 1e-6)
     hidden = rng.uniform(1, 2, (n_rows, D)).astype(dtype)
     weight, targets = rng.standard_normal((C, D)).astype(dtype), np.zeros(n_rows, np.int64)
     call = {"hidden": hidden, "weight": weight, "targets": targets, "reduction": "sum"}

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent.parent
@@ -140,7 +141,7 @@ class Found:
 
 def raise_sites():
     """file:line of every `raise` of the modules that check arguments."""
-    package = TESTS.parent / "numba_ce"
+    package = Path(find_spec("numba_ce").origin).parent  # the installed one, where that is tested
     names = ("_validate.py", "api.py", "normalize.py", "records.py", "linear.py", "objective.py")
     for name in names:
         for node in ast.walk(ast.parse((package / name).read_text())):
@@ -162,7 +163,8 @@ def report(options, found, seconds):
     """Print what was found."""
     for case in sorted(found.wrong, key=lambda c: c["wrong"])[: options.show]:
         print(f"\ncase {case['wrong']}: {case['why']}")
-        print(f"again: python -m tests.fuzz --seed {options.seed} --only {case['wrong']}")
+        again = f"--seed {options.seed} --flavours {options.flavours} --only {case['wrong']}"
+        print(f"again: python -m tests.fuzz {again}")
     kinds = {}
     for key, n in sorted(found.counts.items()):
         function, kind, outcome = key.split()
