@@ -15,6 +15,7 @@ targets        what a row is told to be: target, weights, whether it counts
 finish         a row finished in float64, by the formulas of `numba_ce._row`
 operations     what is done with a row, one function for each operation
 shard          the same for a part of a row: records
+columns        rows whose classes are far apart, copied side by side
 eight          rows of some hundred classes, finished eight at a time: the operations
 narrow         rows of few classes, sixteen at a time: the operations
 sixteen        their rows in and out, and their targets
@@ -38,6 +39,7 @@ from struct import pack
 import numpy as np
 
 from numba_ce._validate import bad_target_error, check_scale, encoded_ignore_index
+from numba_ce.cpu.columns import GRAD, HESS, LOGITS, TARGETS, near_pitch
 from numba_ce.cpu.element import KINDS
 from numba_ce.cpu.exp import reduction
 from numba_ce.cpu.launch import run
@@ -98,7 +100,27 @@ def _layout(*forms):
             fields["streaming"] = math.prod(shape) * dtype.itemsize >= STREAMING_BYTES
     axes = collapse(shape[:-1], strides)
     fields["axes"], fields["n_axes"] = axes.buffer_info()[0], len(axes) // (1 + len(strides))
-    return fields, axes
+    return fields, (axes, _near_axes(fields, axes, forms))
+
+
+def _near_axes(fields, axes, forms):
+    """The axes with the strides of the copies that `columns` makes of some operands, or None."""
+    near = axes[:]
+    for i in (LOGITS, TARGETS, GRAD, HESS):
+        step, form = fields[OPERANDS[i] + "_step"], forms[i]
+        size = form[2].itemsize if form else 0
+        stride = axes[1 + i - 6]  # of the last row axis
+        if stride != size or step in (0, size):
+            continue
+        fields[OPERANDS[i] + "_far"] = True
+        stride = near_pitch(fields["n_classes"], size)
+        for axis in range(len(axes) - 6, -1, -6):
+            near[axis + 1 + i] = stride
+            stride *= axes[axis]
+    if near == axes:
+        return None
+    fields["near_axes"] = near.buffer_info()[0]
+    return near
 
 
 class _Plan:

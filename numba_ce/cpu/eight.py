@@ -11,13 +11,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from numba_ce.cpu.columns import columns
 from numba_ce.cpu.element import get, put
 from numba_ce.cpu.finish import nan_finder
 from numba_ce.cpu.jit import inner, smaller
 from numba_ce.cpu.measure import Variant, measurer, variant_of
 from numba_ce.cpu.memory import load, store, store_lanes
 from numba_ce.cpu.output import Factor
-from numba_ce.cpu.plan import locate
+from numba_ce.cpu.plan import locate, plan_at
 from numba_ce.cpu.q import probability_reader
 from numba_ce.cpu.sixteen_finish import finishing, weigher
 from numba_ce.cpu.targets import BAD, IGNORED, KEPT, Target, index_target, load_weight, logit_reader
@@ -103,7 +104,9 @@ def factor_of(work, i, share, common):
 def work_of(work, i):
     """The `Workspace` of the i-th of eight rows."""
     exps = work.exps + i * TILE_BYTES
-    return Workspace(work.edge, work.rows, exps, work.scales, work.tile, work.weights, work.logits)
+    return Workspace(
+        work.edge, work.rows, exps, work.scales, work.tile, work.weights, work.logits, work.near
+    )
 
 
 @lru_cache
@@ -150,6 +153,7 @@ def eight_loss_operation(kernel):
     probability = probability_reader(targets_kind)
     finish_rows, weigh = rows_finisher(), weigher(np.float32, dense)
     join_factors = finishing(np.float32).joined
+    begin, fetch, deliver = columns(kernel)
     write_tile = gradient_tile_writer(variant, grad_kind or "float32")
     fill_row = row_filler(grad_kind or "float32")
     cap_slope = cap_slope_reader(kind, kernel.softcap and not dense)
@@ -236,8 +240,14 @@ def eight_loss_operation(kernel):
     @inner
     def do_block(plan, first, last, work):
         total = splat(0.0)
-        for row in range(first, last, EIGHT):
-            total = total + do_rows(plan, row, smaller(EIGHT, last - row), work)
+        address, together = begin(plan, last - first, work)
+        near = plan_at(plan, address)
+        for start in range(first, last, together):
+            end = smaller(start + together, last)
+            fetch(plan, near, start, end, work)
+            for row in range(start, end, EIGHT):
+                total = total + do_rows(near, row, smaller(EIGHT, end - row), work)
+            deliver(plan, start, end, work)
         return sum_of_lanes(total)
 
     return do_block
@@ -254,6 +264,7 @@ def eight_normalize_operation(kernel):
     variant = Variant(kind, keep=is_softmax, lead=not is_softmax)
     measure, first_nan = measurer(variant), nan_finder(kind)
     finish_rows, join_factors = rows_finisher(), finishing(np.float32).joined
+    begin, fetch, deliver = columns(kernel)
     write_tile = gradient_tile_writer(variant, grad_kind or "float32")
     write_log = log_softmax_writer(kind, grad_kind or "float32")
 
@@ -291,8 +302,14 @@ def eight_normalize_operation(kernel):
 
     @inner
     def do_block(plan, first, last, work):
-        for row in range(first, last, EIGHT):
-            do_rows(plan, row, smaller(EIGHT, last - row), work)
+        address, together = begin(plan, last - first, work)
+        near = plan_at(plan, address)
+        for start in range(first, last, together):
+            end = smaller(start + together, last)
+            fetch(plan, near, start, end, work)
+            for row in range(start, end, EIGHT):
+                do_rows(near, row, smaller(EIGHT, end - row), work)
+            deliver(plan, start, end, work)
         return 0.0
 
     return do_block

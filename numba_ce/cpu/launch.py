@@ -18,6 +18,7 @@ from numba.core.registry import cpu_target
 
 from numba_ce._backend import is_serial
 from numba_ce.cpu.cache import cached
+from numba_ce.cpu.columns import near_bytes
 from numba_ce.cpu.element import get, put, take_ticket
 from numba_ce.cpu.jit import call_address, collector_paused, smaller, whole_kernel
 from numba_ce.cpu.memory import fence
@@ -26,6 +27,7 @@ from numba_ce.cpu.output import begin_line, end_line
 from numba_ce.cpu.plan import PLAN_TYPE, address_of, packed
 from numba_ce.cpu.sixteen import narrow_bytes
 from numba_ce.cpu.threads import n_threads, run_blocks
+from numba_ce.cpu.turn import ROWS
 from numba_ce.cpu.workspace import workspace_bytes, workspace_finder
 
 # A block is long enough (some 20 us) that drawing it costs nothing
@@ -36,9 +38,15 @@ SCAN = Kernel("scan")
 KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_ssize_t)
 
 
-def rows_per_block(n_classes):
-    """Rows of a block; a function of the number of classes only, for reproducible sums."""
-    return min(max(BLOCK_ELEMENTS // n_classes, 1), 1024)
+def rows_per_block(n_classes, far=False):
+    """Rows of a block, for reproducible sums a function of the number of classes and the layout.
+
+    far : the classes are, so that `columns` wants sixteen rows
+    """
+    n_rows = min(max(BLOCK_ELEMENTS // n_classes, 1), 1024)
+    if n_rows < ROWS:
+        return ROWS if far else n_rows
+    return n_rows // ROWS * ROWS
 
 
 @cache
@@ -129,12 +137,15 @@ def run(kernel, fields, *, after_scan=False):
     """
     function, call = compiled(kernel)
     n_rows, n_classes = fields["n_rows"], fields["n_classes"]
-    per_block = rows_per_block(n_classes)
+    far = fields["near_axes"] != 0
+    per_block = rows_per_block(n_classes, far)
     n_blocks = -(-n_rows // per_block)
     n_workers = 1
     if n_blocks > 1 and n_rows * n_classes >= SERIAL_ELEMENTS and not is_serial():
         n_workers = min(n_threads(), n_blocks)
     size = (narrow_bytes if kernel.block else workspace_bytes)(n_classes, kernel.kind)
+    if far and not kernel.block:
+        size += near_bytes(kernel, n_classes)
     # the counter of the tickets, the weight, then for each block its sum and its first bad row
     results = np.zeros(2 + 2 * n_blocks)
     workspace = np.empty(n_workers * size, np.uint8)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from numba_ce.cpu.columns import columns
 from numba_ce.cpu.eight import eight_loss_operation, eight_normalize_operation
 from numba_ce.cpu.element import load_element, put
 from numba_ce.cpu.exp import two_sum
@@ -22,10 +23,10 @@ from numba_ce.cpu.finish import (
     row_loss,
     target_gradient,
 )
-from numba_ce.cpu.jit import inner, larger
+from numba_ce.cpu.jit import inner, larger, smaller
 from numba_ce.cpu.measure import Variant, measurer, peak_finder, unscaled, variant_of
 from numba_ce.cpu.narrow import narrow_loss_operation, narrow_normalize_operation
-from numba_ce.cpu.plan import locate
+from numba_ce.cpu.plan import locate, plan_at
 from numba_ce.cpu.q import probability_reader
 from numba_ce.cpu.shard import from_record_operation, record_operation
 from numba_ce.cpu.targets import (
@@ -272,13 +273,20 @@ def row_by_row(operation):
 
     def block_operation(kernel):
         do_row = operation(kernel)
+        begin, fetch, deliver = columns(kernel)
 
         @inner
         def do_block(plan, first, last, work):
             total, lost = 0.0, 0.0
-            for row in range(first, last):
-                total, rounding = two_sum(total, do_row(plan, row, work))
-                lost += rounding
+            address, together = begin(plan, last - first, work)
+            near = plan_at(plan, address)
+            for start in range(first, last, together):
+                end = smaller(start + together, last)
+                fetch(plan, near, start, end, work)
+                for row in range(start, end):
+                    total, rounding = two_sum(total, do_row(near, row, work))
+                    lost += rounding
+                deliver(plan, start, end, work)
             return total if math.isinf(total) else total + lost
 
         return do_block

@@ -11,7 +11,9 @@ from ctypes import c_ssize_t
 from itertools import chain
 
 import numpy as np
-from numba import from_dtype
+from numba import from_dtype, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 from numba_ce.cpu.element import get
 from numba_ce.cpu.jit import inlined, inner
@@ -27,6 +29,11 @@ PLAN = np.dtype(
         ("n_classes", "i8"),
         ("axes", "i8"),  # address of int64 (n_axes, 1 + len(OPERANDS))
         ("n_axes", "i8"),
+        ("near_axes", "i8"),  # the same for rows that `columns` copies; 0: there are none
+        ("logits_far", "?"),  # whether it copies them
+        ("targets_far", "?"),
+        ("grad_far", "?"),
+        ("hess_far", "?"),
         # how the work is cut up: rows_per_block depends on n_classes alone, so do the sums
         ("n_blocks", "i8"),
         ("rows_per_block", "i8"),
@@ -134,6 +141,31 @@ def _is_where_expected():
 
 # The address of an array's first element, in 0.1 us; `ctypes.data` takes 0.7 us, five times a call
 address_of = _data_pointer if _is_where_expected() else _slow_data_pointer
+
+
+@intrinsic
+def copy_plan(typingctx, plan, address):
+    """Copy the plan to an address."""
+
+    def codegen(context, builder, sig, args):
+        plan, address = args
+        size = address.type(PLAN.itemsize)
+        cgutils.raw_memcpy(builder, builder.inttoptr(address, plan.type), plan, size, 1)
+        return context.get_dummy_value()
+
+    return types.none(plan, types.intp), codegen
+
+
+@intrinsic
+def plan_at(typingctx, plan, address):
+    """The plan at an address; `plan` itself if that is 0."""
+
+    def codegen(context, builder, sig, args):
+        plan, address = args
+        there = builder.inttoptr(address, plan.type)
+        return builder.select(builder.icmp_unsigned("==", address, address.type(0)), plan, there)
+
+    return plan(plan, types.intp), codegen
 
 
 @inner

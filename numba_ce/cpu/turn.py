@@ -1,37 +1,44 @@
-"""Sixteen rows at a time: from neighbouring classes to one vector for each class, and back.
+"""From neighbouring classes to neighbouring rows, and back.
 
 The elements of a row are neighbours, but lanes that run across rows need those of a class side by
-side. Both directions are the transposition of a block in registers, log2(16) stages of shuffles.
+side; in an array whose class axis is not the last one it is the other way round. Both directions
+are the transposition of a block in registers, log2(16) stages of shuffles.
 """
+
+from functools import lru_cache
 
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
 from numba_ce.cpu.element import KINDS, decode, encode, literal
+from numba_ce.cpu.jit import inner
 from numba_ce.cpu.memory import masked_load, masked_store
-from numba_ce.cpu.vector import F32, F64, I32, I64, SIXTEEN, VECTOR_BYTES, lanes_below
+from numba_ce.cpu.vector import F32, F64, I1, I32, I64, SIXTEEN, VECTOR_BYTES, lanes_below
 
 ROWS = SIXTEEN
 # Classes of a block, for each of which there is code: fewer need fewer shuffles
 BLOCK_CLASSES = (4, 8, 16)
-
-
-def _lanes(values):
-    return ir.Constant(ir.VectorType(I32, ROWS), values)
+# Lines and columns of a block of elements of so many bytes: it has to fit the registers
+BLOCK = {2: 16, 4: 16, 8: 8}
 
 
 def _turned(builder, rows):
-    """The transposition of 16 vectors of 16 lanes (Eklundh 1972); unused results cost nothing.
+    """The transposition of n vectors of n lanes (Eklundh 1972); unused results cost nothing.
 
     Stage s exchanges, between rows i and i + s, the lanes with bit s set in the one and not set in
     the other.
     """
     rows = list(rows)
-    for s in (8, 4, 2, 1):
-        upper = _lanes([lane if not lane & s else ROWS + lane - s for lane in range(ROWS)])
-        lower = _lanes([lane + s if not lane & s else ROWS + lane for lane in range(ROWS)])
-        for i in range(ROWS):
+    n = len(rows)
+
+    def lanes(values):
+        return ir.Constant(ir.VectorType(I32, n), values)
+
+    for s in (n >> stage for stage in range(1, n.bit_length())):
+        upper = lanes([lane if not lane & s else n + lane - s for lane in range(n)])
+        lower = lanes([lane + s if not lane & s else n + lane for lane in range(n)])
+        for i in range(n):
             if not i & s:
                 a, b = rows[i], rows[i + s]
                 rows[i] = builder.shuffle_vector(a, b, upper)
@@ -103,3 +110,52 @@ def store_turned(typingctx, kind, block, target, stride, count, tile):
 
     address = types.intp
     return types.none(kind, block, address, address, address, address), codegen
+
+
+@intrinsic(prefer_literal=True)
+def _transpose_block(typingctx, size, source, pitch, lines, columns, target, target_pitch):
+    """`transposer` for the first block of lines and columns."""
+    bytes_ = literal(size)
+    if bytes_ is None:
+        return None
+    n = BLOCK[bytes_]
+    vector = ir.VectorType(ir.IntType(bytes_ * 8), n)
+
+    def codegen(context, builder, sig, args):
+        _, source, pitch, n_lines, n_columns, target, target_pitch = args
+        nothing = ir.Constant(ir.VectorType(I1, n), None)
+
+        def mask(i, count, lanes):
+            return builder.select(builder.icmp_signed(">", count, I64(i)), lanes, nothing)
+
+        lines, columns = lanes_below(builder, n_lines, n), lanes_below(builder, n_columns, n)
+        zeros = ir.Constant(vector, None)
+        block = [
+            masked_load(builder, _row(builder, source, pitch, i), mask(i, n_lines, columns), zeros)
+            for i in range(n)
+        ]
+        for i, line in enumerate(_turned(builder, block)):
+            at = _row(builder, target, target_pitch, i)
+            masked_store(builder, at, mask(i, n_columns, lines), line)
+        return context.get_dummy_value()
+
+    address = types.intp
+    return types.none(size, *(address,) * 6), codegen
+
+
+@lru_cache
+def transposer(size):
+    """The function that transposes a matrix of elements of so many bytes."""
+    n = BLOCK[size]
+
+    @inner
+    def transpose(source, pitch, n_lines, n_columns, target, target_pitch):
+        """target[column][line] = source[line][column]; pitch : bytes from line to line"""
+        for i in range(0, n_lines, n):
+            for j in range(0, n_columns, n):
+                here, there = source + i * pitch + j * size, target + j * target_pitch + i * size
+                _transpose_block(
+                    size, here, pitch, n_lines - i, n_columns - j, there, target_pitch
+                )
+
+    return transpose

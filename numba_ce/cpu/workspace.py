@@ -8,6 +8,7 @@ import numpy as np
 from numba_ce.cpu.jit import inner, larger
 from numba_ce.cpu.output import EDGE_BYTES
 from numba_ce.cpu.tile import TILE, group_size, real_type
+from numba_ce.cpu.vector import VECTOR_BYTES
 
 ROOM = TILE + 2 * group_size("float32")  # elements of the room for a tile
 EIGHT = 8  # rows that are finished together, see `eight`
@@ -24,6 +25,7 @@ class Workspace(NamedTuple):
     tile: int  # room for a `Tile`
     weights: int  # room for a `Tile`
     logits: int
+    near: int  # copies of rows, see `columns`
 
 
 def workspace_bytes(n_classes, kind):
@@ -48,6 +50,8 @@ def workspace_finder(kind):
         tile = start + n_tiles * TILE * width
         scales = tile + 3 * ROOM * width
         weights = tile + ROOM * width
-        return Workspace(edge, rows, start, scales, tile, weights, weights + ROOM * width)
+        logits = weights + ROOM * width
+        near = (scales + n_tiles * 32 + VECTOR_BYTES - 1) // VECTOR_BYTES * VECTOR_BYTES
+        return Workspace(edge, rows, start, scales, tile, weights, logits, near)
 
     return find_workspace
