@@ -39,7 +39,6 @@ from struct import pack
 import numpy as np
 
 from numba_ce._validate import bad_target_error, check_scale, encoded_ignore_index
-from numba_ce.cpu.columns import GRAD, HESS, LOGITS, TARGETS, near_pitch
 from numba_ce.cpu.element import KINDS
 from numba_ce.cpu.exp import reduction
 from numba_ce.cpu.launch import run
@@ -100,27 +99,11 @@ def _layout(*forms):
             fields["streaming"] = math.prod(shape) * dtype.itemsize >= STREAMING_BYTES
     axes = collapse(shape[:-1], strides)
     fields["axes"], fields["n_axes"] = axes.buffer_info()[0], len(axes) // (1 + len(strides))
-    return fields, (axes, _near_axes(fields, axes, forms))
-
-
-def _near_axes(fields, axes, forms):
-    """The axes with the strides of the copies that `columns` makes of some operands, or None."""
-    near = axes[:]
-    for i in (LOGITS, TARGETS, GRAD, HESS):
-        step, form = fields[OPERANDS[i] + "_step"], forms[i]
-        size = form[2].itemsize if form else 0
-        stride = axes[1 + i - 6]  # of the last row axis
-        if stride != size or step in (0, size):
-            continue
-        fields[OPERANDS[i] + "_far"] = True
-        stride = near_pitch(fields["n_classes"], size)
-        for axis in range(len(axes) - 6, -1, -6):
-            near[axis + 1 + i] = stride
-            stride *= axes[axis]
-    if near == axes:
-        return None
-    fields["near_axes"] = near.buffer_info()[0]
-    return near
+    for name, form, stride in zip(OPERANDS, forms, axes[-len(OPERANDS) :], strict=True):
+        step = fields.get(name + "_step", 0)
+        if step != 0 and stride == form[2].itemsize != step:
+            fields[name + "_far"] = True
+    return fields, axes
 
 
 class _Plan:

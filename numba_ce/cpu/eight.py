@@ -247,7 +247,7 @@ def eight_loss_operation(kernel):
             fetch(plan, near, start, end, work)
             for row in range(start, end, EIGHT):
                 total = total + do_rows(near, row, smaller(EIGHT, end - row), work)
-            deliver(plan, start, end, work)
+            deliver(plan, start, end, (first, last), work)
         return sum_of_lanes(total)
 
     return do_block
@@ -309,7 +309,7 @@ def eight_normalize_operation(kernel):
             fetch(plan, near, start, end, work)
             for row in range(start, end, EIGHT):
                 do_rows(near, row, smaller(EIGHT, end - row), work)
-            deliver(plan, start, end, work)
+            deliver(plan, start, end, (first, last), work)
         return 0.0
 
     return do_block

@@ -41,7 +41,7 @@ KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_ssize_t)
 def rows_per_block(n_classes, far=False):
     """Rows of a block, for reproducible sums a function of the number of classes and the layout.
 
-    far : the classes are, so that `columns` wants sixteen rows
+    far : the classes are, so that `columns` wants some rows at a time
     """
     n_rows = min(max(BLOCK_ELEMENTS // n_classes, 1), 1024)
     if n_rows < ROWS:
@@ -137,15 +137,16 @@ def run(kernel, fields, *, after_scan=False):
     """
     function, call = compiled(kernel)
     n_rows, n_classes = fields["n_rows"], fields["n_classes"]
-    far = fields["near_axes"] != 0
+    far = fields["logits_far"] or fields["targets_far"] or fields["grad_far"] or fields["hess_far"]
     per_block = rows_per_block(n_classes, far)
     n_blocks = -(-n_rows // per_block)
     n_workers = 1
     if n_blocks > 1 and n_rows * n_classes >= SERIAL_ELEMENTS and not is_serial():
         n_workers = min(n_threads(), n_blocks)
     size = (narrow_bytes if kernel.block else workspace_bytes)(n_classes, kernel.kind)
-    if far and not kernel.block:
-        size += near_bytes(kernel, n_classes)
+    if far:
+        fields["near_bytes"] = near_bytes(kernel, n_classes, fields["n_axes"])
+        size += fields["near_bytes"]
     # the counter of the tickets, the weight, then for each block its sum and its first bad row
     results = np.zeros(2 + 2 * n_blocks)
     workspace = np.empty(n_workers * size, np.uint8)

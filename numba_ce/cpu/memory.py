@@ -11,7 +11,9 @@ from numba_ce.cpu.vector import (
     I32,
     I64,
     SIXTEEN,
+    VECTOR_BYTES,
     Vector,
+    lanes_below,
     llvm_type,
     spread,
     suffix,
@@ -93,6 +95,24 @@ def store_lanes(typingctx, address, mask, vector):
         return context.get_dummy_value()
 
     return types.none(types.intp, mask, vector), codegen
+
+
+@intrinsic(prefer_literal=True)
+def move_some(typingctx, width, source, target, count):
+    """Copy `count` elements of `width` bytes, at most a vector of them; nothing else is touched."""
+    bytes_ = getattr(width, "literal_value", None)
+    if bytes_ is None:
+        return None
+    vector = ir.VectorType(ir.IntType(bytes_ * 8), VECTOR_BYTES // bytes_)
+
+    def codegen(context, builder, sig, args):
+        _, source, target, count = args
+        mask = lanes_below(builder, count, vector.count)
+        moved = masked_load(builder, source, mask, ir.Constant(vector, None))
+        masked_store(builder, target, mask, moved)
+        return context.get_dummy_value()
+
+    return types.none(width, types.intp, types.intp, types.intp), codegen
 
 
 @intrinsic

@@ -13,6 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from numba_ce.cpu.columns import columns
 from numba_ce.cpu.element import get
 from numba_ce.cpu.exp import exp_scaled, slope_of_gradient, soft_cap_and_slope
 from numba_ce.cpu.jit import inner, smaller
@@ -22,6 +23,7 @@ from numba_ce.cpu.memory import (
     store,
     store_lanes,
 )
+from numba_ce.cpu.plan import plan_at
 from numba_ce.cpu.sixteen import (
     F32_0,
     cutter,
@@ -101,6 +103,7 @@ def narrow_loss_operation(kernel):
     finish = finishing(real)
     finish_sixteen, weigh = finish.sixteen, weigher(real, dense)
     join_factors, times_factor, halves = finish.joined, finish.times, finish.halves
+    begin, fetch, deliver = columns(kernel)
     size = real().itemsize
 
     @inner
@@ -241,9 +244,15 @@ def narrow_loss_operation(kernel):
     def do_block(plan, first, last, work):
         lanes = cut_up(work, plan.n_classes)
         low, high = splat(0.0), splat(0.0)
-        for row in range(first, last, ROWS):
-            more_low, more_high = do_rows(plan, row, smaller(ROWS, last - row), lanes)
-            low, high = low + more_low, high + more_high
+        address, together = begin(plan, last - first, work)
+        near = plan_at(plan, address)
+        for start in range(first, last, together):
+            end = smaller(start + together, last)
+            fetch(plan, near, start, end, work)
+            for row in range(start, end, ROWS):
+                more_low, more_high = do_rows(near, row, smaller(ROWS, end - row), lanes)
+                low, high = low + more_low, high + more_high
+            deliver(plan, start, end, (first, last), work)
         return sum_of_lanes(low + high)
 
     return do_block
@@ -265,6 +274,7 @@ def narrow_normalize_operation(kernel):
     finish = finishing(real)
     finish_sixteen, times_amount = finish.sixteen, finish.amount
     join_factors, times_factor = finish.joined, finish.times
+    begin, fetch, deliver = columns(kernel)
     size = real().itemsize
 
     @inner
@@ -319,8 +329,14 @@ def narrow_normalize_operation(kernel):
     @inner
     def do_block(plan, first, last, work):
         lanes = cut_up(work, plan.n_classes)
-        for row in range(first, last, ROWS):
-            do_rows(plan, row, smaller(ROWS, last - row), lanes)
+        address, together = begin(plan, last - first, work)
+        near = plan_at(plan, address)
+        for start in range(first, last, together):
+            end = smaller(start + together, last)
+            fetch(plan, near, start, end, work)
+            for row in range(start, end, ROWS):
+                do_rows(near, row, smaller(ROWS, end - row), lanes)
+            deliver(plan, start, end, (first, last), work)
         return 0.0
 
     return do_block

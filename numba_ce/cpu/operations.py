@@ -286,7 +286,7 @@ def row_by_row(operation):
                 for row in range(start, end):
                     total, rounding = two_sum(total, do_row(near, row, work))
                     lost += rounding
-                deliver(plan, start, end, work)
+                deliver(plan, start, end, (first, last), work)
             return total if math.isinf(total) else total + lost
 
         return do_block

@@ -29,8 +29,9 @@ PLAN = np.dtype(
         ("n_classes", "i8"),
         ("axes", "i8"),  # address of int64 (n_axes, 1 + len(OPERANDS))
         ("n_axes", "i8"),
-        ("near_axes", "i8"),  # the same for rows that `columns` copies; 0: there are none
-        ("logits_far", "?"),  # whether it copies them
+        # copies that `columns` makes, 0: none; and of which operands
+        ("near_bytes", "i8"),
+        ("logits_far", "?"),
         ("targets_far", "?"),
         ("grad_far", "?"),
         ("hess_far", "?"),

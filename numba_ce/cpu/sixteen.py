@@ -6,7 +6,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numba_ce.cpu.element import KINDS, get, load_element, put, store_element
+from numba_ce.cpu.element import (
+    KINDS,
+    get,
+    load_element,
+    load_vector,
+    put,
+    store_element,
+    store_vector,
+)
 from numba_ce.cpu.jit import inlined, inner, smaller
 from numba_ce.cpu.memory import (
     gather_float64,
@@ -108,7 +116,7 @@ def tile_reader(kind, block):
     """The function that reads sixteen rows into ``tile[class][row]``."""
     size, real = KINDS[kind][0] // 8, real_type(kind)
     width, zero = real().itemsize, real(0)
-    pitch, native = ROWS * width, width == size
+    pitch, double = ROWS * width, width == 8
 
     @inlined
     def read_tile(plan, place, operand, base, step, swapped, tile):
@@ -127,9 +135,11 @@ def tile_reader(kind, block):
             for c in range(0, n_classes, ROWS):
                 n = smaller(ROWS, n_classes - c)
                 load_turned(kind, block, source + c * size, stride, n, tile + c * pitch)
-        elif native and whole and stride == size:
+        elif whole and stride == size:
             for c in range(n_classes):
-                store(tile + c * pitch, load_sixteen(source + c * step, zero))
+                at = source + c * step
+                x = load_sixteen(at, zero) if double else load_vector(kind, at)
+                store(tile + c * pitch, x)
         else:
             for i in range(place.count):
                 source = base + locate(plan, place.first + i)[operand]
@@ -145,7 +155,7 @@ def tile_writer(kind, block):
     """The function that writes sixteen rows of the gradient."""
     size, real = KINDS[kind][0] // 8, real_type(kind)
     width, zero = real().itemsize, real(0)
-    pitch, native = ROWS * width, width == size
+    pitch, double = ROWS * width, width == 8
 
     @inlined
     def write_tile(plan, place, tile):
@@ -160,9 +170,13 @@ def tile_writer(kind, block):
             for c in range(0, n_classes, ROWS):
                 n, at = smaller(ROWS, n_classes - c), tile + c * pitch
                 store_turned(kind, block, target + c * size, stride, n, at)
-        elif native and whole and stride == size:
+        elif whole and stride == size:
             for c in range(n_classes):
-                store(target + c * step, load_sixteen(tile + c * pitch, zero))
+                at, x = target + c * step, load_sixteen(tile + c * pitch, zero)
+                if double:
+                    store(at, x)
+                else:
+                    store_vector(kind, at, x)
         else:
             for i in range(place.count):
                 target = plan.grad + locate(plan, place.first + i)[3]

@@ -51,7 +51,8 @@ def workspace_finder(kind):
         scales = tile + 3 * ROOM * width
         weights = tile + ROOM * width
         logits = weights + ROOM * width
-        near = (scales + n_tiles * 32 + VECTOR_BYTES - 1) // VECTOR_BYTES * VECTOR_BYTES
+        end = plan.workspace + (worker + 1) * plan.workspace_bytes
+        near = (end - plan.near_bytes + VECTOR_BYTES - 1) // VECTOR_BYTES * VECTOR_BYTES
         return Workspace(edge, rows, start, scales, tile, weights, logits, near)
 
     return find_workspace
