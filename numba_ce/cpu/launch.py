@@ -18,7 +18,7 @@ from numba.core.registry import cpu_target
 
 from numba_ce._backend import is_serial
 from numba_ce.cpu.cache import cached
-from numba_ce.cpu.columns import near_bytes
+from numba_ce.cpu.columns import near_bytes, rows_together
 from numba_ce.cpu.element import get, put, take_ticket
 from numba_ce.cpu.jit import call_address, collector_paused, smaller, whole_kernel
 from numba_ce.cpu.memory import fence
@@ -41,12 +41,13 @@ KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_ssize_t)
 def rows_per_block(n_classes, far=False):
     """Rows of a block, for reproducible sums a function of the number of classes and the layout.
 
-    far : the classes are, so that `columns` wants some rows at a time
+    far : the classes are, and the longer the pieces of one class, the better: 1000 classes move at
+    16.3 GB/s with 256 rows, 12.5 with 64
     """
     n_rows = min(max(BLOCK_ELEMENTS // n_classes, 1), 1024)
-    if n_rows < ROWS:
-        return ROWS if far else n_rows
-    return n_rows // ROWS * ROWS
+    if far:
+        n_rows = max(n_rows, 4 * rows_together(n_classes))
+    return n_rows // ROWS * ROWS or n_rows
 
 
 @cache
