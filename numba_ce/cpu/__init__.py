@@ -15,7 +15,7 @@ targets        what a row is told to be: target, weights, whether it counts
 finish         a row finished in float64, by the formulas of `numba_ce._row`
 operations     what is done with a row, one function for each operation
 shard          the same for a part of a row: records
-columns        rows whose classes are far apart, copied side by side
+copies         rows copied into a worker's memory and back: those of images
 eight          rows of some hundred classes, finished eight at a time: the operations
 narrow         rows of few classes, sixteen at a time: the operations
 sixteen        their rows in and out, and their targets
@@ -66,6 +66,11 @@ def _form(array):
     return None if array is None else (array.shape, array.strides, array.dtype)
 
 
+def _packed_strides(shape, itemsize):
+    """The strides of a C-contiguous array."""
+    return tuple(math.prod(shape[axis + 1 :]) * itemsize for axis in range(len(shape)))
+
+
 @lru_cache(maxsize=256)
 def _layout(*forms):
     """The fields of a `PLAN` that shapes, strides and dtypes decide, and its axes.
@@ -97,6 +102,7 @@ def _layout(*forms):
             fields["targets_signed"] = dtype.kind == "i"
         if name == "grad":
             fields["streaming"] = math.prod(shape) * dtype.itemsize >= STREAMING_BYTES
+            fields["grad_packed"] = own == _packed_strides(shape, dtype.itemsize)
     axes = collapse(shape[:-1], strides)
     fields["axes"], fields["n_axes"] = axes.buffer_info()[0], len(axes) // (1 + len(strides))
     for name, form, stride in zip(OPERANDS, forms, axes[-len(OPERANDS) :], strict=True):

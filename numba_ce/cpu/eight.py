@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numba_ce.cpu.columns import columns
+from numba_ce.cpu.copies import copies
 from numba_ce.cpu.element import get, put
 from numba_ce.cpu.finish import nan_finder
 from numba_ce.cpu.jit import inner, smaller
@@ -153,7 +153,7 @@ def eight_loss_operation(kernel):
     probability = probability_reader(targets_kind)
     finish_rows, weigh = rows_finisher(), weigher(np.float32, dense)
     join_factors = finishing(np.float32).joined
-    begin, fetch, deliver = columns(kernel)
+    begin, fetch, deliver = copies(kernel)
     write_tile = gradient_tile_writer(variant, grad_kind or "float32")
     fill_row = row_filler(grad_kind or "float32")
     cap_slope = cap_slope_reader(kind, kernel.softcap and not dense)
@@ -264,7 +264,7 @@ def eight_normalize_operation(kernel):
     variant = Variant(kind, keep=is_softmax, lead=not is_softmax)
     measure, first_nan = measurer(variant), nan_finder(kind)
     finish_rows, join_factors = rows_finisher(), finishing(np.float32).joined
-    begin, fetch, deliver = columns(kernel)
+    begin, fetch, deliver = copies(kernel)
     write_tile = gradient_tile_writer(variant, grad_kind or "float32")
     write_log = log_softmax_writer(kind, grad_kind or "float32")
 

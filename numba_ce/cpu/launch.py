@@ -18,7 +18,7 @@ from numba.core.registry import cpu_target
 
 from numba_ce._backend import is_serial
 from numba_ce.cpu.cache import cached
-from numba_ce.cpu.columns import near_bytes, rows_together
+from numba_ce.cpu.copies import near_bytes, packed_bytes, rows_together
 from numba_ce.cpu.element import get, put, take_ticket
 from numba_ce.cpu.jit import call_address, collector_paused, smaller, whole_kernel
 from numba_ce.cpu.memory import fence
@@ -145,8 +145,12 @@ def run(kernel, fields, *, after_scan=False):
     if n_blocks > 1 and n_rows * n_classes >= SERIAL_ELEMENTS and not is_serial():
         n_workers = min(n_threads(), n_blocks)
     size = (narrow_bytes if kernel.block else workspace_bytes)(n_classes, kernel.kind)
-    if far:
-        fields["near_bytes"] = near_bytes(kernel, n_classes, fields["n_axes"])
+    fields["grad_packed"] &= bool(kernel.block) and fields["streaming"] and not far
+    if far or fields["grad_packed"]:
+        if far:
+            fields["near_bytes"] = near_bytes(kernel, n_classes, fields["n_axes"])
+        else:
+            fields["near_bytes"] = packed_bytes(kernel, n_classes)
         size += fields["near_bytes"]
     # the counter of the tickets, the weight, then for each block its sum and its first bad row
     results = np.zeros(2 + 2 * n_blocks)

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from numba_ce.cpu.columns import columns
+from numba_ce.cpu.copies import copies
 from numba_ce.cpu.element import get
 from numba_ce.cpu.exp import exp_scaled, slope_of_gradient, soft_cap_and_slope
 from numba_ce.cpu.jit import inner, smaller
@@ -103,7 +103,7 @@ def narrow_loss_operation(kernel):
     finish = finishing(real)
     finish_sixteen, weigh = finish.sixteen, weigher(real, dense)
     join_factors, times_factor, halves = finish.joined, finish.times, finish.halves
-    begin, fetch, deliver = columns(kernel)
+    begin, fetch, deliver = copies(kernel)
     size = real().itemsize
 
     @inner
@@ -274,7 +274,7 @@ def narrow_normalize_operation(kernel):
     finish = finishing(real)
     finish_sixteen, times_amount = finish.sixteen, finish.amount
     join_factors, times_factor = finish.joined, finish.times
-    begin, fetch, deliver = columns(kernel)
+    begin, fetch, deliver = copies(kernel)
     size = real().itemsize
 
     @inner

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numba_ce.cpu.columns import columns
+from numba_ce.cpu.copies import copies
 from numba_ce.cpu.eight import eight_loss_operation, eight_normalize_operation
 from numba_ce.cpu.element import load_element, put
 from numba_ce.cpu.exp import two_sum
@@ -273,7 +273,7 @@ def row_by_row(operation):
 
     def block_operation(kernel):
         do_row = operation(kernel)
-        begin, fetch, deliver = columns(kernel)
+        begin, fetch, deliver = copies(kernel)
 
         @inner
         def do_block(plan, first, last, work):

@@ -29,11 +29,12 @@ PLAN = np.dtype(
         ("n_classes", "i8"),
         ("axes", "i8"),  # address of int64 (n_axes, 1 + len(OPERANDS))
         ("n_axes", "i8"),
-        # copies that `columns` makes, 0: none; and of which operands
+        # copies that `copies` makes, 0: none; and of which operands
         ("near_bytes", "i8"),
         ("logits_far", "?"),
         ("targets_far", "?"),
         ("grad_far", "?"),
+        ("grad_packed", "?"),
         ("hess_far", "?"),
         # how the work is cut up: rows_per_block depends on n_classes alone, so do the sums
         ("n_blocks", "i8"),

@@ -165,8 +165,9 @@ def tile_writer(kind, block):
         longest = 2 * ROWS * n_classes * size
         if whole and step == size:
             following = target + ROWS * stride + WRITE_AHEAD
-            for line in range(0, smaller(ROWS * stride, longest), VECTOR_BYTES):
-                prefetch_to_write(following + line)
+            if not plan.grad_packed:
+                for line in range(0, smaller(ROWS * stride, longest), VECTOR_BYTES):
+                    prefetch_to_write(following + line)
             for c in range(0, n_classes, ROWS):
                 n, at = smaller(ROWS, n_classes - c), tile + c * pitch
                 store_turned(kind, block, target + c * size, stride, n, at)

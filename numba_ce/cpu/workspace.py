@@ -25,7 +25,7 @@ class Workspace(NamedTuple):
     tile: int  # room for a `Tile`
     weights: int  # room for a `Tile`
     logits: int
-    near: int  # copies of rows, see `columns`
+    near: int  # copies of rows, see `copies`
 
 
 def workspace_bytes(n_classes, kind):
