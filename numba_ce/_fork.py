@@ -16,20 +16,25 @@ import threading
 # With `logging` it tells Python what to do before and after a fork. Imported while a fork waits it
 # would be asked only afterwards, to release what it has not taken
 from concurrent.futures import thread as thread
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import suppress
+from typing import Any
 
 #: Held by a thread that imports within a call
 importing = threading.RLock()
-#: What a fork takes, in this order: the first one sees to it that nobody appends meanwhile and
-#: that only one thread at a time forks
-locks: list[AbstractContextManager[object]] = [importing]
-_taken = ExitStack()  # an exception of a signal handler may have left some of them out
+#: What a fork takes, in this order: while it has the first one nobody appends
+locks: list[Any] = [importing]
 
 
 def _take() -> None:
     for lock in locks:
-        _taken.enter_context(lock)
+        lock.acquire()
+
+
+def _release() -> None:
+    for lock in reversed(locks):
+        with suppress(RuntimeError):  # not taken: the exception of a signal handler came before
+            lock.release()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_take, after_in_parent=_taken.close, after_in_child=_taken.close)
+    os.register_at_fork(before=_take, after_in_parent=_release, after_in_child=_release)
