@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 
+from numba_ce._fork import importing
+
 if TYPE_CHECKING:
     from numba_ce._validate import Array, Problem
 
@@ -30,16 +32,17 @@ _of_environment: str | None = None
 
 def why_not(name: str) -> str | None:
     """Why a backend cannot be used here; None if it can."""
-    if name == "cuda":
-        from numba_ce._cuda_presence import why_no_cuda
+    with importing:
+        if name == "cuda":
+            from numba_ce._cuda_presence import why_no_cuda
 
-        return why_no_cuda()
-    if name == "cpu":
-        from numba import config
+            return why_no_cuda()
+        if name == "cpu":
+            from numba import config
 
-        if config.DISABLE_JIT:  # type: ignore[attr-defined]
-            return "NUMBA_DISABLE_JIT is set and there is nothing to run but compiled kernels"
-    return None
+            if config.DISABLE_JIT:  # type: ignore[attr-defined]
+                return "NUMBA_DISABLE_JIT is set and there is nothing to run but compiled kernels"
+        return None
 
 
 def _check(name: Any, source: str) -> str:
@@ -259,6 +262,7 @@ def backend(on_device: bool = False) -> Backend:
         )
     if name not in _loaded:
         _check(name, f"backend {get_backend()!r}")
-        module: Any = importlib.import_module(MODULES[name])
+        with importing:
+            module: Any = importlib.import_module(MODULES[name])
         _loaded[name] = module
     return _loaded[name]

@@ -16,6 +16,11 @@ from typing import Any
 
 import numpy as np
 
+# NumPy imports this when it is first asked for, as by the first call of any function of Numba's:
+# a child that is forked meanwhile would wait for it for ever. 6 ms
+from numpy.ma import MaskedArray
+
+from numba_ce._fork import importing
 from numba_ce.options import LossOptions
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -63,9 +68,10 @@ def cuda_arrays() -> Any:
 def _device_array(value: Any, name: str, interface: dict[str, Any]) -> Any:
     loaded = sys.modules.get("numba_ce.cuda.driver")
     if loaded is None or loaded._driver is None:
-        from numba_ce._cuda_presence import why_no_cuda
+        with importing:
+            from numba_ce._cuda_presence import why_no_cuda
 
-        reason = why_no_cuda()
+            reason = why_no_cuda()
         if reason is not None:
             raise TypeError(
                 f"{name} ({type(value).__name__}) is on a CUDA device, and the backend 'cuda' "
@@ -87,7 +93,7 @@ def as_array(value: Any, name: str) -> Array:
     """`value` as a plain array that shares its memory."""
     if type(value) is np.ndarray:
         return value
-    if isinstance(value, np.ma.MaskedArray):
+    if isinstance(value, MaskedArray):
         raise TypeError(
             f"{name} is a MaskedArray, whose mask would be lost: fill it (-inf masks a class, "
             "ignore_index a row) and pass an ordinary array"
@@ -396,7 +402,7 @@ def check_out(out: Any, logits: Array, others: tuple[Any, ...] = (), name: str =
     if on_device(logits) or hasattr(out, "__cuda_array_interface__"):
         return _check_device_out(out, logits, others, name)  # type: ignore[no-any-return]
     if type(out) is not np.ndarray and (
-        not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray)
+        not isinstance(out, np.ndarray) or isinstance(out, MaskedArray)
     ):
         raise TypeError(f"{name} is a {type(out).__name__}: expected a NumPy array")
     _check_fits(out, logits, name)

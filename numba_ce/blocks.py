@@ -6,11 +6,14 @@ import math
 import os
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.ma import MaskedArray
 
+from numba_ce._fork import importing
 from numba_ce._validate import Array, as_array, check_logits, shown
 from numba_ce.npy import Index, NpyReader
 
@@ -48,7 +51,7 @@ class Source:
             value = _open(Path(value), name)
         elif not (hasattr(value, "shape") and numpy_dtype(value) is not None):
             value = as_array(value, name)
-        if isinstance(value, np.ma.MaskedArray):
+        if isinstance(value, MaskedArray):
             as_array(value, name)  # raises
         self.array, self.shape, self.dtype = value, tuple(value.shape), np.dtype(value.dtype)
         # In memory a view will do; a map would be read by the kernel, page fault by page fault
@@ -77,7 +80,8 @@ def _open(path: Path, name: str) -> Any:
     if not path.is_dir():
         return NpyReader(path, name)
     try:
-        import zarr
+        with importing:
+            import zarr
     except ImportError:
         raise ImportError(
             f"{name} {path} is a directory: a Zarr array needs pip install 'numba-ce[zarr]'"
@@ -115,8 +119,6 @@ def block_indices(shape: tuple[int, ...], axis: int, itemsize: int, chunks: Any)
 
 def read_ahead(items: Iterator[Block]) -> Generator[Block]:
     """The same items, made by another thread before they are asked for."""
-    from concurrent.futures import ThreadPoolExecutor  # not for everybody who imports the package
-
     pool, end = ThreadPoolExecutor(1, "numba_ce-read-ahead"), None
     try:
         pending = deque(pool.submit(next, items, end) for _ in range(AHEAD))

@@ -138,7 +138,7 @@ def others(put, z, t, out, kind):
 def main(arguments=None):
     """Run, and print each call on a line of its own that the next one overwrites."""
     parser = argparse.ArgumentParser(prog="python -m tests.guard_pages", description=__doc__)
-    parser.add_argument("--all", action="store_true", help="every kernel: some minutes")
+    parser.add_argument("--all", action="store_true", help="every kernel: a quarter of an hour")
     everything = parser.parse_args(arguments).all
     faulthandler.enable()
     numba_ce.api.np = numba_ce.records.np = results = GuardedNumPy()

@@ -262,6 +262,7 @@ def limits(arguments):
     z = np.broadcast_to(np.linspace(0, 1, 1000, dtype=np.float32), (400_000, 1000))
 
     def busy_cores():
+        time.sleep(0.1)  # OpenMP's idle threads ask for work for 8 ms after a call: 12% of the next
         wall, cpu = time.perf_counter(), time.process_time()
         nc.logsumexp(z)
         return (time.process_time() - cpu) / (time.perf_counter() - wall)
@@ -378,6 +379,61 @@ def check_fork_while_collector_is_paused():
     paused.wait()
     assert forked(check) == 0, "no garbage collection in the child"
     thread.join()
+
+
+class Pause:
+    """A finder that finds nothing: the import of one module takes a little longer."""
+
+    def __init__(self, name):
+        self.name, self.reached = name, threading.Event()
+
+    def find_spec(self, name, path=None, target=None):
+        if name == self.name:
+            self.reached.set()
+            time.sleep(0.2)
+
+
+def imports(arguments):
+    """Fork while another thread imports: in the first call of this package, or of Numba's.
+
+    Each in a child of this process, which has imported nothing yet.
+    """
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import numba_ce as nc
+
+    assert "numba" not in sys.modules
+
+    def call():
+        loss = nc.cross_entropy(np.zeros((2, 10)), np.zeros(2, int))
+        assert abs(loss - np.log(10)) < 1e-12, loss
+
+    def call_numba():
+        import numba
+
+        assert numba.njit(lambda x: x + 1)(np.ones(3))[0] == 2
+
+    def fork_during(import_of, before, in_thread, in_child):
+        before()
+        pause, thread = Pause(import_of), threading.Thread(target=in_thread)
+        sys.meta_path.insert(0, pause)
+        thread.start()
+        while thread.is_alive() and not pause.reached.wait(0.01):
+            pass
+        if not import_of.startswith("numba.np"):  # which Numba may import earlier
+            # What Numba imports without its lock is imported with this package
+            assert pause.reached.is_set() == (import_of != "numpy.ma"), import_of
+        assert forked(in_child, 20) == 0, f"child forked during the import of {import_of}"
+        thread.join()
+
+    cases = {
+        "numba": (lambda: None, call, call),
+        "numba_ce.cpu.threads": (lambda: None, call, call),
+        "numpy.ma": (call, call_numba, call),
+        "numba.np.arraymath": (call, call_numba, call_numba),
+    }
+    for name, case in cases.items():
+        assert forked(lambda name=name, case=case: fork_during(name, *case)) == 0, name
+    return {"layer": os.environ["NUMBA_THREADING_LAYER"], "imports": list(cases)}
 
 
 def workers(arguments):
@@ -561,7 +617,10 @@ def memory(arguments):
 
 PROGRAMS = {
     program.__name__: program
-    for program in (threads, executors, prange, limits, fork, workers, interrupt, bits, memory)
+    for program in (
+        *(threads, executors, prange, limits, fork, imports),
+        *(workers, interrupt, bits, memory),
+    )
 }
 
 
@@ -574,6 +633,7 @@ def everything():
         ("prange", {"seconds": 2}),
         ("limits", {}),
         ("fork", {"forks": 50}),
+        ("imports", {}),
         ("workers", {"seconds": 8}),
         ("interrupt", {}),
         ("bits", {"repetitions": 100, "threads": 7}),

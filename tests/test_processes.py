@@ -40,6 +40,11 @@ def test_limits_memory_and_bits():
     run_programs("limits", "memory", "bits", few=True, repetitions=10, threads=7)
 
 
+def test_forks_while_others_import():
+    """In a process of its own: in the others everything is imported already."""
+    run_programs("imports")
+
+
 def test_workers_of_a_server():
     """The long run asks for 0.7."""
     run_programs("workers", few=True, seconds=1.5, at_least=0.5)

@@ -30,6 +30,7 @@ from numba.core import cgutils
 from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic
 
+from numba_ce import _fork
 from numba_ce._validate import PARTLY_WRITTEN
 from numba_ce.cpu.cache import cached
 from numba_ce.cpu.element import put
@@ -125,18 +126,13 @@ _layer_is_unsafe = _started_layer() == "omp"
 
 def _in_child():
     global _layer_is_unsafe
-    global_compiler_lock.release()
     pool.cache_clear()  # its threads stayed in the parent
     _layer_is_unsafe = _layer_is_unsafe or _started_layer() is not None
 
 
+_fork.locks.append(global_compiler_lock)  # also held by a thread that loads a kernel
 if hasattr(os, "register_at_fork"):
-    # A fork waits until no thread compiles: the child would wait for ever for Numba's lock
-    os.register_at_fork(
-        before=global_compiler_lock.acquire,
-        after_in_parent=global_compiler_lock.release,
-        after_in_child=_in_child,
-    )
+    os.register_at_fork(after_in_child=_in_child)
 
 
 @cache
