@@ -42,7 +42,7 @@ from numba_ce._validate import bad_target_error, check_scale, encoded_ignore_ind
 from numba_ce.cpu.element import KINDS
 from numba_ce.cpu.exp import reduction
 from numba_ce.cpu.launch import run
-from numba_ce.cpu.narrow import NARROW_CLASSES
+from numba_ce.cpu.narrow import FEW_CLASSES, NARROW_CLASSES
 from numba_ce.cpu.operations import Kernel
 from numba_ce.cpu.plan import DEFAULTS, OPERANDS, address_of, collapse
 from numba_ce.cpu.tile import TILE, real_type
@@ -202,7 +202,8 @@ def _fitting(operation, kind, targets_kind, grad_kind, n_classes, *options):
         block = min(size for size in BLOCK_CLASSES if size >= min(n_classes, ROWS))
     elif n_classes <= TILE and real is np.float32:
         operation = "eight_" + operation
-    return Kernel(operation, kind, targets_kind, grad_kind, None, *options, block=block)
+    many = block > 0 and n_classes > FEW_CLASSES
+    return Kernel(operation, kind, targets_kind, grad_kind, None, *options, block, many)
 
 
 def _options(options):

@@ -240,7 +240,7 @@ def copies(kernel):
     begin(plan, n_rows, work) returns the address of the plan by which the rows of the block are to
     be done, for `plan_at`, and how many of them at a time: between `fetch` and `deliver`.
     """
-    narrow = kernel.block > 0
+    narrow, packed = kernel.block > 0, kernel.many
     size, targets_size, grad_size, hess_size = map(_size, _kinds(kernel))
     _, has_targets, has_grad, has_hess = (kind is not None for kind in _kinds(kernel))
     fetch_logits, fetch_targets = fetcher(size, narrow), fetcher(targets_size, narrow)
@@ -303,7 +303,7 @@ def copies(kernel):
         if plan.near_bytes == 0:
             return 0, n_rows
         copy_plan(plan, work.near)
-        if plan.grad_packed:
+        if packed and plan.grad_packed:
             return work.near, n_packed(plan.n_classes)
         near, axes, n_classes = plan_at(plan, work.near), rooms_of(plan, work).axes, plan.n_classes
         near.axes = axes
@@ -329,7 +329,7 @@ def copies(kernel):
         if plan.near_bytes == 0:
             return
         n_classes, rooms = plan.n_classes, rooms_of(plan, work)
-        if has_grad and plan.grad_packed:
+        if packed and plan.grad_packed:
             near.grad = work.near + PACKED - first * n_classes * grad_size
             return
         if plan.logits_far:
@@ -351,7 +351,7 @@ def copies(kernel):
         if plan.near_bytes == 0:
             return
         rooms = rooms_of(plan, work)
-        if has_grad and plan.grad_packed:
+        if packed and plan.grad_packed:
             n_elements, row = (last - first) * plan.n_classes, plan.n_classes * grad_size
             fresh, is_last = (first - block[0]) * row < VECTOR_BYTES, last == block[1]
             rows, line, to = work.near + PACKED, work.near + LINE, plan.grad + first * row

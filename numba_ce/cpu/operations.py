@@ -61,6 +61,7 @@ class Kernel(NamedTuple):
     tempered: bool = False
     softcap: bool = False
     block: int = 0  # narrow operations: classes turned at a time
+    many: bool = False  # of them those for more than FEW_CLASSES
 
 
 @lru_cache

@@ -375,21 +375,26 @@ def no_sums_of_sixteen(real):
 
 
 @lru_cache
-def exp_summer(real, tempered, keep):
-    """The function that turns a tile into exponentials, and adds them up."""
+def exp_summer(real, tempered, keep, ask):
+    """The function that turns a tile into exponentials, and adds them up.
+
+    ask(ahead, c) is called for each class.
+    """
     pitch, zero = 16 * real().itemsize, real(0)
     no_sums = no_sums_of_sixteen(real)
 
     @inner
-    def sum_exps(plan, tile, end, scale):
+    def sum_exps(plan, tile, end, scale, ahead):
         """The sums of the sixteen rows; the exponentials stay if they are kept."""
         reference, _, exponent, lowest = scale
         if tempered:
             constants = reduction_of(plan.tempered, real)
         else:
             constants = None
-        sums = no_sums()
+        sums, c = no_sums(), 0
         for at in range(tile, end, pitch):
+            ask(ahead, c)
+            c += 1
             e = exp_scaled(load_sixteen(at, zero), reference, exponent, lowest, constants)
             sums = add_to(sums, e)
             if keep:
