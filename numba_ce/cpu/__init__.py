@@ -203,7 +203,7 @@ def _fitting(operation, kind, targets_kind, grad_kind, n_classes, *options):
     elif n_classes <= TILE and real is np.float32:
         operation = "eight_" + operation
     many = block > 0 and n_classes > FEW_CLASSES
-    return Kernel(operation, kind, targets_kind, grad_kind, None, *options, block, many)
+    return Kernel(operation, kind, targets_kind, grad_kind, None, *options, block=block, many=many)
 
 
 def _options(options):

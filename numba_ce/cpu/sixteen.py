@@ -233,13 +233,17 @@ def asker(kernel):
         """The `Ahead` of the sixteen rows after these."""
         if not many:
             return NOTHING_AHEAD
+        grad = start_of(plan, place, 3, plan.grad) + WRITE_AHEAD
+        grad_step = step_of(plan, place, 3, grad_size)
+        if plan.grad_packed:  # a copy, which is in the cache
+            grad, grad_step = plan.grad + place.offsets[3], 0
         return Ahead(
             start_of(plan, place, 0, plan.logits) + READ_AHEAD,
             step_of(plan, place, 0, size),
             start_of(plan, place, 1, plan.targets) + READ_AHEAD,
             step_of(plan, place, 1, targets_size),
-            start_of(plan, place, 3, plan.grad) + WRITE_AHEAD,
-            step_of(plan, place, 3, grad_size),
+            grad,
+            grad_step,
         )
 
     @inlined
