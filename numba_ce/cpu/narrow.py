@@ -57,15 +57,11 @@ from numba_ce.cpu.vector import (
     sum_of_lanes,
 )
 
-# From some 100 classes on (64 for softmax, 80 in float64) rows whose classes are neighbours would
-# be faster in `eight` or `operations`: with 256 the gradient takes 1.7 of their time. But rows that
-# are neighbours class by class, those of images, are read there number by number, with 150 classes
-# at a tenth of the speed; and the layout must not decide, or it would change the bits.
+# With so many classes it takes what `eight` takes, in float64 `operations`; with 128 half of that
 NARROW_CLASSES = 256
-# Up to so many, rows are so short that all of the next sixteen are asked for at once, and that
-# gradients go through the caches: whole lines around them cost 5 to 10% there, and save 10 to 20%
-# from 64 classes on
-FEW_CLASSES = 32
+# Up to so many, all of the next sixteen rows is asked for at once, and gradients go through the
+# caches; beyond, see `sixteen.asker` and `copies`: with 40 classes 11.8 instead of 14.9 ns a row
+FEW_CLASSES = 24
 F32_1 = np.float32(1)
 
 
