@@ -306,6 +306,16 @@ def test_softcap_derivative_far_out(backend, rng, softcap, dtype):
         assert all(a != 0 or abs(g) < tiny for a, g in zip(actual, row.grad, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_softcap_derivative_near_zero(backend, rng, dtype):
+    """Here the rounding of the derivative is all that a soft cap adds."""
+    logits = make_logits(rng, (8, 300), dtype, scale=0.1)
+    targets = rng.integers(0, 300, 8)
+    options = {"softcap": 3.0, "temperature": 30.0}
+    _, grad = nc.cross_entropy_and_grad(logits, targets, reduction="none", **options)
+    check_grad(grad, exact_rows(logits, targets, **options), dtype)
+
+
 @few_sets
 @both_kinds
 def test_out_and_in_place(backend, rng, names, kind):
