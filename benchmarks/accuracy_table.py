@@ -131,9 +131,11 @@ gives the exact results in 106 bits and is itself checked against mpmath. 2e7 (f
 Promised, and tested on every run: loss and gradient at the target within 4 ULP, lse within 2 ULP
 of the larger of |lse| and |row maximum| on these families; the other entries of the gradient within
 max(4, |z - m|) ULP, m the largest of the other logits. The row "others" is scaled so that 4 is this
-bound. 16-bit gradients are the float32 result, rounded once. Where terms of opposite sign meet
-(smoothing, z-loss, probabilities), the same holds relative to the sum of the magnitudes of the
-terms. The backend "numpy" is promised 16 ULP in float64, for NumPy's exp may be off by 4.
+bound. 16-bit gradients are the float32 result, rounded once. A soft cap adds errors of its own: the
+capped logit is within 3 eps of itself, its derivative, a factor of the gradient, within
+5 + 2 |z| / cap ULP. Where terms of opposite sign meet (smoothing, z-loss, probabilities), the same
+holds relative to the sum of the magnitudes of the terms. The backend "numpy" is promised 16 ULP in
+float64, for NumPy's exp may be off by 4.
 
 """
 

@@ -135,7 +135,7 @@ def cross_entropy(
     sample_weight : array_like, optional
         s, one float for each row; a row of weight 0 counts as ignored.
     label_smoothing : float
-        e, between 0 and 1.
+        e, between 0 and 1. At 1 probabilities have no share and are not looked at, NaN or not.
     ignore_index : int or None
         Rows with this class index have loss 0 and gradient 0. Index targets only.
     z_loss : float

@@ -25,7 +25,7 @@ from numba_ce._validate import (
     make_problem,
     shown,
 )
-from numba_ce.api import cross_entropy, cross_entropy_and_grad, no_classes, result_dtype
+from numba_ce.api import cross_entropy, cross_entropy_and_grad, result_dtype
 from numba_ce.options import LossOptions
 from numba_ce.weights import is_ignored, mean_weights, stand_in, total_weight
 
@@ -128,7 +128,7 @@ def make_layer(
     n_rows, n_classes = len(hidden), len(weight)
     logits = stand_in((n_rows, n_classes), hidden.dtype.newbyteorder("="))
     if n_classes == 0 and n_rows:
-        raise no_classes(logits, 1)
+        raise ValueError(f"weight has shape {weight.shape}, no classes: expected at least one")
     if chunk_rows is None:
         chunk_rows = max(CHUNK_ROWS, CHUNK_ELEMENTS // max(n_classes, 1))
     else:

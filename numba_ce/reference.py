@@ -172,7 +172,7 @@ def _part(problem: Problem, offset: int = 0, n_classes: int | None = None) -> Pa
         v = np.where(left_out, w, 0.0).sum(axis=-1)  # w_y
         weight = s * v
     e = options.label_smoothing
-    q = w * ((1.0 - e) * t + e / n_classes)  # (13), (14)
+    q = w * (times(1.0 - e, t) + e / n_classes)  # (13), (14)
     kept = ~ignored & (bad | (s != 0.0))
     return Part(
         z,

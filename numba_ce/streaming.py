@@ -121,8 +121,11 @@ def _sink(grad_out: Any, logits: Source, axis: int, others: tuple[Any, ...]) -> 
     dtype = logits.dtype.newbyteorder("=")
     if isinstance(grad_out, (str, os.PathLike)):
         # Rows in one piece each, so that a block is written in one piece
-        fortran = axis == 0 and len(logits.shape) > 1
-        return NpyWriter(Path(grad_out), logits.shape, dtype, fortran)
+        fortran, path = axis == 0 and len(logits.shape) > 1, Path(grad_out)
+        if path.is_dir():  # also "", which is the current folder; the file gets its name at the end
+            name = os.fspath(grad_out)
+            raise ValueError(f"grad_out = {name!r} is a folder: expected the path of a file")
+        return NpyWriter(path, logits.shape, dtype, fortran)
     if not hasattr(grad_out, "__setitem__") or numpy_dtype(grad_out) is None:
         raise TypeError(f"grad_out is a {type(grad_out).__name__}: expected a path or an array")
     if tuple(grad_out.shape) != logits.shape:

@@ -336,6 +336,22 @@ def test_ignored_rows_may_hold_anything(backend, rng, dtype, kind, n_classes):
     assert_same(grad[kept], expected_grad)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+@pytest.mark.parametrize("kind", ["index", "probabilities"])
+@pytest.mark.parametrize("n_classes", [5, 300, 1030])
+def test_a_soft_cap_of_ignored_rows_that_hold_anything(backend, rng, dtype, kind, n_classes):
+    """A gradient is multiplied by the derivative of the cap, and 0 * NaN is not 0."""
+    logits = make_logits(rng, (4, n_classes), dtype)
+    logits[0, 2], logits[1, 1], logits[2, 3] = NAN, INF, -INF
+    targets = make_targets(rng, (4,), n_classes, kind)
+    ignored = {"sample_weight": np.array([0.0, 0.0, 0.0, 1.0])}
+    for options in ({}, {"label_smoothing": 0.1, "temperature": 30.0}):
+        loss, grad = loss_and_grad(logits, targets, softcap=3.0, **options, **ignored)
+        assert (loss[:3] == 0).all()
+        assert (grad[:3] == 0).all()
+        assert loss[3] > 0
+
+
 def test_ignored_target_is_read_as_probabilities_neither(backend):
     logits = np.array([[0.0, 1.0], [1.0, 2.0]])
     targets = np.array([[NAN, NAN], [0.5, 0.5]])

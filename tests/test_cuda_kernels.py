@@ -300,6 +300,22 @@ def test_ignored_and_bad_rows(n_classes):
     assert np.isfinite(loss[:4]).all() and np.isfinite(grad[:4]).all()
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
+def test_label_smoothing_of_one_looks_at_no_probability(rng, dtype):
+    logits = make_logits(rng, (4, 21), np.float32)
+    logits[3, 5] = -INF
+    targets = make_targets(rng, (4,), 21, "probabilities", dtype)
+    with nc.use_backend("numpy"):
+        expected = nc.cross_entropy(logits, targets, label_smoothing=1.0, reduction="none")
+    targets[0], targets[1, 3], targets[2, :3] = 6e4, INF, NAN
+    with emulated():
+        loss, grad = nc.cross_entropy_and_grad(
+            logits, targets, label_smoothing=1.0, reduction="none"
+        )
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    assert np.isfinite(grad).all() and grad[3, 5] == np.float32(-1 / 21)
+
+
 # ---------------------------------------------------------------- memory: any place, any strides
 
 

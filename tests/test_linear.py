@@ -116,7 +116,7 @@ def test_bad_target_is_named_by_its_row(backend, rng):
         ({"weight": np.zeros((C, D), np.float32)}, TypeError, "weight has dtype float32"),
         ({"hidden": np.zeros((N, D), np.float16)}, TypeError, "expected float32 or float64"),
         ({"hidden": np.zeros(D)}, ValueError, "hidden has 1 axes"),
-        ({"weight": np.zeros((0, D)), "bias": None}, ValueError, "no classes"),
+        ({"weight": np.zeros((0, D)), "bias": None}, ValueError, r"weight .* no classes"),
         ({"bias": np.zeros(C - 1)}, ValueError, "bias has shape"),
         ({"bias": np.zeros(C, np.float32)}, TypeError, "bias has dtype"),
         ({"targets": np.zeros(N - 1, int)}, ValueError, "targets have shape"),

@@ -21,6 +21,7 @@ from exact import assert_same, check_grad, check_loss, check_total, exact_rows
 
 import numba_ce as nc
 
+INF, NAN = np.inf, np.nan
 SHAPE = (3, 4)
 every_pair = pytest.mark.parametrize("names", OPTION_SETS, ids=option_id)
 few_sets = pytest.mark.parametrize("names", FEW_OPTION_SETS, ids=option_id)
@@ -237,6 +238,30 @@ def test_label_smoothing_of_one_forgets_the_target(backend, rng, kind):
     np.testing.assert_allclose(grad, np.exp(log_p(logits)) - 1 / 8, rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("n_classes", [8, 300, 1030])
+def test_label_smoothing_of_one_looks_at_no_probability(backend, rng, dtype, n_classes):
+    """0 * inf is not formed, be it the probability that is infinite or the logit."""
+    logits = make_logits(rng, (4, n_classes), dtype)
+    logits[3, 5] = -INF
+    targets = make_targets(rng, (4,), n_classes, "probabilities")
+    options = {"label_smoothing": 1.0, "temperature": 2.0}
+    plain = nc.cross_entropy_and_grad(logits, targets, reduction="none", **options)
+    record = nc.row_record(logits, targets, class_offset=0, n_classes=n_classes, **options)
+    assert np.isinf(plain[0]).tolist() == [False, False, False, True]
+    assert np.isfinite(plain[1]).all()
+    assert plain[1][3, 5] == dtype(-0.5 / n_classes)
+    targets[0], targets[1, 3], targets[2, :3] = 1e300, INF, NAN
+    odd = nc.cross_entropy_and_grad(logits, targets, reduction="none", **options)
+    assert_same(odd, plain)
+    assert_same(nc.cross_entropy(logits, targets, reduction="none", **options), plain[0])
+    odd = nc.row_record(logits, targets, class_offset=0, n_classes=n_classes, **options)
+    assert_same(odd, record)
+    for rows in (record, odd):
+        grad = nc.grad_from_record(logits, targets, rows, class_offset=0, **options)
+        np.testing.assert_allclose(grad, plain[1], rtol=1e-5, atol=1e-7)
+
+
 def test_z_loss_follows_the_class_weight_for_indices_only(backend, rng):
     logits, targets = make_logits(rng, (3, 4)), np.array([0, 3, 2])
     w = np.array([0.5, 1.0, 0.0, -2.0])
@@ -279,6 +304,16 @@ def test_softcap_derivative_far_out(backend, rng, softcap, dtype):
     tiny = np.finfo(dtype).smallest_normal
     for actual, row in zip(grad, rows, strict=True):
         assert all(a != 0 or abs(g) < tiny for a, g in zip(actual, row.grad, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_softcap_derivative_near_zero(backend, rng, dtype):
+    """Here the rounding of the derivative is all that a soft cap adds."""
+    logits = make_logits(rng, (8, 300), dtype, scale=0.1)
+    targets = rng.integers(0, 300, 8)
+    options = {"softcap": 3.0, "temperature": 30.0}
+    _, grad = nc.cross_entropy_and_grad(logits, targets, reduction="none", **options)
+    check_grad(grad, exact_rows(logits, targets, **options), dtype)
 
 
 @few_sets

@@ -277,6 +277,8 @@ def test_bad_grad_out(cpu, rng, tmp_path):
         (np.empty((N, 3)), ValueError, "grad_out has shape"),
         (3, TypeError, "expected a path"),
         (tmp_path / "nowhere" / "g.npy", FileNotFoundError, "nowhere"),
+        (tmp_path, ValueError, "grad_out = .* is a folder"),
+        ("", ValueError, "grad_out = '' is a folder"),
     ):
         with pytest.raises(error, match=message):
             nc.stream(logits, targets, grad_out=bad)

@@ -47,6 +47,7 @@ from numba_ce.cpu.operations import Kernel
 from numba_ce.cpu.plan import DEFAULTS, OPERANDS, address_of, collapse
 from numba_ce.cpu.tile import TILE, real_type
 from numba_ce.cpu.turn import BLOCK_CLASSES, ROWS
+from numba_ce.weights import stand_in
 
 # Outputs larger than this do not fit the caches anyway: write around them
 STREAMING_BYTES = 4 << 20
@@ -186,7 +187,12 @@ class _Plan:
 
 
 def _plan(problem, grad=None, hess=None):
-    plan = _Plan(problem.logits, problem.targets, problem.sample_weight, grad, hess)
+    targets = problem.targets
+    if problem.probabilities and problem.options.label_smoothing == 1.0:
+        # They have no share: zeros are read, for the kernels would form 0 * inf, of a probability
+        # beyond float32 too, and have no test of it for every class
+        targets = stand_in(targets.shape, targets.dtype.newbyteorder("="))
+    plan = _Plan(problem.logits, targets, problem.sample_weight, grad, hess)
     plan.describe_targets(problem)
     plan.describe_options(problem.options)
     return plan

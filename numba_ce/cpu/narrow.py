@@ -109,11 +109,14 @@ def narrow_loss_operation(kernel):
     size = real().itemsize
 
     @inner
-    def cap_logits(plan, lanes, end):
-        """Puts the soft cap on, and keeps its slopes."""
+    def cap_logits(plan, lanes, end, y):
+        """Puts the soft cap on, and keeps its slopes.
+
+        An ignored row is read as zeros: its gradient is 0 times the slope, which is not to be NaN.
+        """
         capping = reduction_of(plan.capping, real)
         for at in range(lanes.tile, end, pitch):
-            x = load_sixteen(at, zero)
+            x = select(y < F32_0, zero, load_sixteen(at, zero))
             capped, slope = soft_cap_and_slope(x, real(plan.softcap), capping)
             store(at, capped)
             if wants_grad:
@@ -198,7 +201,7 @@ def narrow_loss_operation(kernel):
         y = load(lanes.targets, F32_0)
         temperature = plan.temperature if tempered else 1.0
         if softcap:
-            cap_logits(plan, lanes, end)
+            cap_logits(plan, lanes, end, y)
         if probabilities:
             step, swapped = plan.targets_step, plan.targets_swapped
             read_probabilities(plan, place, 1, plan.targets, step, swapped, lanes.q)

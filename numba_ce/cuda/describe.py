@@ -14,6 +14,7 @@ from numba_ce.cuda.kernel import Kernel
 from numba_ce.cuda.plan import DEFAULTS, MAX_AXES, OPERANDS, merged_axes, set_axes
 from numba_ce.cuda.stage import fits
 from numba_ce.cuda.table import FEW_BYTES, resident_for
+from numba_ce.cuda.targets import NOTHING
 from numba_ce.cuda.walk import Access
 
 KIND_NAMES = tuple(KINDS)
@@ -90,6 +91,8 @@ def describe_options(fields: dict[str, Any], options: Any, kind: str) -> None:
     if options.softcap is not None:
         check_scale("softcap", options.softcap, kind, "on CUDA")
     fields["smoothing"], fields["z_loss"] = options.label_smoothing, options.z_loss
+    if options.label_smoothing == 1.0:  # probabilities have no share, whatever they are
+        fields["targets_kind"] = NOTHING
     fields["temperature"] = options.temperature
     fields["softcap"] = options.softcap or 0.0
 

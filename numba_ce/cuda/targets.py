@@ -24,6 +24,7 @@ load_f16, load_bf16 = element_loader("float16"), element_loader("bfloat16")
 load_f32 = element_loader("float32")
 
 KEPT, IGNORED, BAD = 0, 1, 2
+NOTHING = 4  # no kind of float: 0 without a look at the memory
 
 
 class Target(NamedTuple):
@@ -50,14 +51,16 @@ def load_integer(address, size, signed):
 
 @inner
 def load_float(address, kind):
-    """The float of the kind with this number, as float64."""
+    """The float of the kind with this number, as float64; 0 of the kind NOTHING."""
     if kind == 3:
         return load_f64(address)
     if kind == 2:
         return np.float64(load_f32(address))
     if kind == 1:
         return np.float64(load_bf16(address))
-    return np.float64(load_f16(address))
+    if kind == 0:
+        return np.float64(load_f16(address))
+    return 0.0
 
 
 @inner

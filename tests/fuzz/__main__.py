@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import faulthandler
 import json
 import os
@@ -85,13 +86,14 @@ class Process:
         n = self.numbers
         arguments = [n.start, n.stop, n.step, self.options.flavours, self.options.seed]
         Path(self.status).write_bytes(struct.pack("q", n.start))
-        with tempfile.TemporaryFile("w+") as errors:
+        # In a folder of their own: a name in the place of an array is one of a file, also to write
+        with tempfile.TemporaryFile("w+") as errors, tempfile.TemporaryDirectory() as folder:
             process = subprocess.Popen(
                 [sys.executable, __file__, "--worker", self.status, *map(str, arguments)],
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
-                cwd=TESTS.parent,
+                cwd=folder,
             )
             watch = threading.Thread(target=self.watch, args=(process,))
             watch.start()
@@ -236,7 +238,8 @@ def only(options):
     menu, arenas = flavours()[: options.flavours], Arenas()
     call, expected = make(options.seed, options.only, menu, arenas)
     print(call.describe(), f"\nexpected: {expected or 'a result'}", flush=True)
-    run(options.seed, options.only, menu, arenas, Tally())
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        run(options.seed, options.only, menu, arenas, Tally())
     print("right")
     return 0
 

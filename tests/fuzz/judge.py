@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
-from exact import SOFTCAP_ULPS, ULPS, ULPS_OF_REFERENCE, ulp, working
+from exact import SLOPE_ULPS, SOFTCAP_ULPS, ULPS, ULPS_OF_REFERENCE, ulp, working
 
 import numba_ce as nc
 
@@ -167,13 +167,13 @@ def _loss(loss, expected, size, blur, dtype, what, more=0):
     compare(loss, expected, allowed + SOFTCAP_ULPS * blur * ulp(1.0, working(dtype)), what)
 
 
-def _grad(call, grad, expected, size, depth, what="grad", grain=0.0):
-    """A gradient in the axis order of the call."""
+def _grad(call, grad, expected, size, depth, what="grad", grain=0.0, blur=0.0):
+    """A gradient in the axis order of the call; blur : more ulps, of a soft cap."""
     shape = np.moveaxis(expected, -1, call.axis).shape
     if grad.shape != shape:
         raise WrongError(f"{what} has shape {grad.shape}, expected {shape}")
     moved = np.moveaxis(np.asarray(grad), call.axis, -1)
-    ulps = ulps_of(call.dtype, depth) + 1
+    ulps = ulps_of(call.dtype, depth) + 1 + blur
     allowed = bound(size, ulps, call.dtype, grad.dtype, expected)
     compare(moved, expected, allowed + ulps * TINY * grain, what)
 
@@ -232,9 +232,13 @@ def check_loss_and_grad(call, result):
         there = (..., slice(first, last))
         amount = np.where(kept[..., None], size.grad, 0.0)[there]
         amount = np.zeros_like(amount) if scale == INF else amount * scale
-        depth = size.depth[there] + SOFTCAP_ULPS * size.grad_blur[there]
+        blur = 0.0
+        if "softcap" in plain:
+            blur = SLOPE_ULPS + SOFTCAP_ULPS * size.grad_blur[there]
+            if working(dtype).itemsize == 8:  # the reference's as well
+                blur = 2 * blur
         grain = 0.0 if scale == INF else np.where(kept[..., None], size.grain, 0.0)[there] * scale
-        _grad(call, grad, expected_grad[there], amount, depth, grain=grain)
+        _grad(call, grad, expected_grad[there], amount, size.depth[there], grain=grain, blur=blur)
 
 
 def _kept(plain):
