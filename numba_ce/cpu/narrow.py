@@ -23,19 +23,20 @@ from numba_ce.cpu.memory import (
     store_lanes,
 )
 from numba_ce.cpu.sixteen import (
-    F32_0,
     cutter,
     place_of,
     read_targets,
     tile_reader,
     tile_writer,
 )
-from numba_ce.cpu.sixteen_finish import (
+from numba_ce.cpu.sixteen_finish import finishing, weigher
+from numba_ce.cpu.sixteen_loops import (
+    F32_0,
+    F32_1,
     exp_summer,
-    finishing,
     no_sums_of_sixteen,
+    peak_of_sixteen,
     scale_finder,
-    weigher,
 )
 from numba_ce.cpu.tile import add_to, real_type, reduction_of
 from numba_ce.cpu.turn import ROWS
@@ -59,29 +60,6 @@ from numba_ce.cpu.vector import (
 # are neighbours class by class, those of images, are read there number by number, with 150 classes
 # at a tenth of the speed; and the layout must not decide, or it would change the bits.
 NARROW_CLASSES = 256
-F32_1 = np.float32(1)
-
-
-@lru_cache
-def peak_of_sixteen(real):
-    """The function that finds the maxima of sixteen rows."""
-    pitch, zero, nan = ROWS * real().itemsize, real(0), real(np.nan)
-    minus_inf = real(-np.inf)
-
-    @inner
-    def find_peaks(tile, end):
-        """The maximum, its first class, and NaN where the row has one, else 0."""
-        peak, poison = splat_sixteen(minus_inf), splat_sixteen(zero)
-        k, c = splat(F32_0), F32_0
-        for at in range(tile, end, pitch):
-            x = load_sixteen(at, zero)
-            higher = x > peak
-            peak, k = select(higher, x, peak), select(higher, c, k)
-            poison = select(x == x, poison, nan)
-            c += F32_1
-        return peak, k, poison
-
-    return find_peaks
 
 
 @lru_cache
@@ -175,13 +153,13 @@ def narrow_loss_operation(kernel):
             if softcap:
                 g = g * load_sixteen(at + (lanes.slopes - lanes.tile), zero)
             store(at, g)
-        write_tile(plan, place, lanes.tile)
+        write_tile(plan, place, 3, plan.grad, plan.grad_step, plan.grad_swapped, lanes.tile)
 
     @inner
     def clear_gradient(plan, place, lanes, end):
         for at in range(lanes.tile, end, pitch):
             store(at, splat_sixteen(zero))
-        write_tile(plan, place, lanes.tile)
+        write_tile(plan, place, 3, plan.grad, plan.grad_step, plan.grad_swapped, lanes.tile)
 
     @inner
     def do_rows(plan, first, count, lanes):
@@ -268,21 +246,13 @@ def narrow_normalize_operation(kernel):
     size = real().itemsize
 
     @inner
-    def second_peak(tile, end, k):
-        row_max, c = splat_sixteen(minus_inf), F32_0
-        for at in range(tile, end, pitch):
-            row_max = maximum(select(k == c, minus_inf, load_sixteen(at, zero)), row_max)
-            c += F32_1
-        return row_max
-
-    @inner
     def do_rows(plan, first, count, lanes):
         end = lanes.tile + plan.n_classes * pitch
         place = place_of(plan, first, count)
         read_logits(plan, place, 0, plan.logits, plan.logits_step, plan.logits_swapped, lanes.tile)
-        peak, k, poison = find_peaks(lanes.tile, end)
         # Sums without the largest class are relative to the largest of the others
-        row_max = peak if is_softmax else second_peak(lanes.tile, end, k)
+        peak, k, poison, others_max = find_peaks(lanes.tile, end)
+        row_max = peak if is_softmax else others_max
         scale = find_scale(plan, row_max)
         reference, exponent, lowest = scale[0], scale[2], scale[3]
         sums, c = no_sums(), F32_0
@@ -314,7 +284,7 @@ def narrow_normalize_operation(kernel):
             lse = select(absolute(peak) == infinity, peak + poison, lse)
             store_lanes(plan.lse + first * size, first_lanes(count, F32_0), lse)
         if is_softmax or is_log:
-            write_tile(plan, place, lanes.tile)
+            write_tile(plan, place, 3, plan.grad, plan.grad_step, plan.grad_swapped, lanes.tile)
 
     @inner
     def do_block(plan, first, last, work):

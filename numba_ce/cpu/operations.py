@@ -25,6 +25,8 @@ from numba_ce.cpu.finish import (
 from numba_ce.cpu.jit import inner, larger
 from numba_ce.cpu.measure import Variant, measurer, peak_finder, unscaled, variant_of
 from numba_ce.cpu.narrow import narrow_loss_operation, narrow_normalize_operation
+from numba_ce.cpu.narrow_hess import narrow_hess_operation
+from numba_ce.cpu.narrow_stats import narrow_stats_operation
 from numba_ce.cpu.plan import locate
 from numba_ce.cpu.q import probability_reader
 from numba_ce.cpu.shard import from_record_operation, record_operation
@@ -296,6 +298,8 @@ OPERATIONS = {
     "narrow_softmax": narrow_normalize_operation,
     "narrow_log_softmax": narrow_normalize_operation,
     "narrow_logsumexp": narrow_normalize_operation,
+    "narrow_stats": narrow_stats_operation,
+    "narrow_hess": narrow_hess_operation,
     "softmax": row_by_row(normalize_operation),
     "log_softmax": row_by_row(normalize_operation),
     "logsumexp": row_by_row(normalize_operation),

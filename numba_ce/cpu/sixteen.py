@@ -142,15 +142,16 @@ def tile_reader(kind, block):
 
 @lru_cache
 def tile_writer(kind, block):
-    """The function that writes sixteen rows of the gradient."""
+    """The function that writes ``tile[class][row]`` to sixteen rows."""
     size, real = KINDS[kind][0] // 8, real_type(kind)
     width, zero = real().itemsize, real(0)
     pitch, native = ROWS * width, width == size
 
     @inlined
-    def write_tile(plan, place, tile):
-        n_classes, step, swapped = plan.n_classes, plan.grad_step, plan.grad_swapped
-        target, stride = plan.grad + place.offsets[3], place.steps[3]
+    def write_tile(plan, place, operand, base, step, swapped, tile):
+        """Arguments as of `tile_reader`."""
+        n_classes = plan.n_classes
+        target, stride = base + place.offsets[operand], place.steps[operand]
         whole = place.even and place.count == ROWS and not swapped
         longest = 2 * ROWS * n_classes * size
         if whole and step == size:
@@ -165,7 +166,7 @@ def tile_writer(kind, block):
                 store(target + c * step, load_sixteen(tile + c * pitch, zero))
         else:
             for i in range(place.count):
-                target = plan.grad + locate(plan, place.first + i)[3]
+                target = base + locate(plan, place.first + i)[operand]
                 for c in range(n_classes):
                     value = get(tile + c * pitch + i * width, zero)
                     store_element(kind, target + c * step, value, swapped)

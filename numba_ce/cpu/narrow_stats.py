@@ -1,0 +1,142 @@
+"""Statistics of rows of few classes: sixteen rows at a time, one in each lane, as in `narrow`."""
+
+from functools import lru_cache
+
+import numpy as np
+
+from numba_ce.cpu.exp import exp_scaled
+from numba_ce.cpu.jit import inner, smaller
+from numba_ce.cpu.memory import load, load_sixteen, store_lanes, store_whole_numbers
+from numba_ce.cpu.sixteen import BAD_F32, IGNORED_F32, cutter, place_of, read_targets, tile_reader
+from numba_ce.cpu.sixteen_finish import finishing, times0
+from numba_ce.cpu.sixteen_loops import (
+    F32_0,
+    F32_1,
+    no_sums_of_sixteen,
+    peak_of_sixteen,
+    scale_finder,
+)
+from numba_ce.cpu.tile import add_to, real_type
+from numba_ce.cpu.turn import ROWS
+from numba_ce.cpu.vector import (
+    absolute,
+    first_lanes,
+    high_as_float64,
+    joined,
+    low_as_float64,
+    select,
+    splat,
+    splat_sixteen,
+    sum_of_lanes,
+)
+
+
+@lru_cache
+def narrow_stats_operation(kernel):
+    """The statistics of the rows of a block; with targets also what they say."""
+    kind = kernel.kind
+    real = real_type(kind)
+    size, zero, nan = real().itemsize, real(0), real(np.nan)
+    pitch, minus_inf, infinity = ROWS * size, real(-np.inf), real(np.inf)
+    read_logits, cut_up = tile_reader(kind, kernel.block), cutter(kind)
+    find_scale, find_peaks = scale_finder(real, False), peak_of_sixteen(real)
+    no_sums, finish = no_sums_of_sixteen(real), finishing(real)
+    finish_sixteen, times_amount = finish.sixteen, finish.amount
+    value_of, halves = finish.value, finish.halves
+
+    @inner
+    def pick(tile, end, y):
+        """The logits of the classes y; -inf without one."""
+        t, c = splat_sixteen(minus_inf), F32_0
+        for at in range(tile, end, pitch):
+            t = select(y == c, load_sixteen(at, zero), t)
+            c += F32_1
+        return t
+
+    @inner
+    def first_nans(tile, end, k):
+        """The first class that is NaN; k where there is none."""
+        c = np.float32((end - tile) // pitch)
+        for at in range(end - pitch, tile - pitch, -pitch):
+            c -= F32_1
+            x = load_sixteen(at, zero)
+            k = select(x == x, k, c)
+        return k
+
+    @inner
+    def measure(tile, end, k, row_max, t, scale):
+        """Sums over the classes but k: of the exponentials, of these times (m - z_c); and the
+        number of classes above t.
+        """
+        reference, _, exponent, lowest = scale
+        pivot = select(row_max == minus_inf, zero, row_max)
+        sums, e_sums, above, c = no_sums(), no_sums(), splat(F32_0), F32_0
+        for at in range(tile, end, pitch):
+            x = load_sixteen(at, zero)
+            above = select(x > t, above + F32_1, above)
+            x = select(k == c, minus_inf, x)
+            e = exp_scaled(x, reference, exponent, lowest, None)
+            sums = add_to(sums, e)
+            e_sums = add_to(e_sums, select(e == zero, zero, e * (pivot - x)))
+            c += F32_1
+        return sums, e_sums, above
+
+    @inner
+    def entropy_of(row, d, e_total):
+        """`_row.row_entropy` of eight rows; e_total : sum of stored exponentials times (m - z_c)"""
+        largest = row.p_k * row.surprise
+        others = times0(row.rest, d + row.surprise) + value_of(times_amount(row.factor, e_total))
+        return largest + others
+
+    @inner
+    def put_targets(plan, first, here, y, t, loss, rank):
+        """What the targets say of sixteen rows; t, loss, rank : as if all of them counted"""
+        t = select(y < F32_0, nan, t)
+        loss = select(y == BAD_F32, nan, select(y < F32_0, zero, loss))
+        rank = select(y < F32_0, np.float32(plan.n_classes), rank)
+        store_lanes(plan.target_logit + first * size, here, t)
+        store_lanes(plan.loss + first * size, here, loss)
+        store_whole_numbers(plan.rank + first * 8, here, rank)
+
+    @inner
+    def do_rows(plan, first, count, lanes):
+        end = lanes.tile + plan.n_classes * pitch
+        place = place_of(plan, first, count)
+        read_logits(plan, place, 0, plan.logits, plan.logits_step, plan.logits_swapped, lanes.tile)
+        y, t = splat(IGNORED_F32), splat_sixteen(minus_inf)
+        if plan.targets != 0:
+            read_targets(plan, place, lanes)
+            y = load(lanes.targets, F32_0)
+            t = pick(lanes.tile, end, y)
+        peak, k, poison, row_max = find_peaks(lanes.tile, end)
+        scale = find_scale(plan, row_max)
+        sums, e_sums, above = measure(lanes.tile, end, k, row_max, t, scale)
+        low, high = finish_sixteen(sums, row_max, peak, scale, 1.0, 1.0)
+        e_low, e_high = halves(e_sums)
+        peak_low, peak_high = low_as_float64(peak), high_as_float64(peak)
+        entropy_low = entropy_of(low, peak_low - low_as_float64(row_max), e_low)
+        entropy_high = entropy_of(high, peak_high - high_as_float64(row_max), e_high)
+        lse = joined(low.lse, high.lse, zero)
+        lse = select(absolute(peak) == infinity, peak + poison, lse)
+        here, at = first_lanes(count, F32_0), first * size
+        store_lanes(plan.row_max + at, here, select(poison == poison, peak, nan))
+        store_lanes(plan.lse + at, here, lse)
+        store_lanes(plan.entropy + at, here, joined(entropy_low, entropy_high, zero))
+        if plan.targets != 0:
+            loss_low = (peak_low - low_as_float64(t)) + low.surprise
+            loss_high = (peak_high - high_as_float64(t)) + high.surprise
+            surprise = joined(low.surprise, high.surprise, zero)
+            rank = select(surprise == surprise, above, np.float32(plan.n_classes))
+            put_targets(plan, first, here, y, t, joined(loss_low, loss_high, zero), rank)
+        if sum_of_lanes(poison) != zero:  # NaN
+            k = first_nans(lanes.tile, end, k)
+        store_whole_numbers(plan.argmax + first * 8, here, k)
+
+    @inner
+    def do_block(plan, first, last, work):
+        lanes = cut_up(work, plan.n_classes)
+        for row in range(first, last, ROWS):
+            do_rows(plan, row, smaller(ROWS, last - row), lanes)
+        return 0.0
+
+    return do_block
