@@ -6,7 +6,13 @@ import numpy as np
 
 from numba_ce.cpu.exp import exp_scaled
 from numba_ce.cpu.jit import inner, smaller
-from numba_ce.cpu.memory import load, load_sixteen, store_lanes, store_whole_numbers
+from numba_ce.cpu.memory import (
+    load,
+    load_sixteen,
+    prefetch_to_write,
+    store_lanes,
+    store_whole_numbers,
+)
 from numba_ce.cpu.sixteen import BAD_F32, IGNORED_F32, cutter, place_of, read_targets, tile_reader
 from numba_ce.cpu.sixteen_finish import finishing, times0
 from numba_ce.cpu.sixteen_loops import (
@@ -19,6 +25,7 @@ from numba_ce.cpu.sixteen_loops import (
 from numba_ce.cpu.tile import add_to, real_type
 from numba_ce.cpu.turn import ROWS
 from numba_ce.cpu.vector import (
+    VECTOR_BYTES,
     absolute,
     first_lanes,
     high_as_float64,
@@ -29,6 +36,10 @@ from numba_ce.cpu.vector import (
     splat_sixteen,
     sum_of_lanes,
 )
+
+# Rows by which prefetches of the results run ahead. Seven arrays are written, 36 bytes a row: with
+# C = 10, 0.75 of the time in one thread, 0.9 in two. 32 or 128 rows do the same
+WRITE_AHEAD = 64
 
 
 @lru_cache
@@ -89,14 +100,28 @@ def narrow_stats_operation(kernel):
         return largest + others
 
     @inner
+    def put_results(address, first, here, values):
+        at = address + first * size
+        for line in range(0, ROWS * size, VECTOR_BYTES):
+            prefetch_to_write(at + WRITE_AHEAD * size + line)
+        store_lanes(at, here, values)
+
+    @inner
+    def put_integers(address, first, here, values):
+        at = address + first * 8
+        prefetch_to_write(at + WRITE_AHEAD * 8)
+        prefetch_to_write(at + WRITE_AHEAD * 8 + VECTOR_BYTES)
+        store_whole_numbers(at, here, values)
+
+    @inner
     def put_targets(plan, first, here, y, t, loss, rank):
         """What the targets say of sixteen rows; t, loss, rank : as if all of them counted"""
         t = select(y < F32_0, nan, t)
         loss = select(y == BAD_F32, nan, select(y < F32_0, zero, loss))
         rank = select(y < F32_0, np.float32(plan.n_classes), rank)
-        store_lanes(plan.target_logit + first * size, here, t)
-        store_lanes(plan.loss + first * size, here, loss)
-        store_whole_numbers(plan.rank + first * 8, here, rank)
+        put_results(plan.target_logit, first, here, t)
+        put_results(plan.loss, first, here, loss)
+        put_integers(plan.rank, first, here, rank)
 
     @inner
     def do_rows(plan, first, count, lanes):
@@ -118,10 +143,10 @@ def narrow_stats_operation(kernel):
         entropy_high = entropy_of(high, peak_high - high_as_float64(row_max), e_high)
         lse = joined(low.lse, high.lse, zero)
         lse = select(absolute(peak) == infinity, peak + poison, lse)
-        here, at = first_lanes(count, F32_0), first * size
-        store_lanes(plan.row_max + at, here, select(poison == poison, peak, nan))
-        store_lanes(plan.lse + at, here, lse)
-        store_lanes(plan.entropy + at, here, joined(entropy_low, entropy_high, zero))
+        here = first_lanes(count, F32_0)
+        put_results(plan.row_max, first, here, select(poison == poison, peak, nan))
+        put_results(plan.lse, first, here, lse)
+        put_results(plan.entropy, first, here, joined(entropy_low, entropy_high, zero))
         if plan.targets != 0:
             loss_low = (peak_low - low_as_float64(t)) + low.surprise
             loss_high = (peak_high - high_as_float64(t)) + high.surprise
@@ -130,7 +155,7 @@ def narrow_stats_operation(kernel):
             put_targets(plan, first, here, y, t, joined(loss_low, loss_high, zero), rank)
         if sum_of_lanes(poison) != zero:  # NaN
             k = first_nans(lanes.tile, end, k)
-        store_whole_numbers(plan.argmax + first * 8, here, k)
+        put_integers(plan.argmax, first, here, k)
 
     @inner
     def do_block(plan, first, last, work):
