@@ -132,7 +132,9 @@ def test_layouts_of_both(rng):
     options = {"ignore_index": -1, "reduction": "none"}
     loss, grad = nc.cross_entropy_and_grad(rows_of(image), targets, **options)
     out = np.zeros((3, 401, 70), BFLOAT16)
-    found = nc.cross_entropy_and_grad(image, targets, axis=1, out=np.moveaxis(out, -1, 1), **options)
+    found = nc.cross_entropy_and_grad(
+        image, targets, axis=1, out=np.moveaxis(out, -1, 1), **options
+    )
     assert_same_bits((found[0], out), (loss, grad))
     there = np.zeros(shape, BFLOAT16)
     nc.cross_entropy_and_grad(rows_of(image), targets, out=np.moveaxis(there, 1, -1), **options)

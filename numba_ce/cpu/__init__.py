@@ -17,8 +17,11 @@ operations     what is done with a row, one function for each operation
 shard          the same for a part of a row: records
 copies         rows copied into a worker's memory and back: those of images
 eight          rows of some hundred classes, finished eight at a time: the operations
-narrow         rows of few classes, sixteen at a time: the operations
+narrow         rows of few classes, sixteen at a time: loss and softmax
+narrow_stats   the same: statistics
+narrow_hess    the same: Hessian
 sixteen        their rows in and out, and their targets
+sixteen_loops  loops over their classes: maxima, scales, exponentials
 sixteen_finish how they are finished, in float32 and in float64
 turn           from rows of neighbouring classes to one vector for each class, and back
 plan           what a kernel is told: addresses, strides, options
@@ -43,7 +46,7 @@ from numba_ce.cpu.element import KINDS
 from numba_ce.cpu.exp import reduction
 from numba_ce.cpu.launch import run
 from numba_ce.cpu.narrow import FEW_CLASSES, NARROW_CLASSES
-from numba_ce.cpu.operations import Kernel
+from numba_ce.cpu.operations import OPERATIONS, Kernel
 from numba_ce.cpu.plan import DEFAULTS, OPERANDS, address_of, collapse
 from numba_ce.cpu.tile import TILE, real_type
 from numba_ce.cpu.turn import BLOCK_CLASSES, ROWS
@@ -199,17 +202,17 @@ def _plan(problem, grad=None, hess=None):
 
 
 @lru_cache(maxsize=256)
-def _fitting(operation, kind, targets_kind, grad_kind, n_classes, *options):
-    """The kernel for so many classes of these dtypes: `narrow`, `eight`, or one row at a time."""
-    block, real = 0, real_type(kind)
-    same = targets_kind is None or real_type(targets_kind) is real
+def _fitting(kernel, n_classes):
+    """The kernel for so many classes: `narrow`, `eight`, or as it is, one row at a time."""
+    operation, real = kernel.operation, real_type(kernel.kind)
+    same = kernel.targets_kind is None or real_type(kernel.targets_kind) is real
     if same and n_classes <= NARROW_CLASSES:
-        operation = "narrow_" + operation
         block = min(size for size in BLOCK_CLASSES if size >= min(n_classes, ROWS))
-    elif n_classes <= TILE and real is np.float32:
-        operation = "eight_" + operation
-    many = block > 0 and n_classes > FEW_CLASSES
-    return Kernel(operation, kind, targets_kind, grad_kind, None, *options, block=block, many=many)
+        many = n_classes > FEW_CLASSES
+        return kernel._replace(operation="narrow_" + operation, block=block, many=many)
+    if n_classes <= TILE and real is np.float32 and "eight_" + operation in OPERATIONS:
+        return kernel._replace(operation="eight_" + operation)
+    return kernel
 
 
 def _options(options):
@@ -230,15 +233,9 @@ def run_loss(problem, loss_rows, grad):
     if grad is not None:
         grad_kind, plan.fields["averaged"] = _kind(grad), problem.reduction == "mean"
     logits = problem.logits
-    kernel = _fitting(
-        "loss",
-        _kind(logits),
-        _targets_kind(problem),
-        grad_kind,
-        logits.shape[-1],
-        *_options(problem.options),
-    )
-    return plan.run_checked(kernel, problem)
+    kinds = _kind(logits), _targets_kind(problem), grad_kind, None
+    kernel = Kernel("loss", *kinds, *_options(problem.options))
+    return plan.run_checked(_fitting(kernel, logits.shape[-1]), problem)
 
 
 def run_grad_hess(problem, grad, hess, kind):
@@ -249,14 +246,14 @@ def run_grad_hess(problem, grad, hess, kind):
     plan.fields["hess_factor"] = {"diagonal": 1.0, "xgboost": 2.0, "lightgbm": lightgbm}[kind]
     plan.fields["hess_floor"] = 1e-16 if kind == "xgboost" else 0.0
     kernel = Kernel("hess", _kind(problem.logits), _targets_kind(problem), _kind(grad), _kind(hess))
-    plan.run_checked(kernel, problem)
+    plan.run_checked(_fitting(kernel, n_classes), problem)
 
 
 def run_row_stats(problem, outputs):
     """The fields of `RowStats`, each into its array."""
     plan = _plan(problem)
     plan.point_results(outputs)
-    kernel = Kernel("stats", _kind(problem.logits))
+    kernel = _fitting(Kernel("stats", _kind(problem.logits)), problem.logits.shape[-1])
     if problem.targets is None:
         plan.run(kernel)
     else:
@@ -270,7 +267,7 @@ def run_normalize(logits, what, out):
         plan.point_results({"lse": out})
     else:
         plan, out_kind = _Plan(logits, grad=out), _kind(out)
-    plan.run(_fitting(what, _kind(logits), None, out_kind, logits.shape[-1]))
+    plan.run(_fitting(Kernel(what, _kind(logits), None, out_kind), logits.shape[-1]))
 
 
 def run_row_record(problem, class_offset, n_classes, record):

@@ -10,8 +10,9 @@ each other out of the caches; and lines are written around the caches although r
 one. Read number by number, 150 classes and more moved at 1.2 GB/s.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from numba_ce.cpu.jit import inner, larger, smaller
 from numba_ce.cpu.memory import load, move_some, prefetch, store
 from numba_ce.cpu.plan import OPERANDS, PLAN, copy_plan, locate, plan_at
 from numba_ce.cpu.turn import transposer
-from numba_ce.cpu.vector import VECTOR_BYTES
+from numba_ce.cpu.vector import VECTOR_BYTES, splat, sum_of_lanes
 
 F32_0 = np.float32(0)
 # The operands that have classes, by their index in OPERANDS
@@ -240,7 +241,7 @@ def copies(kernel):
     begin(plan, n_rows, work) returns the address of the plan by which the rows of the block are to
     be done, for `plan_at`, and how many of them at a time: between `fetch` and `deliver`.
     """
-    narrow, packed = kernel.block > 0, kernel.many
+    narrow, packed = kernel.block > 0, kernel.many and kernel.hess_kind is None
     size, targets_size, grad_size, hess_size = map(_size, _kinds(kernel))
     _, has_targets, has_grad, has_hess = (kind is not None for kind in _kinds(kernel))
     fetch_logits, fetch_targets = fetcher(size, narrow), fetcher(targets_size, narrow)
@@ -369,3 +370,40 @@ def copies(kernel):
             )
 
     return begin, fetch, deliver
+
+
+class Sums(NamedTuple):
+    """How what the rows of a block return is added up: three functions."""
+
+    nothing: Callable[[], Any]
+    add: Callable[[Any, Any], Any]
+    total: Callable[[Any], float]
+
+
+NO_SUMS = Sums(inner(lambda: 0.0), inner(lambda total, more: 0.0), inner(lambda total: total))
+VECTOR_SUMS = Sums(
+    inner(lambda: splat(0.0)),
+    inner(lambda total, more: total + more),
+    inner(lambda total: sum_of_lanes(total)),
+)
+
+
+def block_doer(kernel, n_rows, do_rows, sums=NO_SUMS):
+    """From ``do_rows(plan, first, count, work)``, for up to `n_rows` rows, to a block of rows."""
+    begin, fetch, deliver = copies(kernel)
+    nothing, add, total_of = sums
+
+    @inner
+    def do_block(plan, first, last, work):
+        total = nothing()
+        address, together = begin(plan, last - first, work)
+        near = plan_at(plan, address)
+        for start in range(first, last, together):
+            end = smaller(start + together, last)
+            fetch(plan, near, start, end, work)
+            for row in range(start, end, n_rows):
+                total = add(total, do_rows(near, row, smaller(n_rows, end - row), work))
+            deliver(plan, start, end, (first, last), work)
+        return total_of(total)
+
+    return do_block

@@ -11,14 +11,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numba_ce.cpu.copies import copies
+from numba_ce.cpu.copies import VECTOR_SUMS, block_doer
 from numba_ce.cpu.element import get, put
 from numba_ce.cpu.finish import nan_finder
-from numba_ce.cpu.jit import inner, smaller
+from numba_ce.cpu.jit import inner
 from numba_ce.cpu.measure import Variant, measurer, variant_of
 from numba_ce.cpu.memory import load, store, store_lanes
 from numba_ce.cpu.output import Factor
-from numba_ce.cpu.plan import locate, plan_at
+from numba_ce.cpu.plan import locate
 from numba_ce.cpu.q import probability_reader
 from numba_ce.cpu.sixteen_finish import finishing, weigher
 from numba_ce.cpu.targets import BAD, IGNORED, KEPT, Target, index_target, load_weight, logit_reader
@@ -28,7 +28,6 @@ from numba_ce.cpu.vector import (
     joined,
     select,
     splat,
-    sum_of_lanes,
 )
 from numba_ce.cpu.workspace import EIGHT, Workspace
 from numba_ce.cpu.write import (
@@ -153,7 +152,6 @@ def eight_loss_operation(kernel):
     probability = probability_reader(targets_kind)
     finish_rows, weigh = rows_finisher(), weigher(np.float32, dense)
     join_factors = finishing(np.float32).joined
-    begin, fetch, deliver = copies(kernel)
     write_tile = gradient_tile_writer(variant, grad_kind or "float32")
     fill_row = row_filler(grad_kind or "float32")
     cap_slope = cap_slope_reader(kind, kernel.softcap and not dense)
@@ -237,20 +235,7 @@ def eight_loss_operation(kernel):
                 write_row(plan, first + i, i, work)
         return select(first_lanes(count, 0.0), loss, splat(0.0))
 
-    @inner
-    def do_block(plan, first, last, work):
-        total = splat(0.0)
-        address, together = begin(plan, last - first, work)
-        near = plan_at(plan, address)
-        for start in range(first, last, together):
-            end = smaller(start + together, last)
-            fetch(plan, near, start, end, work)
-            for row in range(start, end, EIGHT):
-                total = total + do_rows(near, row, smaller(EIGHT, end - row), work)
-            deliver(plan, start, end, (first, last), work)
-        return sum_of_lanes(total)
-
-    return do_block
+    return block_doer(kernel, EIGHT, do_rows, VECTOR_SUMS)
 
 
 @lru_cache
@@ -264,7 +249,6 @@ def eight_normalize_operation(kernel):
     variant = Variant(kind, keep=is_softmax, lead=not is_softmax)
     measure, first_nan = measurer(variant), nan_finder(kind)
     finish_rows, join_factors = rows_finisher(), finishing(np.float32).joined
-    begin, fetch, deliver = copies(kernel)
     write_tile = gradient_tile_writer(variant, grad_kind or "float32")
     write_log = log_softmax_writer(kind, grad_kind or "float32")
 
@@ -299,17 +283,6 @@ def eight_normalize_operation(kernel):
                     at = work.rows + i * 8
                     t, s = get(at + ROWS.t, 0.0), get(at + ROWS.s, 0.0)
                     write_log(plan, source, out, t, s, own)
-
-    @inner
-    def do_block(plan, first, last, work):
-        address, together = begin(plan, last - first, work)
-        near = plan_at(plan, address)
-        for start in range(first, last, together):
-            end = smaller(start + together, last)
-            fetch(plan, near, start, end, work)
-            for row in range(start, end, EIGHT):
-                do_rows(near, row, smaller(EIGHT, end - row), work)
-            deliver(plan, start, end, (first, last), work)
         return 0.0
 
-    return do_block
+    return block_doer(kernel, EIGHT, do_rows)

@@ -145,7 +145,9 @@ def run(kernel, fields, *, after_scan=False):
     if n_blocks > 1 and n_rows * n_classes >= SERIAL_ELEMENTS and not is_serial():
         n_workers = min(n_threads(), n_blocks)
     size = (narrow_bytes if kernel.block else workspace_bytes)(n_classes, kernel.kind)
-    fields["grad_packed"] &= kernel.many and fields["streaming"] and not far
+    fields["grad_packed"] &= (
+        kernel.many and kernel.hess_kind is None and fields["streaming"] and not far
+    )
     if far or fields["grad_packed"]:
         if far:
             fields["near_bytes"] = near_bytes(kernel, n_classes, fields["n_axes"])

@@ -116,6 +116,20 @@ def move_some(typingctx, width, source, target, count):
 
 
 @intrinsic
+def store_whole_numbers(typingctx, address, mask, vector):
+    """Write the masked lanes, whole numbers below 2**31, as int64."""
+
+    def codegen(context, builder, sig, args):
+        address, mask, value = args
+        value = builder.fptosi(value, ir.VectorType(I32, vector.lanes))
+        value = builder.sext(value, ir.VectorType(I64, vector.lanes))
+        masked_store(builder, address, mask, value)
+        return context.get_dummy_value()
+
+    return types.none(types.intp, mask, vector), codegen
+
+
+@intrinsic
 def gather_float64(typingctx, address, index):
     """Of each lane of a vector of whole numbers the float64 with that index, 0 below index 0."""
     lanes = index.lanes

@@ -13,19 +13,17 @@ from functools import lru_cache
 
 import numpy as np
 
-from numba_ce.cpu.copies import copies
+from numba_ce.cpu.copies import VECTOR_SUMS, block_doer
 from numba_ce.cpu.element import get
 from numba_ce.cpu.exp import exp_scaled, slope_of_gradient, soft_cap_and_slope
-from numba_ce.cpu.jit import inner, smaller
+from numba_ce.cpu.jit import inner
 from numba_ce.cpu.memory import (
     load,
     load_sixteen,
     store,
     store_lanes,
 )
-from numba_ce.cpu.plan import plan_at
 from numba_ce.cpu.sixteen import (
-    F32_0,
     asker,
     cutter,
     place_of,
@@ -33,12 +31,14 @@ from numba_ce.cpu.sixteen import (
     tile_reader,
     tile_writer,
 )
-from numba_ce.cpu.sixteen_finish import (
+from numba_ce.cpu.sixteen_finish import finishing, weigher
+from numba_ce.cpu.sixteen_loops import (
+    F32_0,
+    F32_1,
     exp_summer,
-    finishing,
     no_sums_of_sixteen,
+    peak_of_sixteen,
     scale_finder,
-    weigher,
 )
 from numba_ce.cpu.tile import add_to, real_type, reduction_of
 from numba_ce.cpu.turn import ROWS
@@ -54,7 +54,6 @@ from numba_ce.cpu.vector import (
     select,
     splat,
     splat_sixteen,
-    sum_of_lanes,
 )
 
 # With so many classes it takes what `eight` takes, in float64 `operations`; with 128 half of that
@@ -62,29 +61,6 @@ NARROW_CLASSES = 256
 # Up to so many, all of the next sixteen rows is asked for at once, and gradients go through the
 # caches; beyond, see `sixteen.asker` and `copies`: with 40 classes 11.8 instead of 14.9 ns a row
 FEW_CLASSES = 24
-F32_1 = np.float32(1)
-
-
-@lru_cache
-def peak_of_sixteen(real):
-    """The function that finds the maxima of sixteen rows."""
-    pitch, zero, nan = ROWS * real().itemsize, real(0), real(np.nan)
-    minus_inf = real(-np.inf)
-
-    @inner
-    def find_peaks(tile, end):
-        """The maximum, its first class, and NaN where the row has one, else 0."""
-        peak, poison = splat_sixteen(minus_inf), splat_sixteen(zero)
-        k, c = splat(F32_0), F32_0
-        for at in range(tile, end, pitch):
-            x = load_sixteen(at, zero)
-            higher = x > peak
-            peak, k = select(higher, x, peak), select(higher, c, k)
-            poison = select(x == x, poison, nan)
-            c += F32_1
-        return peak, k, poison
-
-    return find_peaks
 
 
 @lru_cache
@@ -105,7 +81,6 @@ def narrow_loss_operation(kernel):
     finish = finishing(real)
     finish_sixteen, weigh = finish.sixteen, weigher(real, dense)
     join_factors, times_factor, halves = finish.joined, finish.times, finish.halves
-    begin, fetch, deliver = copies(kernel)
     size = real().itemsize
 
     @inner
@@ -183,17 +158,18 @@ def narrow_loss_operation(kernel):
             if softcap:
                 g = g * load_sixteen(at + (lanes.slopes - lanes.tile), zero)
             store(at, g)
-        write_tile(plan, place, lanes.tile)
+        write_tile(plan, place, 3, plan.grad, plan.grad_step, plan.grad_swapped, lanes.tile)
 
     @inner
     def clear_gradient(plan, place, lanes, end):
         for at in range(lanes.tile, end, pitch):
             store(at, splat_sixteen(zero))
-        write_tile(plan, place, lanes.tile)
+        write_tile(plan, place, 3, plan.grad, plan.grad_step, plan.grad_swapped, lanes.tile)
 
     @inner
-    def do_rows(plan, first, count, lanes):
-        """Returns the losses of the lower and the upper eight rows, 0 where there is no row."""
+    def do_rows(plan, first, count, work):
+        lanes = cut_up(work, plan.n_classes)
+        """Returns the sums of the losses of a lower and an upper row, 0 where there is no row."""
         end = lanes.tile + plan.n_classes * pitch
         place = place_of(plan, first, count)
         read_logits(plan, place, 0, plan.logits, plan.logits_step, plan.logits_swapped, lanes.tile)
@@ -243,24 +219,9 @@ def narrow_loss_operation(kernel):
             else:
                 factor = join_factors(f_low, f_high)
                 write_gradient(plan, place, lanes, y, joined(g_low, g_high, zero), factor)
-        return loss_low, loss_high
+        return loss_low + loss_high
 
-    @inner
-    def do_block(plan, first, last, work):
-        lanes = cut_up(work, plan.n_classes)
-        low, high = splat(0.0), splat(0.0)
-        address, together = begin(plan, last - first, work)
-        near = plan_at(plan, address)
-        for start in range(first, last, together):
-            end = smaller(start + together, last)
-            fetch(plan, near, start, end, work)
-            for row in range(start, end, ROWS):
-                more_low, more_high = do_rows(near, row, smaller(ROWS, end - row), lanes)
-                low, high = low + more_low, high + more_high
-            deliver(plan, start, end, (first, last), work)
-        return sum_of_lanes(low + high)
-
-    return do_block
+    return block_doer(kernel, ROWS, do_rows, VECTOR_SUMS)
 
 
 @lru_cache
@@ -280,31 +241,23 @@ def narrow_normalize_operation(kernel):
     finish = finishing(real)
     finish_sixteen, times_amount = finish.sixteen, finish.amount
     join_factors, times_factor = finish.joined, finish.times
-    begin, fetch, deliver = copies(kernel)
     size = real().itemsize
 
     @inner
-    def second_peak(tile, end, k):
-        row_max, c = splat_sixteen(minus_inf), F32_0
-        for at in range(tile, end, pitch):
-            row_max = maximum(select(k == c, minus_inf, load_sixteen(at, zero)), row_max)
-            c += F32_1
-        return row_max
-
-    @inner
-    def do_rows(plan, first, count, lanes):
+    def do_rows(plan, first, count, work):
+        lanes = cut_up(work, plan.n_classes)
         end = lanes.tile + plan.n_classes * pitch
         place = place_of(plan, first, count)
         read_logits(plan, place, 0, plan.logits, plan.logits_step, plan.logits_swapped, lanes.tile)
-        peak, k, poison = find_peaks(lanes.tile, end)
         # Sums without the largest class are relative to the largest of the others
-        row_max = peak if is_softmax else second_peak(lanes.tile, end, k)
+        peak, k, poison, others_max = find_peaks(lanes.tile, end)
+        row_max = peak if is_softmax else others_max
         scale = find_scale(plan, row_max)
         reference, exponent, lowest = scale[0], scale[2], scale[3]
-        sums, c, ahead, n = no_sums(), F32_0, begin_ahead(plan, place), 0
-        for at in range(lanes.tile, end, pitch):
+        sums, c, ahead = no_sums(), F32_0, begin_ahead(plan, place)
+        for n in range(plan.n_classes):
             ask(ahead, n)
-            n += 1
+            at = lanes.tile + n * pitch
             x = load_sixteen(at, zero)
             if not is_softmax:
                 x = select(k == c, minus_inf, x)
@@ -332,19 +285,7 @@ def narrow_normalize_operation(kernel):
             lse = select(absolute(peak) == infinity, peak + poison, lse)
             store_lanes(plan.lse + first * size, first_lanes(count, F32_0), lse)
         if is_softmax or is_log:
-            write_tile(plan, place, lanes.tile)
-
-    @inner
-    def do_block(plan, first, last, work):
-        lanes = cut_up(work, plan.n_classes)
-        address, together = begin(plan, last - first, work)
-        near = plan_at(plan, address)
-        for start in range(first, last, together):
-            end = smaller(start + together, last)
-            fetch(plan, near, start, end, work)
-            for row in range(start, end, ROWS):
-                do_rows(near, row, smaller(ROWS, end - row), lanes)
-            deliver(plan, start, end, (first, last), work)
+            write_tile(plan, place, 3, plan.grad, plan.grad_step, plan.grad_swapped, lanes.tile)
         return 0.0
 
-    return do_block
+    return block_doer(kernel, ROWS, do_rows)

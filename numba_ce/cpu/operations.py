@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numba_ce.cpu.copies import copies
+from numba_ce.cpu.copies import Sums, block_doer
 from numba_ce.cpu.eight import eight_loss_operation, eight_normalize_operation
 from numba_ce.cpu.element import load_element, put
 from numba_ce.cpu.exp import two_sum
@@ -23,10 +23,12 @@ from numba_ce.cpu.finish import (
     row_loss,
     target_gradient,
 )
-from numba_ce.cpu.jit import inner, larger, smaller
+from numba_ce.cpu.jit import inner, larger
 from numba_ce.cpu.measure import Variant, measurer, peak_finder, unscaled, variant_of
 from numba_ce.cpu.narrow import narrow_loss_operation, narrow_normalize_operation
-from numba_ce.cpu.plan import locate, plan_at
+from numba_ce.cpu.narrow_hess import narrow_hess_operation
+from numba_ce.cpu.narrow_stats import narrow_stats_operation
+from numba_ce.cpu.plan import locate
 from numba_ce.cpu.q import probability_reader
 from numba_ce.cpu.shard import from_record_operation, record_operation
 from numba_ce.cpu.targets import (
@@ -269,28 +271,25 @@ def hess_operation(kernel):
     return do_row
 
 
+# Sums of losses, and of what their additions lost
+ROW_SUMS = Sums(
+    inner(lambda: (0.0, 0.0)),
+    inner(lambda sums, loss: (sums[0] + loss, sums[1] + two_sum(sums[0], loss)[1])),
+    inner(lambda sums: sums[0] if math.isinf(sums[0]) else sums[0] + sums[1]),
+)
+
+
 def row_by_row(operation):
     """From the function that does a row to the one that does the rows of a block."""
 
     def block_operation(kernel):
         do_row = operation(kernel)
-        begin, fetch, deliver = copies(kernel)
 
         @inner
-        def do_block(plan, first, last, work):
-            total, lost = 0.0, 0.0
-            address, together = begin(plan, last - first, work)
-            near = plan_at(plan, address)
-            for start in range(first, last, together):
-                end = smaller(start + together, last)
-                fetch(plan, near, start, end, work)
-                for row in range(start, end):
-                    total, rounding = two_sum(total, do_row(near, row, work))
-                    lost += rounding
-                deliver(plan, start, end, (first, last), work)
-            return total if math.isinf(total) else total + lost
+        def do_rows(plan, row, count, work):
+            return do_row(plan, row, work)
 
-        return do_block
+        return block_doer(kernel, 1, do_rows, ROW_SUMS)
 
     return block_operation
 
@@ -305,6 +304,8 @@ OPERATIONS = {
     "narrow_softmax": narrow_normalize_operation,
     "narrow_log_softmax": narrow_normalize_operation,
     "narrow_logsumexp": narrow_normalize_operation,
+    "narrow_stats": narrow_stats_operation,
+    "narrow_hess": narrow_hess_operation,
     "softmax": row_by_row(normalize_operation),
     "log_softmax": row_by_row(normalize_operation),
     "logsumexp": row_by_row(normalize_operation),

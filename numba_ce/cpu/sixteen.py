@@ -156,15 +156,16 @@ def tile_reader(kind, block, many):
 
 @lru_cache
 def tile_writer(kind, block, many):
-    """The function that writes sixteen rows of the gradient."""
+    """The function that writes ``tile[class][row]`` to sixteen rows."""
     size, real = KINDS[kind][0] // 8, real_type(kind)
     width, zero = real().itemsize, real(0)
     pitch, double = ROWS * width, width == 8
 
     @inlined
-    def write_tile(plan, place, tile):
-        n_classes, step, swapped = plan.n_classes, plan.grad_step, plan.grad_swapped
-        target, stride = plan.grad + place.offsets[3], place.steps[3]
+    def write_tile(plan, place, operand, base, step, swapped, tile):
+        """Arguments as of `tile_reader`."""
+        n_classes = plan.n_classes
+        target, stride = base + place.offsets[operand], place.steps[operand]
         whole = place.even and place.count == ROWS and not swapped
         longest = 2 * ROWS * n_classes * size  # where rows are far apart, prefetches miss them
         if whole and step == size:
@@ -184,7 +185,7 @@ def tile_writer(kind, block, many):
                     store_vector(kind, at, x)
         else:
             for i in range(place.count):
-                target = plan.grad + locate(plan, place.first + i)[3]
+                target = base + locate(plan, place.first + i)[operand]
                 for c in range(n_classes):
                     value = get(tile + c * pitch + i * width, zero)
                     store_element(kind, target + c * step, value, swapped)
@@ -215,7 +216,8 @@ def asker(kernel):
     nothing: there it is slower by 5%.
     """
     many, has_targets = kernel.many, kernel.targets_kind is not None
-    has_grad = kernel.grad_kind is not None
+    # With a Hessian the two outputs are asked for by `tile_writer`
+    has_grad = kernel.grad_kind is not None and kernel.hess_kind is None
     kinds = (kernel.kind, kernel.targets_kind, kernel.grad_kind)
     size, targets_size, grad_size = (KINDS[kind or kernel.kind][0] // 8 for kind in kinds)
 

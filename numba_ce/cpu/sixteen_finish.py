@@ -12,7 +12,6 @@ import numpy as np
 from numba_ce.cpu.element import KINDS
 from numba_ce.cpu.exp import (
     BIAS,
-    EXPONENT_BIAS,
     LOG2E,
     MAGIC,
     PLAIN,
@@ -22,9 +21,7 @@ from numba_ce.cpu.exp import (
 )
 from numba_ce.cpu.jit import inlined, inner
 from numba_ce.cpu.log import LN2_HI, LN2_LO, log1p, log1p64
-from numba_ce.cpu.measure import LN2, REFERENCE_LOW, UNBIAS, ZERO_REFERENCE
-from numba_ce.cpu.memory import load_sixteen, store
-from numba_ce.cpu.tile import add_to, reduction_of
+from numba_ce.cpu.measure import LN2, REFERENCE_LOW, UNBIAS
 from numba_ce.cpu.vector import (
     absolute,
     fma,
@@ -111,6 +108,11 @@ def _single(total, lost, row_max, t, reference, power, temperature, over_tempera
 @inner
 def _single_amount(factor, amount):
     return (factor[0] * amount,)
+
+
+@inner
+def _single_value(factor):
+    return factor[0]
 
 
 @inner
@@ -226,6 +228,11 @@ def _double_amount(factor, amount):
 
 
 @inner
+def _double_value(factor):
+    return _scaled(factor[0] + factor[1], factor[2])
+
+
+@inner
 def _double_joined(low, high):
     """Of sixteen rows: a factor in two parts, and the two halves of the power of two."""
     like = F64_0
@@ -254,6 +261,7 @@ class Finishing(NamedTuple):
     rows: object  # eight rows: `FinishedRows`
     sixteen: object  # sixteen rows from their sums: two `FinishedRows`
     amount: object  # a factor times a float64 vector
+    value: object  # a factor as one float64 vector
     joined: object  # the factors of eight and eight rows as what `times` takes
     times: object  # sixteen exponentials times a factor
     halves: object  # the sums of the lower and the upper eight rows
@@ -310,10 +318,10 @@ def finishing(real):
             return sums
 
     if double:
-        return Finishing(
-            rows, finish_sixteen, _double_amount, _double_joined, _double_times, halves
-        )
-    return Finishing(rows, finish_sixteen, _single_amount, _single_joined, _single_times, halves)
+        factors = _double_amount, _double_value, _double_joined, _double_times
+    else:
+        factors = _single_amount, _single_value, _single_joined, _single_times
+    return Finishing(rows, finish_sixteen, *factors, halves)
 
 
 @lru_cache
@@ -340,65 +348,3 @@ def weigher(real, dense):
         return s * loss, scale * g, times_amount(row.factor, scale * alpha)
 
     return weigh
-
-
-@lru_cache
-def scale_finder(real, tempered):
-    """`measure.choose` for sixteen rows."""
-    dtype = KINDS[real.__name__][1]
-    magic, log2e, near_limit = MAGIC[dtype], real(LOG2E), real(ZERO_REFERENCE[dtype])
-    minus_inf, zero, ln2 = real(-np.inf), real(0), real(LN2)
-    lowest_plain = real(-(EXPONENT_BIAS[dtype] + BIAS - 1) * LN2)
-
-    @inner
-    def scales(plan, row_max):
-        """Reference, power, and the bounds of `exp_scaled`; 0 and 0 for a row of -inf."""
-        scaled = row_max
-        if tempered:
-            scaled = row_max * real(1.0 / plan.temperature)
-        power = fma(scaled, log2e, magic) - magic
-        near, masked = absolute(scaled) < near_limit, row_max == minus_inf
-        power = select(near, power, zero)
-        reference = select(near, splat_sixteen(zero), select(masked, zero, row_max))
-        lowest = fma(power, ln2, lowest_plain)
-        if tempered:
-            lowest = lowest * real(plan.temperature)
-        return reference, power, splat_sixteen(real(BIAS)) - power, lowest
-
-    return scales
-
-
-def no_sums_of_sixteen(real):
-    """`tile.no_sums` for sixteen rows, one in each lane; `tile.add_to` adds to them."""
-    splat_any = splat_sixteen if real is np.float64 else splat
-    return inner(lambda: (splat_any(0.0), splat_any(0.0)))
-
-
-@lru_cache
-def exp_summer(real, tempered, keep, ask):
-    """The function that turns a tile into exponentials, and adds them up.
-
-    ask(ahead, c) is called for each class.
-    """
-    pitch, zero = 16 * real().itemsize, real(0)
-    no_sums = no_sums_of_sixteen(real)
-
-    @inner
-    def sum_exps(plan, tile, end, scale, ahead):
-        """The sums of the sixteen rows; the exponentials stay if they are kept."""
-        reference, _, exponent, lowest = scale
-        if tempered:
-            constants = reduction_of(plan.tempered, real)
-        else:
-            constants = None
-        sums, c = no_sums(), 0
-        for at in range(tile, end, pitch):
-            ask(ahead, c)
-            c += 1
-            e = exp_scaled(load_sixteen(at, zero), reference, exponent, lowest, constants)
-            sums = add_to(sums, e)
-            if keep:
-                store(at, e)
-        return sums
-
-    return sum_exps

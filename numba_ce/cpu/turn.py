@@ -154,8 +154,6 @@ def transposer(size):
         for i in range(0, n_lines, n):
             for j in range(0, n_columns, n):
                 here, there = source + i * pitch + j * size, target + j * target_pitch + i * size
-                _transpose_block(
-                    size, here, pitch, n_lines - i, n_columns - j, there, target_pitch
-                )
+                _transpose_block(size, here, pitch, n_lines - i, n_columns - j, there, target_pitch)
 
     return transpose
