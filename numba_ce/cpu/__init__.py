@@ -15,7 +15,8 @@ targets        what a row is told to be: target, weights, whether it counts
 finish         a row finished in float64, by the formulas of `numba_ce._row`
 operations     what is done with a row, one function for each operation
 shard          the same for a part of a row: records
-copies         rows copied into a worker's memory and back: those of images
+strips         neighbouring rows of one class, copied and written back
+copies         rows copied into a worker's memory, computed with there, and written back
 eight          rows of some hundred classes, finished eight at a time: the operations
 narrow         rows of few classes, sixteen at a time: loss and softmax
 narrow_stats   the same: statistics

@@ -18,7 +18,7 @@ from numba.core.registry import cpu_target
 
 from numba_ce._backend import is_serial
 from numba_ce.cpu.cache import cached
-from numba_ce.cpu.copies import near_bytes, packed_bytes, rows_together
+from numba_ce.cpu.copies import near_bytes, packed_bytes
 from numba_ce.cpu.element import get, put, take_ticket
 from numba_ce.cpu.jit import call_address, collector_paused, smaller, whole_kernel
 from numba_ce.cpu.memory import fence
@@ -26,6 +26,7 @@ from numba_ce.cpu.operations import OPERATIONS, Kernel
 from numba_ce.cpu.output import begin_line, end_line
 from numba_ce.cpu.plan import PLAN_TYPE, address_of, packed
 from numba_ce.cpu.sixteen import narrow_bytes
+from numba_ce.cpu.strips import rows_together
 from numba_ce.cpu.threads import n_threads, run_blocks
 from numba_ce.cpu.turn import ROWS
 from numba_ce.cpu.workspace import workspace_bytes, workspace_finder
