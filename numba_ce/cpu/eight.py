@@ -235,7 +235,7 @@ def eight_loss_operation(kernel):
                 write_row(plan, first + i, i, work)
         return select(first_lanes(count, 0.0), loss, splat(0.0))
 
-    return block_doer(kernel, EIGHT, do_rows, VECTOR_SUMS)
+    return block_doer(EIGHT, do_rows, VECTOR_SUMS)
 
 
 @lru_cache
@@ -285,4 +285,4 @@ def eight_normalize_operation(kernel):
                     write_log(plan, source, out, t, s, own)
         return 0.0
 
-    return block_doer(kernel, EIGHT, do_rows)
+    return block_doer(EIGHT, do_rows)

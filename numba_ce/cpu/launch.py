@@ -18,7 +18,7 @@ from numba.core.registry import cpu_target
 
 from numba_ce._backend import is_serial
 from numba_ce.cpu.cache import cached
-from numba_ce.cpu.copies import near_bytes, packed_bytes
+from numba_ce.cpu.copies import compile_copier, copier_of, near_bytes, packed_bytes, rows_packed
 from numba_ce.cpu.element import get, put, take_ticket
 from numba_ce.cpu.jit import call_address, collector_paused, smaller, whole_kernel
 from numba_ce.cpu.memory import fence
@@ -55,7 +55,8 @@ def rows_per_block(n_classes, far=False):
 @collector_paused()
 def compiled(kernel):
     """The serial function that works on the blocks of a plan, and its address."""
-    function = cached(repr(kernel), KERNEL, lambda: compile_kernel(kernel))
+    compile_it = compile_copier if kernel.operation == "copies" else compile_kernel
+    function = cached(repr(kernel), KERNEL, lambda: compile_it(kernel))
     return function, function.ctypes
 
 
@@ -146,15 +147,7 @@ def run(kernel, fields, *, after_scan=False):
     if n_blocks > 1 and n_rows * n_classes >= SERIAL_ELEMENTS and not is_serial():
         n_workers = min(n_threads(), n_blocks)
     size = (narrow_bytes if kernel.block else workspace_bytes)(n_classes, kernel.kind)
-    fields["grad_packed"] &= (
-        kernel.many and kernel.hess_kind is None and fields["streaming"] and not far
-    )
-    if far or fields["grad_packed"]:
-        if far:
-            fields["near_bytes"] = near_bytes(kernel, n_classes, fields["n_axes"])
-        else:
-            fields["near_bytes"] = packed_bytes(kernel, n_classes)
-        size += fields["near_bytes"]
+    size += _copies(kernel, fields, far)
     # the counter of the tickets, the weight, then for each block its sum and its first bad row
     results = np.zeros(2 + 2 * n_blocks)
     workspace = np.empty(n_workers * size, np.uint8)
@@ -177,6 +170,20 @@ def run(kernel, fields, *, after_scan=False):
                 fields["grad_scale"] = 1.0 / results[1] if results[1] != 0.0 else 0.0
     total, bad = _launch(call, fields, n_workers, results)
     return total, bad, float(results[1])
+
+
+def _copies(kernel, fields, far):
+    """The fields of a plan that `copies` wants; returns the bytes it needs for each worker."""
+    packed = fields["grad_packed"] and fields["streaming"] and kernel.many and not kernel.hess_kind
+    if not (far or packed):
+        fields["grad_packed"] = False
+        return 0
+    n_classes, n_axes = fields["n_classes"], fields["n_axes"]
+    fields["grad_packed"] = not far
+    fields["copier"] = compiled(copier_of(kernel, packed=not far))[0].address
+    fields["together"] = (rows_together if far else rows_packed)(n_classes)
+    fields["near_bytes"] = (near_bytes if far else packed_bytes)(kernel, n_classes, n_axes)
+    return fields["near_bytes"]
 
 
 def _launch(call, fields, n_workers, results):

@@ -221,7 +221,7 @@ def narrow_loss_operation(kernel):
                 write_gradient(plan, place, lanes, y, joined(g_low, g_high, zero), factor)
         return loss_low + loss_high
 
-    return block_doer(kernel, ROWS, do_rows, VECTOR_SUMS)
+    return block_doer(ROWS, do_rows, VECTOR_SUMS)
 
 
 @lru_cache
@@ -288,4 +288,4 @@ def narrow_normalize_operation(kernel):
             write_tile(plan, place, 3, plan.grad, plan.grad_step, plan.grad_swapped, lanes.tile)
         return 0.0
 
-    return block_doer(kernel, ROWS, do_rows)
+    return block_doer(ROWS, do_rows)

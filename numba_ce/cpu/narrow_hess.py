@@ -163,4 +163,4 @@ def narrow_hess_operation(kernel):
         write_hess(plan, place, 4, plan.hess, plan.hess_step, plan.hess_swapped, lanes.slopes)
         return 0.0
 
-    return block_doer(kernel, ROWS, do_rows)
+    return block_doer(ROWS, do_rows)

@@ -173,4 +173,4 @@ def narrow_stats_operation(kernel):
         put_integers(plan.argmax, first, here, k)
         return 0.0
 
-    return block_doer(kernel, ROWS, do_rows)
+    return block_doer(ROWS, do_rows)

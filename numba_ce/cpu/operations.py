@@ -289,7 +289,7 @@ def row_by_row(operation):
         def do_rows(plan, row, count, work):
             return do_row(plan, row, work)
 
-        return block_doer(kernel, 1, do_rows, ROW_SUMS)
+        return block_doer(1, do_rows, ROW_SUMS)
 
     return block_operation
 

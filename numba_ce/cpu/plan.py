@@ -29,8 +29,15 @@ PLAN = np.dtype(
         ("n_classes", "i8"),
         ("axes", "i8"),  # address of int64 (n_axes, 1 + len(OPERANDS))
         ("n_axes", "i8"),
-        # copies that `copies` makes, 0: none; and of which operands
-        ("near_bytes", "i8"),
+        # what `copies` needs, and of which operands it makes copies
+        ("copier", "i8"),  # address of a kernel, 0: there are no copies
+        ("near_bytes", "i8"),  # of a worker
+        ("together", "i8"),  # rows copied at a time
+        ("near", "i8"),  # address of the plan that says where the copies are
+        ("near_first", "i8"),  # the rows that are copied now, and those of the block
+        ("near_last", "i8"),
+        ("block_first", "i8"),
+        ("block_last", "i8"),
         ("logits_far", "?"),
         ("targets_far", "?"),
         ("grad_far", "?"),
