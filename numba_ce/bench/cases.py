@@ -178,15 +178,16 @@ def _cases(ops: str, classes: str, dtypes: str = "float32", variants: str = "") 
 #: Each a part of "full"
 PARTS = {
     "large": _cases("grad", "512 1000 4096 32000 50257 128256 262144"),
-    "few": _cases("grad", "2 3 5 10 16 32 100 256"),
+    "few": _cases("grad", "2 3 5 10 16 32 64 100 256"),
     "loss": _cases("loss", "2 10 100 1000 32000 128256"),
     "in_place": _cases("grad_in_place", "10 1000 32000 128256"),
-    "float64": _cases("grad loss", "10 1000 32000 128256", "float64"),
+    "float64": _cases("grad loss", "10 100 1000 32000 128256", "float64"),
     "16bit": _cases("grad", "10 1000 32000 128256", "bfloat16 float16"),
     "probabilities": _cases("grad_probs", "10 1000 32000"),
     "images": [
         Case("grad", (8, 21, 512, 512), axis=1),
         Case("grad", (4, 150, 256, 256), axis=1),
+        Case("grad", (2, 1000, 128, 128), axis=1),
     ],
     "options": _cases(
         "grad",

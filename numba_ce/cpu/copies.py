@@ -53,11 +53,11 @@ def _kinds(kernel):
 
 
 def _size(kind):
-    return KINDS[kind or "float32"][0] // 8
+    return KINDS[kind][0] // 8 if kind else 0
 
 
 def near_bytes(kernel, n_classes, n_axes):
-    """Bytes that a worker needs, see `Rooms`."""
+    """Bytes that a worker needs, see `Rooms`; for operands that are not there next to none."""
     n_rows = rows_together(n_classes)
     room = 2 * PLAN_BYTES + odd_lines(n_axes * AXIS_BYTES) + VECTOR_BYTES
     room += CLASSES * odd_lines(VECTOR_BYTES + n_rows * 8) + 2 * n_classes * VECTOR_BYTES
@@ -100,8 +100,9 @@ def copy_far(kernel):
     narrow = kernel.block > 0
     size, targets_size, grad_size, hess_size = map(_size, _kinds(kernel))
     _, has_targets, has_grad, has_hess = (kind is not None for kind in _kinds(kernel))
-    fetch_logits, fetch_targets = fetcher(size, narrow), fetcher(targets_size, narrow)
-    deliver_grad, deliver_hess = deliverer(grad_size, narrow), deliverer(hess_size, narrow)
+    fetch_logits, fetch_targets = fetcher(size, narrow), fetcher(targets_size or size, narrow)
+    deliver_grad = deliverer(grad_size or size, narrow)
+    deliver_hess = deliverer(hess_size or size, narrow)
 
     @inner
     def copy_bytes(n_classes, size):
