@@ -176,7 +176,7 @@ FAULTS = (
           "fresh = (row - begin) * size < VECTOR_BYTES", "fresh = row == begin",
           "test_copies.py -k 'gradient_and_softmax and streamed'"),
     Fault("the last line of a block never written", "cpu/copies.py",
-          "last == block[1]", "last == block[1] + 1",
+          "last == plan.block_last", "last == plan.block_last + 1",
           "test_copies.py -k 'whole_lines and streamed and float32'"),
     Fault("axes merged that do not follow each other", "cpu/plan.py",
           "outer == inner * length", "outer >= inner * length",
