@@ -74,7 +74,7 @@ FAULTS = (
           "test_layouts.py -k 'large_outputs'"),
     Fault("ignored rows get the loss of the row before, eight rows", "cpu/eight.py",
           "select(load_field(work, ROWS.s) == 0.0, splat(0.0), loss)", "loss",
-          "test_edge_cases.py -k 'ignored and cpu'"),
+          "test_edge_cases.py -k ignored_row_after"),
     Fault("losses of rows that are not there, eight rows", "cpu/eight.py",
           "return select(first_lanes(count, 0.0), loss, splat(0.0))", "return loss",
           "test_options.py -k 'reductions_of_the_same_rows and cpu'"),

@@ -435,3 +435,14 @@ def test_one_class_alive_far_below_zero(backend, logit, n_classes):
     for result in nc.cross_entropy_grad_and_hess(logits, [1, 1, 1]):
         assert_same(result, np.zeros_like(logits))
     assert_same(nc.softmax(logits), (np.arange(n_classes) == 1) + np.zeros_like(logits))
+
+
+@pytest.mark.parametrize("n_classes", [10, 300])
+def test_an_ignored_row_after_one_that_is_nan(cpu, n_classes):
+    """Rows are finished some at a time, and what is known of one is kept where the last one was."""
+    logits = np.zeros((32, n_classes), np.float32)
+    logits[:16, 1] = np.nan
+    targets = np.repeat([0, -1], 16)
+    loss, grad = nc.cross_entropy_and_grad(logits, targets, ignore_index=-1, reduction="none")
+    assert np.isnan(loss[:16]).all() and (loss[16:] == 0.0).all()
+    assert (grad[16:] == 0.0).all()
