@@ -355,6 +355,8 @@ def stream(
     >>> bool(result.loss == np.log(4)), result.n_rows
     (True, 300)
     """
+    if targets is None:
+        raise TypeError("targets is None: expected a path, an array or an iterable of arrays")
     loss = check_options(label_smoothing, ignore_index, z_loss, softcap, temperature, check_targets)
     options = Options(axis, class_weight, loss, check_reduction(reduction))
     return run(logits, targets, sample_weight, options, grad_out, progress)

@@ -449,3 +449,8 @@ def test_what_is_no_array_is_named(backend, name):
     arguments = {"logits": np.zeros((2, 3)), "targets": [0, 1], name: 5}
     with pytest.raises(TypeError, match=f"{name} = 5: expected a path, an array or an iterable"):
         nc.stream(**arguments)
+
+
+def test_no_targets():
+    with pytest.raises(TypeError, match="targets is None: expected"):
+        nc.stream(np.zeros((3, 4), np.float32), None)
