@@ -78,21 +78,35 @@ def reduced(total: float, weight: float, reduction: str, dtype: np.dtype[Any]) -
         return dtype.type(total)
 
 
+def loss_sums(
+    problem: Problem, logits: Array, axis: int, per_row: Array | None, grad: Array | None
+) -> tuple[float, float]:
+    """The sums of the weighted losses and of the weights, in float64; fills `per_row` and `grad`.
+
+    Losses of both signs that are too large for a float32 may have a sum that is a number.
+    """
+    rows = problem.logits.shape[:-1]
+    if problem.logits.shape[-1] == 0 and 0 not in rows:
+        raise no_classes(logits, axis)
+    if 0 in rows:
+        return 0.0, 0.0
+    moved = None if grad is None else classes_last(grad, axis)
+    total, weight = backend().run_loss(problem, per_row, moved)
+    return total, weight
+
+
 def _loss(problem: Problem, logits: Array, axis: int, grad: Array | None) -> Any:
     """The loss in the shape that the reduction gives; fills `grad`."""
     dtype, rows = result_dtype(logits), problem.logits.shape[:-1]
-    if problem.logits.shape[-1] == 0 and 0 not in rows:
-        raise no_classes(logits, axis)
-    moved = None if grad is None else classes_last(grad, axis)
     if on_device(logits):
-        module = backend(True)
+        if problem.logits.shape[-1] == 0 and 0 not in rows:
+            raise no_classes(logits, axis)
         result = fresh_rows(logits, rows if problem.reduction == "none" else (), dtype)
-        module.loss_on_device(problem, result, moved)
+        moved = None if grad is None else classes_last(grad, axis)
+        backend(True).loss_on_device(problem, result, moved)
         return returned(result)
     per_row = np.empty(rows, dtype) if problem.reduction == "none" else None
-    if 0 in rows:
-        return reduced(0.0, 0.0, problem.reduction, dtype) if per_row is None else per_row
-    total, weight = backend().run_loss(problem, per_row, moved)
+    total, weight = loss_sums(problem, logits, axis, per_row, grad)
     if per_row is None:
         return reduced(total, weight, problem.reduction, dtype)
     return per_row if rows else per_row[()]

@@ -26,13 +26,7 @@ from numba_ce._validate import (
     check_reduction,
     make_problem,
 )
-from numba_ce.api import (
-    cross_entropy,
-    cross_entropy_and_grad,
-    no_classes,
-    reduced,
-    result_dtype,
-)
+from numba_ce.api import fresh_output, loss_sums, no_classes, reduced, result_dtype
 from numba_ce.blocks import (
     Block,
     Source,
@@ -76,15 +70,6 @@ class Options(NamedTuple):
         return make_problem(
             array, targets, axis, self.class_weight, sample_weight, self.loss, self.reduction
         )
-
-    def per_row(self, sample_weight: Array | None) -> dict[str, Any]:
-        """For a call that gives the losses of the rows."""
-        return self.loss._asdict() | {
-            "axis": self.axis,
-            "class_weight": self.class_weight,
-            "sample_weight": sample_weight,
-            "reduction": "none",
-        }
 
 
 def _weigh(
@@ -192,24 +177,26 @@ def _prepare(
     return _Job(blocks, options, rows, shape[axis], losses, weight, sink)
 
 
-def _compute(block: Block, job: _Job) -> Array:
-    """The losses of the rows of a block; their gradient goes to the sink."""
+def _compute(block: Block, job: _Job) -> tuple[float, Array | None]:
+    """The sum of a block's losses, and each of them if wanted; the gradient goes to the sink."""
     options, s = job.options, block.sample_weight
-    if job.sink is None:
-        return np.asarray(cross_entropy(block.logits, block.targets, **options.per_row(s)))
-    if options.reduction == "mean":
+    if job.sink is not None and options.reduction == "mean":
         s = mean_weights(s, tuple(i.stop - i.start for i in block.rows), job.weight)
-    in_place = block.ours and block.logits.dtype.isnative
-    loss, grad = cross_entropy_and_grad(
-        block.logits,
-        block.targets,
-        out=block.logits if in_place else None,
-        **options.per_row(s),
-    )
-    if options.reduction == "mean" and job.weight == 0.0:
-        grad[...] = 0  # also where a bad target that was not to be checked gave NaN
-    job.sink[full_index(block.rows, options.axis)] = grad
-    return np.asarray(loss)
+    # The denominator of a mean is that of all blocks
+    options = options._replace(reduction="none" if options.reduction == "none" else "sum")
+    problem = options.problem(block.logits, block.targets, s)
+    per_row = grad = None
+    if options.reduction == "none":
+        per_row = np.empty(problem.logits.shape[:-1], result_dtype(block.logits))
+    if job.sink is not None:
+        in_place = block.ours and block.logits.dtype.isnative
+        grad = block.logits if in_place else fresh_output(block.logits)
+    total, _ = loss_sums(problem, block.logits, options.axis, per_row, grad)
+    if grad is not None:
+        if job.options.reduction == "mean" and job.weight == 0.0:
+            grad[...] = 0  # also where a bad target that was not to be checked gave NaN
+        job.sink[full_index(block.rows, options.axis)] = grad
+    return total, per_row
 
 
 def run(
@@ -242,13 +229,13 @@ def run(
                 weight += total_weight(problem, tuple(i.start for i in block.rows))
             if visit is not None:
                 visit(block)
-            loss = _compute(block, job)
-            with np.errstate(invalid="ignore"):  # inf - inf
-                total += float(loss.sum(dtype=np.float64))
-            if options.reduction == "none":
-                per_row.append((block.rows, loss))
-            n_rows, n_bytes = n_rows + loss.size, n_bytes + block.logits.nbytes
-            n_classes, dtype = block.logits.shape[options.axis], loss.dtype
+            loss, losses = _compute(block, job)
+            total += loss
+            if losses is not None:
+                per_row.append((block.rows, losses))
+            n_rows += math.prod(i.stop - i.start for i in block.rows)
+            n_bytes += block.logits.nbytes
+            n_classes, dtype = block.logits.shape[options.axis], result_dtype(block.logits)
             if progress is not None:
                 progress(n_rows, None if job.rows is None else math.prod(job.rows))
         if isinstance(job.sink, NpyWriter):
@@ -343,8 +330,8 @@ def stream(
 
     Notes
     -----
-    Row losses are added in float64. An .npy file is read with plain reads, not mapped, so that an
-    address space smaller than the file will do.
+    Row losses are added in float64, before they are rounded. An .npy file is read with plain reads,
+    not mapped, so that an address space smaller than the file will do.
 
     Examples
     --------

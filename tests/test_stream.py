@@ -184,6 +184,16 @@ def test_float64_sum_of_float32_losses(cpu):
     assert loss == np.float32(np.log(3))
 
 
+def test_losses_too_large_for_float32_of_both_signs_do_not_make_the_sum_nan(backend):
+    """Rounded one by one they would be inf and -inf."""
+    logits = np.array([[1e30, 0.0], [2e30, 0.0]], np.float32)
+    arguments = {"z_loss": 1.0, "sample_weight": np.array([1.0, -0.5]), "reduction": "sum"}
+    assert nc.cross_entropy(logits, [0, 0], **arguments) == -np.inf
+    assert nc.stream(logits, [0, 0], **arguments).loss == -np.inf
+    arguments["z_loss"] = 1e-30
+    assert nc.stream(logits, [0, 0], **arguments).loss == np.float32(-1e30)
+
+
 def test_progress_and_empty(cpu, rng):
     logits, targets = make(rng)
     seen = []
