@@ -104,11 +104,11 @@ def test_an_interrupted_call_says_so(cpu, rng, monkeypatch):
     monkeypatch.setattr(threads, "FIRST_SLICE_CLASSES", 1024 * 42)
     run_slice, slices = threads._run_slice, []
 
-    def interrupted(call, fields, n_workers, counter):
+    def interrupted(*arguments):
         if len(slices) == 1:
             raise KeyboardInterrupt
         slices.append(1)
-        run_slice(call, fields, n_workers, counter)
+        run_slice(*arguments)
 
     monkeypatch.setattr(threads, "_run_slice", interrupted)
     for name in ("softmax", "mean"):

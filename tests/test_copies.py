@@ -34,9 +34,9 @@ def stores(request, monkeypatch):
     """Around the caches, as large outputs are written, and through them."""
     if request.param == "streamed":
         monkeypatch.setattr(cpu, "STREAMING_BYTES", 0)
-    cpu._layout.cache_clear()
+    cpu._job.cache_clear()
     yield
-    cpu._layout.cache_clear()
+    cpu._job.cache_clear()
 
 
 def framed(shape, dtype, offset):

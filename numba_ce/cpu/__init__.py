@@ -33,7 +33,8 @@ threads        who works on the blocks: the parallel loop, a pool; slices and Ct
 ============== ==============================================================================
 
 The functions of this module are what the public functions call: each describes its problem in a
-`PLAN` and launches a kernel.
+`PLAN` and launches a kernel. What shapes, strides, dtypes and options decide is a `Job`, which is
+remembered, so that a small call adds but its addresses.
 """
 
 import math
@@ -45,30 +46,24 @@ import numpy as np
 from numba_ce._validate import bad_target_error, check_scale, encoded_ignore_index
 from numba_ce.cpu.element import KINDS
 from numba_ce.cpu.exp import reduction
-from numba_ce.cpu.launch import run
+from numba_ce.cpu.launch import prepare, run
 from numba_ce.cpu.narrow import FEW_CLASSES, NARROW_CLASSES
 from numba_ce.cpu.operations import OPERATIONS, Kernel
-from numba_ce.cpu.plan import DEFAULTS, OPERANDS, address_of, collapse
+from numba_ce.cpu.plan import CALL_DEFAULTS, FIXED_DEFAULTS, OPERANDS, address_of, collapse
 from numba_ce.cpu.tile import TILE, real_type
 from numba_ce.cpu.turn import BLOCK_CLASSES, ROWS
+from numba_ce.options import LossOptions
 from numba_ce.weights import stand_in
 
 # Outputs larger than this do not fit the caches anyway: write around them
 STREAMING_BYTES = 4 << 20
 KIND_NAMES = tuple(KINDS)
+NO_OPTIONS = LossOptions()
 
 
 @lru_cache
 def _name(dtype):
     return dtype.name
-
-
-def _kind(array):
-    return _name(array.dtype)
-
-
-def _form(array):
-    return None if array is None else (array.shape, array.strides, array.dtype)
 
 
 def _packed_strides(shape, itemsize):
@@ -77,17 +72,37 @@ def _packed_strides(shape, itemsize):
 
 
 @lru_cache(maxsize=256)
-def _layout(*forms):
-    """The fields of a `PLAN` that shapes, strides and dtypes decide, and its axes.
+def _job(operation, options, averaged, in_place, *forms):
+    """The `Job` of an operation; remembered, because a small call would spend 20 us here.
 
-    forms : of the operands, see `_form`; remembered, because a small call would spend 3 us here
+    forms : shape, strides and dtype of each of the operands, None for one that is not there
     """
-    fields = DEFAULTS.copy()
-    fields["temperature"] = fields["grad_scale"] = 1.0
+    fields, axes = _layout(forms)
+    fields["averaged"], fields["checked"] = averaged, options.check_targets
+    if in_place:
+        fields["streaming"] = False
+    targets, sample_weight = forms[1:3]
+    scans = sample_weight is not None or fields["targets_bytes"] > 0
+    n_classes, kind = fields["n_classes"], _name(forms[0][2])
+    _describe_options(fields, options, kind)
+    kernel = Kernel(
+        operation,
+        kind,
+        None if targets is None or fields["targets_bytes"] > 0 else _name(targets[2]),
+        *(None if form is None else _name(form[2]) for form in forms[3:]),
+        options.label_smoothing != 0.0,
+        options.temperature != 1.0,
+        options.softcap is not None,
+    )
+    return prepare(_fitting(kernel, n_classes), fields, axes, scans=scans)
+
+
+def _layout(forms):
+    """The fields of a `PLAN` that shapes, strides and dtypes decide, and its axes."""
+    fields = FIXED_DEFAULTS.copy()
     shape = forms[0][0]
     n_axes = len(shape) - 1
-    fields["n_rows"] = math.prod(shape[:-1])
-    fields["n_classes"] = fields["all_classes"] = shape[-1]
+    fields["n_rows"], fields["n_classes"] = math.prod(shape[:-1]), shape[-1]
     strides = []
     for name, form in zip(OPERANDS, forms, strict=True):
         if form is None:
@@ -95,7 +110,6 @@ def _layout(*forms):
             continue
         _, own, dtype = form
         strides.append(own[:n_axes])
-        fields[name + "_swapped"] = not dtype.isnative
         if name in ("logits", "grad", "hess"):
             fields[name + "_step"] = own[-1]
         elif name == "sample_weight":
@@ -105,6 +119,7 @@ def _layout(*forms):
         else:
             fields["targets_bytes"] = dtype.itemsize
             fields["targets_signed"] = dtype.kind == "i"
+        fields[name + "_swapped"] = not dtype.isnative
         if name == "grad":
             fields["streaming"] = math.prod(shape) * dtype.itemsize >= STREAMING_BYTES
             fields["grad_packed"] = own == _packed_strides(shape, dtype.itemsize)
@@ -117,20 +132,64 @@ def _layout(*forms):
     return fields, axes
 
 
-class _Plan:
-    """A `PLAN` in the making, and the arrays whose addresses it holds."""
+def _describe_options(fields, options, kind):
+    """ignore_index, smoothing, z-loss, soft cap and temperature."""
+    ignored = encoded_ignore_index(options.ignore_index, fields["targets_signed"])
+    if ignored is not None:
+        fields["has_ignore_index"], fields["ignore_index"] = True, ignored
+    fields["smoothing"], fields["z_loss"] = options.label_smoothing, options.z_loss
+    real = KINDS[kind][1]
+    fields["temperature"] = options.temperature
+    if options.temperature != 1.0:
+        check_scale("temperature", options.temperature, kind, "on the CPU")
+        fields["tempered"] = pack("4d", *reduction(real, options.temperature))
+    if options.softcap is not None:
+        check_scale("softcap", options.softcap, kind, "on the CPU")
+        fields["softcap"] = options.softcap
+        fields["capping"] = pack("4d", *reduction(real, options.softcap / 2))
 
-    def __init__(self, logits, targets=None, sample_weight=None, grad=None, hess=None):
+
+def _fitting(kernel, n_classes):
+    """The kernel for so many classes: `narrow`, `eight`, or as it is, one row at a time."""
+    operation, real = kernel.operation, real_type(kernel.kind)
+    same = kernel.targets_kind is None or real_type(kernel.targets_kind) is real
+    if same and n_classes <= NARROW_CLASSES and "narrow_" + operation in OPERATIONS:
+        block = min(size for size in BLOCK_CLASSES if size >= min(n_classes, ROWS))
+        many = n_classes > FEW_CLASSES
+        return kernel._replace(operation="narrow_" + operation, block=block, many=many)
+    if n_classes <= TILE and real is np.float32 and "eight_" + operation in OPERATIONS:
+        return kernel._replace(operation="eight_" + operation)
+    return kernel
+
+
+class _Call:
+    """A `Job`, what this call adds to its plan, and the arrays whose addresses that holds."""
+
+    def __init__(
+        self,
+        operation,
+        logits,
+        targets=None,
+        sample_weight=None,
+        grad=None,
+        hess=None,
+        *,
+        options=NO_OPTIONS,
+        averaged=False,
+    ):
         operands = (logits, targets, sample_weight, grad, hess)
-        fields, axes = _layout(*map(_form, operands))
-        self.fields = fields = fields.copy()
-        self.kind = _kind(logits)
-        self.alive = [axes, *operands]
-        for name, array in zip(OPERANDS, operands, strict=True):
-            if array is not None:
+        self.alive = [operands]
+        self.fields = fields = CALL_DEFAULTS.copy()
+        fields["all_classes"], fields["grad_scale"] = logits.shape[-1], 1.0
+        forms = []
+        for name, array in zip(OPERANDS, operands):  # noqa: B905  (`strict` takes 0.1 us)
+            if array is None:
+                forms.append(None)
+            else:
                 fields[name] = address_of(array)
-        if fields["grad"] == fields["logits"]:
-            fields["streaming"] = False
+                forms.append((array.shape, array.strides, array.dtype))
+        in_place = fields["grad"] == fields["logits"]
+        self.job = _job(operation, options, averaged, in_place, *forms)
 
     def point(self, name, array):
         """Put the address of an array into a field."""
@@ -144,151 +203,96 @@ class _Plan:
             if array.dtype.kind == "f":
                 self.fields["loss_bytes"] = array.itemsize
 
-    def describe_targets(self, problem):
-        """ignore_index and class weights."""
-        fields = self.fields
-        ignored = encoded_ignore_index(problem.options.ignore_index, fields["targets_signed"])
-        if ignored is not None:
-            fields["has_ignore_index"], fields["ignore_index"] = True, ignored
-        if problem.class_weight is not None:
-            self.point("class_weight", problem.class_weight)
-            padded = np.zeros(len(problem.class_weight) + 16, real_type(self.kind))
-            with np.errstate(over="ignore"):
-                padded[: len(problem.class_weight)] = problem.class_weight
-            self.point("class_weight_real", padded)
+    def point_class_weight(self, weight, kind):
+        """The class weights, as they are and in the type of the tiles."""
+        padded = np.zeros(len(weight) + 16, real_type(kind))
+        with np.errstate(over="ignore"):
+            padded[: len(weight)] = weight
+        self.point("class_weight", weight)
+        self.point("class_weight_real", padded)
 
-    def describe_options(self, options):
-        """Smoothing, z-loss, soft cap and temperature."""
-        fields = self.fields
-        fields["smoothing"], fields["z_loss"] = options.label_smoothing, options.z_loss
-        real = KINDS[self.kind][1]
-        if options.temperature != 1.0:
-            check_scale("temperature", options.temperature, self.kind, "on the CPU")
-            fields["temperature"] = options.temperature
-            fields["tempered"] = pack("4d", *reduction(real, options.temperature))
-        if options.softcap is not None:
-            check_scale("softcap", options.softcap, self.kind, "on the CPU")
-            fields["softcap"] = options.softcap
-            fields["capping"] = pack("4d", *reduction(real, options.softcap / 2))
-
-    def run(self, kernel):
+    def run(self):
         """The sum of what the kernel returns for the rows."""
-        return run(kernel, self.fields)[0]
+        return run(self.job, self.fields)[0]
 
-    def run_checked(self, kernel, problem):
+    def run_checked(self, problem):
         """The same after a look at the targets, and the sum of the weights."""
-        fields, checked = self.fields, problem.options.check_targets
+        fields = self.fields
         if problem.probabilities and problem.sample_weight is None:
-            weight = float(fields["n_rows"])
-            if fields["averaged"]:
+            weight = float(self.job.n_rows)
+            if self.job.averaged:
                 fields["grad_scale"] = 1.0 / weight
-            return self.run(kernel), weight
-        fields["checked"] = checked
-        total, bad, weight = run(kernel, fields, after_scan=True)
-        if bad >= 0 and checked:
-            raise bad_target_error(problem, bad, int(fields["all_classes"]))
+            return self.run(), weight
+        total, bad, weight = run(self.job, fields)
+        if bad >= 0 and self.job.checked:
+            raise bad_target_error(problem, bad, fields["all_classes"])
         return total, weight
 
 
-def _plan(problem, grad=None, hess=None):
-    targets = problem.targets
-    if problem.probabilities and problem.options.label_smoothing == 1.0:
+def _call(operation, problem, grad=None, hess=None):
+    targets, options = problem.targets, problem.options
+    if problem.probabilities and options.label_smoothing == 1.0:
         # They have no share: zeros are read, for the kernels would form 0 * inf, of a probability
         # beyond float32 too, and have no test of it for every class
         targets = stand_in(targets.shape, targets.dtype.newbyteorder("="))
-    plan = _Plan(problem.logits, targets, problem.sample_weight, grad, hess)
-    plan.describe_targets(problem)
-    plan.describe_options(problem.options)
-    return plan
-
-
-@lru_cache(maxsize=256)
-def _fitting(kernel, n_classes):
-    """The kernel for so many classes: `narrow`, `eight`, or as it is, one row at a time."""
-    operation, real = kernel.operation, real_type(kernel.kind)
-    same = kernel.targets_kind is None or real_type(kernel.targets_kind) is real
-    if same and n_classes <= NARROW_CLASSES:
-        block = min(size for size in BLOCK_CLASSES if size >= min(n_classes, ROWS))
-        many = n_classes > FEW_CLASSES
-        return kernel._replace(operation="narrow_" + operation, block=block, many=many)
-    if n_classes <= TILE and real is np.float32 and "eight_" + operation in OPERATIONS:
-        return kernel._replace(operation="eight_" + operation)
-    return kernel
-
-
-def _options(options):
-    """The options that make another kernel."""
-    return options.label_smoothing != 0.0, options.temperature != 1.0, options.softcap is not None
-
-
-def _targets_kind(problem):
-    return _kind(problem.targets) if problem.probabilities else None
+    averaged = grad is not None and problem.reduction == "mean"
+    arrays = problem.logits, targets, problem.sample_weight, grad, hess
+    call = _Call(operation, *arrays, options=options, averaged=averaged)
+    if problem.class_weight is not None:
+        call.point_class_weight(problem.class_weight, _name(problem.logits.dtype))
+    return call
 
 
 def run_loss(problem, loss_rows, grad):
     """Row losses and gradient; returns the sums of the weighted losses and of the weights."""
-    plan = _plan(problem, grad=grad)
+    call = _call("loss", problem, grad)
     if loss_rows is not None:
-        plan.point_results({"loss": loss_rows})
-    grad_kind = None
-    if grad is not None:
-        grad_kind, plan.fields["averaged"] = _kind(grad), problem.reduction == "mean"
-    logits = problem.logits
-    kinds = _kind(logits), _targets_kind(problem), grad_kind, None
-    kernel = Kernel("loss", *kinds, *_options(problem.options))
-    return plan.run_checked(_fitting(kernel, logits.shape[-1]), problem)
+        call.point_results({"loss": loss_rows})
+    return call.run_checked(problem)
 
 
 def run_grad_hess(problem, grad, hess, kind):
     """Gradient and diagonal Hessian of the row losses."""
-    plan = _plan(problem, grad=grad, hess=hess)
+    call = _call("hess", problem, grad, hess)
     n_classes = problem.logits.shape[-1]
     lightgbm = n_classes / (n_classes - 1) if n_classes > 1 else 0.0
-    plan.fields["hess_factor"] = {"diagonal": 1.0, "xgboost": 2.0, "lightgbm": lightgbm}[kind]
-    plan.fields["hess_floor"] = 1e-16 if kind == "xgboost" else 0.0
-    kernel = Kernel("hess", _kind(problem.logits), _targets_kind(problem), _kind(grad), _kind(hess))
-    plan.run_checked(_fitting(kernel, n_classes), problem)
+    call.fields["hess_factor"] = {"diagonal": 1.0, "xgboost": 2.0, "lightgbm": lightgbm}[kind]
+    call.fields["hess_floor"] = 1e-16 if kind == "xgboost" else 0.0
+    call.run_checked(problem)
 
 
 def run_row_stats(problem, outputs):
     """The fields of `RowStats`, each into its array."""
-    plan = _plan(problem)
-    plan.point_results(outputs)
-    kernel = _fitting(Kernel("stats", _kind(problem.logits)), problem.logits.shape[-1])
+    call = _call("stats", problem)
+    call.point_results(outputs)
     if problem.targets is None:
-        plan.run(kernel)
+        call.run()
     else:
-        plan.run_checked(kernel, problem)
+        call.run_checked(problem)
 
 
 def run_normalize(logits, what, out):
     """softmax, log_softmax or logsumexp."""
     if what == "logsumexp":
-        plan, out_kind = _Plan(logits), None
-        plan.point_results({"lse": out})
+        call = _Call(what, logits)
+        call.point_results({"lse": out})
     else:
-        plan, out_kind = _Plan(logits, grad=out), _kind(out)
-    plan.run(_fitting(Kernel(what, _kind(logits), None, out_kind), logits.shape[-1]))
+        call = _Call(what, logits, grad=out)
+    call.run()
 
 
 def run_row_record(problem, class_offset, n_classes, record):
     """The record of each row, or of the part of it in this shard."""
-    plan = _plan(problem)
-    plan.fields["class_offset"], plan.fields["all_classes"] = class_offset, n_classes
-    plan.point("record", record)
-    kind, targets_kind = _kind(problem.logits), _targets_kind(problem)
-    kernel = Kernel("record", kind, targets_kind, None, None, *_options(problem.options))
-    plan.run_checked(kernel, problem)
+    call = _call("record", problem)
+    call.fields["class_offset"], call.fields["all_classes"] = class_offset, n_classes
+    call.point("record", record)
+    call.run_checked(problem)
 
 
 def run_grad_from_record(problem, record, class_offset, grad):
     """Gradient of the classes of this shard, from the merged records."""
-    plan = _plan(problem, grad=grad)
-    plan.fields["class_offset"] = class_offset
-    plan.fields["all_classes"] = int(record[..., 8].max())
-    plan.point("record", record)
-    kind, targets_kind = _kind(problem.logits), _targets_kind(problem)
-    kernel = Kernel(
-        "from_record", kind, targets_kind, _kind(grad), None, *_options(problem.options)
-    )
-    plan.run_checked(kernel, problem)
+    call = _call("from_record", problem, grad)
+    call.fields["class_offset"] = class_offset
+    call.fields["all_classes"] = int(record[..., 8].max())
+    call.point("record", record)
+    call.run_checked(problem)

@@ -9,7 +9,10 @@ functions by their address.
 
 import ctypes
 import math
+import struct
+from array import array
 from functools import cache
+from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import binding
@@ -24,7 +27,7 @@ from numba_ce.cpu.jit import call_address, collector_paused, smaller, whole_kern
 from numba_ce.cpu.memory import fence
 from numba_ce.cpu.operations import OPERATIONS, Kernel
 from numba_ce.cpu.output import begin_line, end_line
-from numba_ce.cpu.plan import PLAN_TYPE, address_of, packed
+from numba_ce.cpu.plan import PLAN, PLAN_TYPE, address_of, fixed_part, pack_plan
 from numba_ce.cpu.sixteen import narrow_bytes
 from numba_ce.cpu.strips import rows_together
 from numba_ce.cpu.threads import n_threads, run_blocks
@@ -36,6 +39,7 @@ BLOCK_ELEMENTS = 65536
 # Below this many logits waking the threads (5 to 50 us) costs more than they save
 SERIAL_ELEMENTS = 32768
 SCAN = Kernel("scan")
+ONE_BLOCK = struct.Struct("=qddq")  # the results of one block, see `run`
 KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_ssize_t)
 
 
@@ -129,47 +133,52 @@ def compile_scan_first():
     return scan_and_run
 
 
-def run(kernel, fields, *, after_scan=False):
-    """Run a kernel over all rows of a plan, given as the dictionary of its fields.
+class Job(NamedTuple):
+    """What calls have in common that differ in addresses and numbers alone, see `prepare`."""
 
-    after_scan : scan the targets and weights first. A bad target stops it, if `checked`; the
-    weights set `grad_scale`, if `averaged`.
+    fixed: bytes  # of the plan
+    axes: array  # its address is in there
+    function: tuple[Any, Any]  # that does everything but, with several blocks, the scan
+    scan_function: tuple[Any, Any] | None  # for several blocks, if there is to be a scan
+    checked: bool
+    averaged: bool
+    n_rows: int
+    n_elements: int
+    n_blocks: int
+    rows_per_block: int
+    workspace_bytes: int  # of a worker
 
-    Returns the sums of the blocks added up in order, the first bad row or -1, and the sum of the
-    weights if there was a scan.
+
+def prepare(kernel, fields, axes, *, scans):
+    """The `Job` of a kernel, from a dictionary of the fixed fields of its plan, and their axes.
+
+    scans : look at the targets and weights first. A bad target stops it, if `checked`; the weights
+    set `grad_scale`, if `averaged`.
     """
-    function, call = compiled(kernel)
+    function, scan_function = compiled(kernel), compiled(SCAN) if scans else None
     n_rows, n_classes = fields["n_rows"], fields["n_classes"]
     far = fields["logits_far"] or fields["targets_far"] or fields["grad_far"] or fields["hess_far"]
     per_block = rows_per_block(n_classes, far)
     n_blocks = -(-n_rows // per_block)
-    n_workers = 1
-    if n_blocks > 1 and n_rows * n_classes >= SERIAL_ELEMENTS and not is_serial():
-        n_workers = min(n_threads(), n_blocks)
     size = (narrow_bytes if kernel.block else workspace_bytes)(n_classes, kernel.kind)
     size += _copies(kernel, fields, far)
-    # the counter of the tickets, the weight, then for each block its sum and its first bad row
-    results = np.zeros(2 + 2 * n_blocks)
-    workspace = np.empty(n_workers * size, np.uint8)
-    tickets = address_of(results)
-    fields["rows_per_block"], fields["n_blocks"] = per_block, n_blocks
-    fields["tickets"], fields["weight"] = tickets, tickets + 8
-    fields["block_sum"], fields["block_bad"] = tickets + 16, tickets + 16 + 8 * n_blocks
-    fields["workspace"], fields["workspace_bytes"] = address_of(workspace), size
-    if after_scan:
-        scan = compiled(SCAN)
-        if n_blocks == 1:
-            fields["scan"], fields["kernel"] = scan[0].address, function.address
-            call = scan_first()[1]
-        else:
-            scanning = n_workers if n_rows >= SERIAL_ELEMENTS else 1
-            results[1], bad = _launch(scan[1], fields, scanning, results)
-            if bad >= 0 and fields["checked"]:
-                return math.nan, bad, math.nan
-            if fields["averaged"]:
-                fields["grad_scale"] = 1.0 / results[1] if results[1] != 0.0 else 0.0
-    total, bad = _launch(call, fields, n_workers, results)
-    return total, bad, float(results[1])
+    fields["rows_per_block"], fields["workspace_bytes"] = per_block, size
+    if scans and n_blocks == 1:
+        fields["scan"], fields["kernel"] = scan_function[0].address, function[0].address
+        function, scan_function = scan_first(), None
+    return Job(
+        fixed_part(fields),
+        axes,
+        function,
+        scan_function,
+        fields["checked"],
+        fields["averaged"],
+        n_rows,
+        n_rows * n_classes,
+        n_blocks,
+        per_block,
+        size,
+    )
 
 
 def _copies(kernel, fields, far):
@@ -186,17 +195,44 @@ def _copies(kernel, fields, far):
     return fields["near_bytes"]
 
 
-def _launch(call, fields, n_workers, results):
-    """Run one kernel in so many threads; returns the sum of the blocks and the first bad row."""
-    n_blocks = fields["n_blocks"]
+def run(job, fields):
+    """Do a job, given the dictionary of what this call adds to its plan.
+
+    Returns the sums of the blocks added up in order, the first bad row or -1, and the sum of the
+    weights if there was a scan.
+    """
+    n_blocks, n_workers = job.n_blocks, 1
+    if n_blocks > 1 and job.n_elements >= SERIAL_ELEMENTS and not is_serial():
+        n_workers = min(n_threads(), n_blocks)
+    # the counter of the tickets, the weight, then for each block its sum and its first bad row
+    results = np.zeros(2 + 2 * n_blocks)
+    memory = np.empty(PLAN.itemsize + n_workers * job.workspace_bytes, np.uint8)
+    tickets = address_of(results)
+    fields["n_blocks"], fields["tickets"], fields["weight"] = n_blocks, tickets, tickets + 8
+    fields["block_sum"], fields["block_bad"] = tickets + 16, tickets + 16 + 8 * n_blocks
+    plan = address_of(memory)
+    fields["workspace"] = plan + PLAN.itemsize
     if n_blocks == 1:
-        record = packed(fields)
-        call(address_of(record), 0)
-    else:
-        results[0] = 0.0
-        run_blocks(call, fields, n_workers, results)
-    block_sum, block_bad = results[2 : 2 + n_blocks], results[2 + n_blocks :].view(np.int64)
-    if n_blocks == 1:
-        return float(block_sum[0]), int(block_bad[0]) - 1
-    bad = block_bad[block_bad > 0]
-    return float(block_sum.sum()), int(bad[0]) - 1 if bad.size else -1
+        pack_plan(memory, job.fixed, fields)
+        job.function[1](plan, 0)
+        _, weight, total, bad = ONE_BLOCK.unpack(results)
+        return total, bad - 1, weight
+    if job.scan_function:
+        scanning = n_workers if job.n_rows >= SERIAL_ELEMENTS else 1
+        results[1], bad = _launch(job, job.scan_function, fields, memory, scanning, results)
+        if bad >= 0 and job.checked:
+            return math.nan, bad, math.nan
+        if job.averaged:
+            fields["grad_scale"] = 1.0 / results[1] if results[1] != 0.0 else 0.0
+    total, bad = _launch(job, job.function, fields, memory, n_workers, results)
+    return total, bad, float(results[1])
+
+
+def _launch(job, function, fields, memory, n_workers, results):
+    """Run one function in so many threads; returns the sum of the blocks and the first bad row."""
+    n_blocks = job.n_blocks
+    results[0] = 0.0
+    run_blocks(job, function, fields, memory, n_workers, results[:1].view(np.int64))
+    bad = results[2 + n_blocks :].view(np.int64)
+    bad = bad[bad > 0]
+    return float(results[2 : 2 + n_blocks].sum()), int(bad[0]) - 1 if bad.size else -1

@@ -22,113 +22,126 @@ from numba_ce.cpu.jit import inlined, inner
 # all of them are walked together: `axes` holds, for each row axis, its length and these strides.
 OPERANDS = ("logits", "targets", "sample_weight", "grad", "hess")
 
-PLAN = np.dtype(
-    [
-        # the problem
-        ("n_rows", "i8"),
-        ("n_classes", "i8"),
-        ("axes", "i8"),  # address of int64 (n_axes, 1 + len(OPERANDS))
-        ("n_axes", "i8"),
-        # what `copies` needs, and of which operands it makes copies
-        ("copier", "i8"),  # address of a kernel, 0: there are no copies
-        ("near_bytes", "i8"),  # of a worker
-        ("together", "i8"),  # rows copied at a time
-        ("near", "i8"),  # address of the plan that says where the copies are
-        ("near_first", "i8"),  # the rows that are copied now, and those of the block
-        ("near_last", "i8"),
-        ("block_first", "i8"),
-        ("block_last", "i8"),
-        ("logits_far", "?"),
-        ("targets_far", "?"),
-        ("grad_far", "?"),
-        ("grad_packed", "?"),
-        ("hess_far", "?"),
-        # how the work is cut up: rows_per_block depends on n_classes alone, so do the sums
-        ("n_blocks", "i8"),
-        ("rows_per_block", "i8"),
-        ("tickets", "i8"),  # address of the workers' counter: the next block
-        ("workspace", "i8"),  # address; one part of workspace_bytes for each worker
-        ("workspace_bytes", "i8"),
-        # `launch.scan_first`: addresses of two kernels and of their result, and what it does
-        ("scan", "i8"),
-        ("kernel", "i8"),
-        ("weight", "i8"),  # address: float64, the sum of the weights
-        ("checked", "?"),  # stop at a bad target
-        ("averaged", "?"),  # grad_scale = 1 / weight
-        # inputs: address, and bytes from class to class
-        ("logits", "i8"),
-        ("logits_step", "i8"),
-        ("targets", "i8"),
-        ("targets_step", "i8"),  # probabilities only
-        ("targets_bytes", "i8"),  # 1, 2, 4, 8
-        ("sample_weight", "i8"),  # 0: none
-        ("sample_weight_kind", "i8"),
-        ("class_weight", "i8"),  # float64 (n_classes,), or 0: none
-        ("class_weight_real", "i8"),  # the same in the type of the tiles, padded by a vector
-        ("logits_swapped", "?"),
-        ("targets_swapped", "?"),
-        ("targets_signed", "?"),
-        ("sample_weight_swapped", "?"),
-        # options
-        ("has_ignore_index", "?"),
-        ("ignore_index", "i8"),
-        ("class_offset", "i8"),  # the first class of this shard
-        ("all_classes", "i8"),  # of the whole row; n_classes of it are here
-        ("smoothing", "f8"),
-        ("z_loss", "f8"),
-        ("softcap", "f8"),
-        ("temperature", "f8"),
-        ("tempered", "f8", 4),  # exp.Reduction for the temperature
-        ("capping", "f8", 4),  # exp.Reduction for softcap / 2
-        ("grad_scale", "f8"),  # 1 / denominator of the mean, or 1
-        ("hess_factor", "f8"),  # hess = s max(factor Q p (1 - p), floor)
-        ("hess_floor", "f8"),
-        # outputs: address or 0; those without a stride are C-contiguous over the rows
-        ("grad", "i8"),
-        ("grad_step", "i8"),
-        ("hess", "i8"),
-        ("hess_step", "i8"),
-        ("grad_swapped", "?"),
-        ("hess_swapped", "?"),
-        ("streaming", "?"),  # write around the caches
-        ("loss", "i8"),
-        ("loss_bytes", "i8"),  # 4 or 8: of every per-row result
-        ("row_max", "i8"),
-        ("lse", "i8"),
-        ("entropy", "i8"),
-        ("target_logit", "i8"),
-        ("argmax", "i8"),  # int64
-        ("rank", "i8"),  # int64
-        ("record", "i8"),  # float64 (n_rows, 9)
-        # one entry per block
-        ("block_sum", "i8"),  # float64: sum of what the operation returned for each row
-        ("block_bad", "i8"),  # int64: 1 + the first row with a bad target, or 0
-    ],
-    align=True,
-)
+# What shapes, strides, dtypes and options decide: it is packed once for all calls that share them
+FIXED = [
+    # the problem
+    ("n_rows", "i8"),
+    ("n_classes", "i8"),
+    ("axes", "i8"),  # address of int64 (n_axes, 1 + len(OPERANDS))
+    ("n_axes", "i8"),
+    # what `copies` needs, and of which operands it makes copies
+    ("copier", "i8"),  # address of a kernel, 0: there are no copies
+    ("near_bytes", "i8"),  # of a worker
+    ("together", "i8"),  # rows copied at a time
+    ("near", "i8"),  # address of the plan that says where the copies are
+    ("near_first", "i8"),  # the rows that are copied now, and those of the block
+    ("near_last", "i8"),
+    ("block_first", "i8"),
+    ("block_last", "i8"),
+    ("logits_far", "?"),
+    ("targets_far", "?"),
+    ("grad_far", "?"),
+    ("grad_packed", "?"),
+    ("hess_far", "?"),
+    # how the work is cut up: rows_per_block depends on n_classes alone, so do the sums
+    ("rows_per_block", "i8"),
+    ("workspace_bytes", "i8"),  # of a worker
+    # `launch.scan_first`: addresses of two kernels, and what it does
+    ("scan", "i8"),
+    ("kernel", "i8"),
+    ("checked", "?"),  # stop at a bad target
+    ("averaged", "?"),  # grad_scale = 1 / weight
+    # inputs: bytes from class to class, and how an element is stored
+    ("logits_step", "i8"),
+    ("targets_step", "i8"),  # probabilities only
+    ("targets_bytes", "i8"),  # 1, 2, 4, 8
+    ("sample_weight_kind", "i8"),
+    ("logits_swapped", "?"),
+    ("targets_swapped", "?"),
+    ("targets_signed", "?"),
+    ("sample_weight_swapped", "?"),
+    # options
+    ("has_ignore_index", "?"),
+    ("ignore_index", "i8"),
+    ("smoothing", "f8"),
+    ("z_loss", "f8"),
+    ("softcap", "f8"),
+    ("temperature", "f8"),
+    ("tempered", "f8", 4),  # exp.Reduction for the temperature
+    ("capping", "f8", 4),  # exp.Reduction for softcap / 2
+    # outputs: bytes from class to class; those without are C-contiguous over the rows
+    ("grad_step", "i8"),
+    ("hess_step", "i8"),
+    ("grad_swapped", "?"),
+    ("hess_swapped", "?"),
+    ("streaming", "?"),  # write around the caches
+]
+# What a call adds: addresses, 0 for what is not there, and numbers
+OF_A_CALL = [
+    ("logits", "i8"),
+    ("targets", "i8"),
+    ("sample_weight", "i8"),
+    ("grad", "i8"),
+    ("hess", "i8"),
+    ("class_weight", "i8"),  # float64 (n_classes,)
+    ("class_weight_real", "i8"),  # the same in the type of the tiles, padded by a vector
+    ("class_offset", "i8"),  # the first class of this shard
+    ("all_classes", "i8"),  # of the whole row; n_classes of it are here
+    ("grad_scale", "f8"),  # 1 / denominator of the mean, or 1
+    ("hess_factor", "f8"),  # hess = s max(factor Q p (1 - p), floor)
+    ("hess_floor", "f8"),
+    ("loss", "i8"),
+    ("loss_bytes", "i8"),  # 4 or 8: of every per-row result
+    ("row_max", "i8"),
+    ("lse", "i8"),
+    ("entropy", "i8"),
+    ("target_logit", "i8"),
+    ("argmax", "i8"),  # int64
+    ("rank", "i8"),  # int64
+    ("record", "i8"),  # float64 (n_rows, 9)
+    ("n_blocks", "i8"),
+    ("workspace", "i8"),  # one part of workspace_bytes for each worker
+    ("tickets", "i8"),  # the workers' counter: the next block
+    ("weight", "i8"),  # float64: where `launch.scan_first` puts the sum of the weights
+    # one entry per block
+    ("block_sum", "i8"),  # float64: sum of what the operation returned for each row
+    ("block_bad", "i8"),  # int64: 1 + the first row with a bad target, or 0
+]
+PLAN = np.dtype(FIXED + OF_A_CALL, align=True)
 PLAN_TYPE = from_dtype(PLAN)
 
 
-def _packer():
-    """`struct` packs a record in 1 us; NumPy takes 0.2 us for each field."""
-    code, end = "=", 0
-    for name in PLAN.names:
+def _packer(fields, start, end):
+    """`struct` packs the fields in 1 us; NumPy takes 0.2 us for each."""
+    code = "="
+    for name, *_ in fields:
         dtype, offset = PLAN.fields[name][:2]
         letter = f"{dtype.itemsize}s" if dtype.shape else {"i": "q", "f": "d", "b": "?"}[dtype.kind]
-        code += f"{offset - end}x{letter}"
-        end = offset + dtype.itemsize
-    return struct.Struct(code + f"{PLAN.itemsize - end}x")
+        code += f"{offset - start}x{letter}"
+        start = offset + dtype.itemsize
+    return struct.Struct(code + f"{end - start}x")
 
 
-PACKER = _packer()
-DEFAULTS = {name: b"" if PLAN[name].shape else 0 for name in PLAN.names}
+FIXED_BYTES = PLAN.fields[OF_A_CALL[0][0]][1]
+FIXED_PACKER = _packer(FIXED, 0, FIXED_BYTES)
+PACKER = struct.Struct(
+    f"={FIXED_BYTES}s" + _packer(OF_A_CALL, FIXED_BYTES, PLAN.itemsize).format[1:]
+)
+FIXED_DEFAULTS = {name: b"" if PLAN[name].shape else 0 for name, *_ in FIXED}
+CALL_DEFAULTS = {name: 0 for name, *_ in OF_A_CALL}
 
 
-def packed(fields):
-    """A PLAN record as bytes in an array, from a dictionary with the keys of DEFAULTS in order."""
-    record = np.empty(PLAN.itemsize, np.uint8)
-    PACKER.pack_into(record, 0, *fields.values())
-    return record
+def fixed_part(fields):
+    """The first part of a PLAN record, from a dictionary like FIXED_DEFAULTS, in its order."""
+    return FIXED_PACKER.pack(*fields.values())
+
+
+def pack_plan(memory, fixed, fields):
+    """Put a PLAN record at the beginning of an array of bytes.
+
+    fixed : see `fixed_part`; fields : a dictionary with the keys of CALL_DEFAULTS in order
+    """
+    PACKER.pack_into(memory, 0, fixed, *fields.values())
 
 
 # A NumPy array is, for every version of its C interface, a PyObject followed by this pointer

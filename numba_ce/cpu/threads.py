@@ -35,7 +35,7 @@ from numba_ce._validate import PARTLY_WRITTEN
 from numba_ce.cpu.cache import cached
 from numba_ce.cpu.element import put
 from numba_ce.cpu.jit import call_address, collector_paused
-from numba_ce.cpu.plan import address_of, packed
+from numba_ce.cpu.plan import address_of, pack_plan
 
 # The time that a slice took gives the length of the next one. A row costs as much as its classes
 # and 32 more: 0.15 to 11 ns each on two cores, so that the first slice takes 1 to 100 ms
@@ -141,24 +141,25 @@ def pool():
     return ThreadPoolExecutor(max(numba.config.NUMBA_NUM_THREADS - 1, 1), "numba_ce")
 
 
-def run_blocks(call, fields, n_workers, results):
-    """Run a serial function over all blocks of a plan, in slices of some 0.1 s.
+def run_blocks(job, function, fields, memory, n_workers, counter):
+    """Run a serial function over all blocks of a job, in slices of some 0.1 s.
 
-    call : the function, for ctypes; fields : of the plan; results : the counter, 0, and others
+    function : with itself for ctypes; fields : what the call adds to the plan; memory : for the
+    plan; counter : of the tickets
     Between two slices Python handles signals. Block sums are stored for each block, so slices
     change no bit.
     """
-    n_blocks = fields["n_blocks"]
-    block = fields["rows_per_block"] * (fields["n_classes"] + CLASSES_OF_A_ROW)
-    counter, length, last = results[:1].view(np.int64), FIRST_SLICE_CLASSES // block, 0
-    if n_blocks <= length:
-        return _run_slice(call, fields, n_workers, counter)
+    n_classes = job.n_elements // job.n_rows
+    block = job.rows_per_block * (n_classes + CLASSES_OF_A_ROW)
+    length, last = FIRST_SLICE_CLASSES // block, 0
+    if job.n_blocks <= length:
+        return _run_slice(job, function, fields, memory, n_workers, counter)
     try:
-        while last < n_blocks:
+        while last < job.n_blocks:
             counter[0], length = last, max(length, n_workers)
-            last = min(last + length, n_blocks)
+            last = min(last + length, job.n_blocks)
             began = perf_counter()
-            _run_slice(call, fields | {"n_blocks": last}, n_workers, counter)
+            _run_slice(job, function, fields | {"n_blocks": last}, memory, n_workers, counter)
             fits = SLICE_SECONDS / max(perf_counter() - began, 1e-9)
             length = int(length * min(fits, 16.0))
     except BaseException as error:
@@ -166,35 +167,36 @@ def run_blocks(call, fields, n_workers, results):
         raise
 
 
-def _run_slice(call, fields, n_workers, counter):
+def _run_slice(job, function, fields, memory, n_workers, counter):
     """Run a serial function over the blocks from the counter to `n_blocks`."""
-    record = packed(fields)
+    pack_plan(memory, job.fixed, fields)
+    plan, (compiled, call) = address_of(memory), function
     by_pool = n_workers > 1 and (_layer_is_unsafe or numba.threading_layer() == "workqueue")
-    if by_pool and fields["n_rows"] * fields["n_classes"] < POOL_ELEMENTS:
+    if by_pool and job.n_elements < POOL_ELEMENTS:
         n_workers = 1
     if n_workers == 1:
-        call(address_of(record), 0)
+        call(plan, 0)
     elif by_pool:
-        _run_with_pool(call, record, n_workers, counter, fields["n_blocks"])
+        _run_with_pool(call, plan, n_workers, counter, fields["n_blocks"])
     else:
-        address, done = ctypes.cast(call, ctypes.c_void_p).value, np.empty(n_workers, np.int64)
-        parallel_loop()(address, address_of(record), address_of(done), n_workers)
+        done = np.empty(n_workers, np.int64)
+        parallel_loop()(compiled.address, plan, address_of(done), n_workers)
 
 
-def _run_with_pool(call, record, n_workers, counter, n_blocks):
+def _run_with_pool(call, plan, n_workers, counter, n_blocks):
     shares, ended = list(range(1, n_workers)), SimpleQueue()
 
     def help_out():
         with suppress(IndexError):  # a helper that comes late finds no share left
             worker = shares.pop()
-            call(address_of(record), worker)
+            call(plan, worker)
             ended.put(worker)
 
     try:
         with suppress(RuntimeError):  # no thread can be started: the work is done with fewer
             for _ in range(1, n_workers):
                 pool().submit(help_out)
-        call(address_of(record), 0)
+        call(plan, 0)
     finally:
         # Also after the exception of a signal handler nobody writes when the call has returned
         counter[0] = n_blocks
