@@ -211,6 +211,8 @@ def check_number(value: Any, name: str, fits: str) -> float:
 
 def check_flag(value: Any, name: str) -> bool:
     """True or False, of Python or NumPy."""
+    if type(value) is bool:
+        return value
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} = {shown(value)}: expected True or False")
     return bool(value)

@@ -23,6 +23,7 @@ from numba_ce._validate import (
 from numba_ce.options import LossOptions
 
 HESSIANS = ("diagonal", "xgboost", "lightgbm")
+FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
 
 class RowStats(NamedTuple):
@@ -39,14 +40,15 @@ class RowStats(NamedTuple):
 
 def result_dtype(logits: Array) -> np.dtype[Any]:
     """The dtype of losses: float64 for float64 logits, otherwise float32."""
-    return np.dtype(np.float64 if logits.dtype.itemsize == 8 else np.float32)
+    return FLOAT64 if logits.dtype.itemsize == 8 else FLOAT32
 
 
 def fresh_output(logits: Array) -> Array:
     """A dense array in native byte order and the axis order of the logits."""
     if on_device(logits):
         return cuda_arrays().empty_like(logits)  # type: ignore[no-any-return]
-    return np.empty_like(logits, dtype=logits.dtype.newbyteorder("="), subok=False)
+    native = logits.dtype.isnative
+    return np.empty_like(logits, None if native else logits.dtype.newbyteorder("="))
 
 
 def fresh_rows(logits: Array, shape: tuple[int, ...], dtype: Any) -> Any:
@@ -85,14 +87,13 @@ def loss_sums(
 
     Losses of both signs that are too large for a float32 may have a sum that is a number.
     """
-    rows = problem.logits.shape[:-1]
-    if problem.logits.shape[-1] == 0 and 0 not in rows:
-        raise no_classes(logits, axis)
-    if 0 in rows:
+    shape = problem.logits.shape
+    if 0 in shape:
+        if 0 not in shape[:-1]:
+            raise no_classes(logits, axis)
         return 0.0, 0.0
     moved = None if grad is None else classes_last(grad, axis)
-    total, weight = backend().run_loss(problem, per_row, moved)
-    return total, weight
+    return backend().run_loss(problem, per_row, moved)
 
 
 def _loss(problem: Problem, logits: Array, axis: int, grad: Array | None) -> Any:

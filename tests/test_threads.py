@@ -189,8 +189,8 @@ def test_no_thread_can_be_started(pooled, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(pooled, "pool", lambda: pool)
         checked.check_all()
-        counter, record = np.zeros(1, np.int64), np.zeros(8, np.uint8)
-        pooled._run_with_pool(lambda _, worker: workers.append(worker), record, 3, counter, 5)
+        counter = np.zeros(1, np.int64)
+        pooled._run_with_pool(lambda _, worker: workers.append(worker), 0, 3, counter, 5)
     for late in pool.jobs:
         late()  # has no share any more: the memory of its call is gone
     assert workers == [0]
@@ -210,9 +210,8 @@ def test_helpers_end_before_an_exception_leaves(pooled):
         assert entered.wait(10)
         raise KeyboardInterrupt
 
-    record = np.zeros(8, np.uint8)
     with pytest.raises(KeyboardInterrupt):
-        pooled._run_with_pool(call, record, 2, counter, 5)
+        pooled._run_with_pool(call, 0, 2, counter, 5)
     assert ended == [(1, 5)], "no block is drawn any more, and the helper has ended"
 
 
@@ -243,9 +242,9 @@ def test_slices_change_no_bit(cpu, monkeypatch, layer, seconds):
     monkeypatch.setattr(threads, "SLICE_SECONDS", seconds)
     run_slice, slices = threads._run_slice, []
 
-    def noted(call, fields, n_workers, counter):
+    def noted(job, function, fields, memory, n_workers, counter):
         slices.append((int(counter[0]), fields["n_blocks"]))
-        run_slice(call, fields, n_workers, counter)
+        run_slice(job, function, fields, memory, n_workers, counter)
 
     monkeypatch.setattr(threads, "_run_slice", noted)
     checked.check_all()
