@@ -165,31 +165,19 @@ def _fitting(kernel, n_classes):
 class _Call:
     """A `Job`, what this call adds to its plan, and the arrays whose addresses that holds."""
 
-    def __init__(
-        self,
-        operation,
-        logits,
-        targets=None,
-        sample_weight=None,
-        grad=None,
-        hess=None,
-        *,
-        options=NO_OPTIONS,
-        averaged=False,
-    ):
-        operands = (logits, targets, sample_weight, grad, hess)
+    def __init__(self, operation, operands, options=NO_OPTIONS, averaged=False):
         self.alive = [operands]
         self.fields = fields = CALL_DEFAULTS.copy()
-        fields["all_classes"], fields["grad_scale"] = logits.shape[-1], 1.0
         forms = []
-        for name, array in zip(OPERANDS, operands):  # noqa: B905  (`strict` takes 0.1 us)
+        for name, array in zip(OPERANDS, operands, strict=True):
             if array is None:
                 forms.append(None)
             else:
                 fields[name] = address_of(array)
                 forms.append((array.shape, array.strides, array.dtype))
         in_place = fields["grad"] == fields["logits"]
-        self.job = _job(operation, options, averaged, in_place, *forms)
+        self.job = job = _job(operation, options, averaged, in_place, *forms)
+        fields["all_classes"], fields["grad_scale"] = job.n_classes, 1.0
 
     def point(self, name, array):
         """Put the address of an array into a field."""
@@ -236,8 +224,8 @@ def _call(operation, problem, grad=None, hess=None):
         # beyond float32 too, and have no test of it for every class
         targets = stand_in(targets.shape, targets.dtype.newbyteorder("="))
     averaged = grad is not None and problem.reduction == "mean"
-    arrays = problem.logits, targets, problem.sample_weight, grad, hess
-    call = _Call(operation, *arrays, options=options, averaged=averaged)
+    operands = problem.logits, targets, problem.sample_weight, grad, hess
+    call = _Call(operation, operands, options, averaged)
     if problem.class_weight is not None:
         call.point_class_weight(problem.class_weight, _name(problem.logits.dtype))
     return call
@@ -274,10 +262,10 @@ def run_row_stats(problem, outputs):
 def run_normalize(logits, what, out):
     """softmax, log_softmax or logsumexp."""
     if what == "logsumexp":
-        call = _Call(what, logits)
+        call = _Call(what, (logits, None, None, None, None))
         call.point_results({"lse": out})
     else:
-        call = _Call(what, logits, grad=out)
+        call = _Call(what, (logits, None, None, out, None))
     call.run()
 
 

@@ -19,7 +19,7 @@ from numba import carray, types
 
 from numba_ce.cpu.element import KINDS, get, put
 from numba_ce.cpu.jit import call_address, inner, smaller, whole_kernel
-from numba_ce.cpu.plan import OPERANDS, PLAN, PLAN_TYPE, copy_plan, plan_at
+from numba_ce.cpu.plan import OPERANDS, PLAN_BYTES, PLAN_TYPE, copy_plan, plan_at
 from numba_ce.cpu.strips import (
     AXIS_BYTES,
     CLASSES,
@@ -36,7 +36,6 @@ from numba_ce.cpu.vector import VECTOR_BYTES, splat, sum_of_lanes
 
 # The operands that have classes, by their index in OPERANDS
 LOGITS, TARGETS, GRAD, HESS = (OPERANDS.index(o) for o in ("logits", "targets", "grad", "hess"))
-PLAN_BYTES = -(-PLAN.itemsize // VECTOR_BYTES) * VECTOR_BYTES
 NO_OPTIONS = {"operation": "copies", "smoothing": False, "tempered": False, "softcap": False}
 LINE = PLAN_BYTES  # where all rows lie side by side: what is left of a line, then the rows
 PACKED = LINE + 2 * VECTOR_BYTES

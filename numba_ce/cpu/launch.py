@@ -27,7 +27,7 @@ from numba_ce.cpu.jit import call_address, collector_paused, smaller, whole_kern
 from numba_ce.cpu.memory import fence
 from numba_ce.cpu.operations import OPERATIONS, Kernel
 from numba_ce.cpu.output import begin_line, end_line
-from numba_ce.cpu.plan import PLAN, PLAN_TYPE, address_of, fixed_part, pack_plan
+from numba_ce.cpu.plan import PLAN_BYTES, PLAN_TYPE, address_of, fixed_part, pack_plan
 from numba_ce.cpu.sixteen import narrow_bytes
 from numba_ce.cpu.strips import rows_together
 from numba_ce.cpu.threads import n_threads, run_blocks
@@ -143,7 +143,7 @@ class Job(NamedTuple):
     checked: bool
     averaged: bool
     n_rows: int
-    n_elements: int
+    n_classes: int
     n_blocks: int
     rows_per_block: int
     workspace_bytes: int  # of a worker
@@ -174,7 +174,7 @@ def prepare(kernel, fields, axes, *, scans):
         fields["checked"],
         fields["averaged"],
         n_rows,
-        n_rows * n_classes,
+        n_classes,
         n_blocks,
         per_block,
         size,
@@ -202,16 +202,16 @@ def run(job, fields):
     weights if there was a scan.
     """
     n_blocks, n_workers = job.n_blocks, 1
-    if n_blocks > 1 and job.n_elements >= SERIAL_ELEMENTS and not is_serial():
+    if n_blocks > 1 and job.n_rows * job.n_classes >= SERIAL_ELEMENTS and not is_serial():
         n_workers = min(n_threads(), n_blocks)
     # the counter of the tickets, the weight, then for each block its sum and its first bad row
     results = np.zeros(2 + 2 * n_blocks)
-    memory = np.empty(PLAN.itemsize + n_workers * job.workspace_bytes, np.uint8)
+    memory = np.empty(PLAN_BYTES + n_workers * job.workspace_bytes, np.uint8)
     tickets = address_of(results)
     fields["n_blocks"], fields["tickets"], fields["weight"] = n_blocks, tickets, tickets + 8
     fields["block_sum"], fields["block_bad"] = tickets + 16, tickets + 16 + 8 * n_blocks
     plan = address_of(memory)
-    fields["workspace"] = plan + PLAN.itemsize
+    fields["workspace"] = plan + PLAN_BYTES
     if n_blocks == 1:
         pack_plan(memory, job.fixed, fields)
         job.function[1](plan, 0)

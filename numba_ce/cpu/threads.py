@@ -149,8 +149,7 @@ def run_blocks(job, function, fields, memory, n_workers, counter):
     Between two slices Python handles signals. Block sums are stored for each block, so slices
     change no bit.
     """
-    n_classes = job.n_elements // job.n_rows
-    block = job.rows_per_block * (n_classes + CLASSES_OF_A_ROW)
+    block = job.rows_per_block * (job.n_classes + CLASSES_OF_A_ROW)
     length, last = FIRST_SLICE_CLASSES // block, 0
     if job.n_blocks <= length:
         return _run_slice(job, function, fields, memory, n_workers, counter)
@@ -172,7 +171,7 @@ def _run_slice(job, function, fields, memory, n_workers, counter):
     pack_plan(memory, job.fixed, fields)
     plan, (compiled, call) = address_of(memory), function
     by_pool = n_workers > 1 and (_layer_is_unsafe or numba.threading_layer() == "workqueue")
-    if by_pool and job.n_elements < POOL_ELEMENTS:
+    if by_pool and job.n_rows * job.n_classes < POOL_ELEMENTS:
         n_workers = 1
     if n_workers == 1:
         call(plan, 0)
