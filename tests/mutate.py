@@ -206,7 +206,7 @@ FAULTS = (
           "n_rows = min(max(BLOCK_ELEMENTS // n_classes // numba.get_num_threads(), 1), 1024)",
           "test_reproducible.py -k 'test_threads and not options'"),
     Fault("the counter is not set back after the scan", "cpu/launch.py",
-          "        results[0] = 0.0", "        pass",
+          "    results[0] = 0.0", "    pass",
           "test_reproducible.py"),
     Fault("no fence behind streamed stores", "cpu/launch.py", "        fence()", "        pass",
           "test_reproducible.py -k in_place",

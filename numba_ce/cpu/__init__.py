@@ -34,7 +34,7 @@ threads        who works on the blocks: the parallel loop, a pool; slices and Ct
 
 The functions of this module are what the public functions call: each describes its problem in a
 `PLAN` and launches a kernel. What shapes, strides, dtypes and options decide is a `Job`, which is
-remembered, so that a small call adds but its addresses.
+remembered, so that a small call adds only its addresses.
 """
 
 import math
@@ -73,7 +73,7 @@ def _packed_strides(shape, itemsize):
 
 @lru_cache(maxsize=256)
 def _job(operation, options, averaged, in_place, *forms):
-    """The `Job` of an operation; remembered, because a small call would spend 20 us here.
+    """The `Job` of an operation; remembered, because a small call would spend 8 us here.
 
     forms : shape, strides and dtype of each of the operands, None for one that is not there
     """
@@ -149,6 +149,7 @@ def _describe_options(fields, options, kind):
         fields["capping"] = pack("4d", *reduction(real, options.softcap / 2))
 
 
+@lru_cache(maxsize=256)
 def _fitting(kernel, n_classes):
     """The kernel for so many classes: `narrow`, `eight`, or as it is, one row at a time."""
     operation, real = kernel.operation, real_type(kernel.kind)
