@@ -19,7 +19,7 @@ from cases import BFLOAT16
 
 FEATURES = ("avx", "avx2", "avx512f", "fma", "neon", "sve")
 FILE = Path(__file__).with_name("digests.json")
-SHAPES = {"narrow": (2603, 10), "eight": (301, 700), "wide": (101, 3001)}
+SHAPES = {"few": (2603, 3), "narrow": (2603, 10), "eight": (301, 700), "wide": (101, 3001)}
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64), BFLOAT16)
 OPTIONS = {"label_smoothing": 0.1, "z_loss": 1e-2, "softcap": 3.0, "temperature": 0.7}
 

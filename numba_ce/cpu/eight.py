@@ -20,7 +20,7 @@ from numba_ce.cpu.memory import load, store, store_lanes
 from numba_ce.cpu.output import Factor
 from numba_ce.cpu.plan import locate
 from numba_ce.cpu.q import probability_reader
-from numba_ce.cpu.sixteen_finish import finishing, weigher
+from numba_ce.cpu.sixteen_finish import finishing, single_from_anywhere, weigher
 from numba_ce.cpu.targets import BAD, IGNORED, KEPT, Target, index_target, load_weight, logit_reader
 from numba_ce.cpu.tile import TILE
 from numba_ce.cpu.vector import (
@@ -108,29 +108,18 @@ def work_of(work, i):
     )
 
 
-@lru_cache
-def rows_finisher():
-    """The function that finishes the eight rows in `Workspace.rows`."""
-    finish = finishing(np.float32).rows
-    infinity = math.inf
-
-    @inner
-    def finish_rows(work, temperature):
-        """Their `FinishedRows`."""
-        t = load_field(work, ROWS.t)
-        total = select(t < infinity, load_field(work, ROWS.total), math.nan)
-        return finish(
-            total,
-            splat(0.0),
-            load_field(work, ROWS.row_max),
-            t,
-            load_field(work, ROWS.reference),
-            load_field(work, ROWS.power),
-            temperature,
-            1.0 / temperature,
-        )
-
-    return finish_rows
+@inner
+def finish_rows(work, temperature):
+    """The eight rows in `Workspace.rows` as `FinishedRows`."""
+    t = load_field(work, ROWS.t)
+    return single_from_anywhere(
+        select(t < math.inf, load_field(work, ROWS.total), math.nan),
+        load_field(work, ROWS.row_max),
+        t,
+        load_field(work, ROWS.reference),
+        load_field(work, ROWS.power),
+        temperature,
+    )
 
 
 @inner
@@ -150,7 +139,7 @@ def eight_loss_operation(kernel):
     dense, measure = variant.dense, measurer(variant)
     read_logit = logit_reader(kind, kernel.softcap)
     probability = probability_reader(targets_kind)
-    finish_rows, weigh = rows_finisher(), weigher(np.float32, dense)
+    weigh = weigher(np.float32, dense)
     join_factors = finishing(np.float32).joined
     write_tile = gradient_tile_writer(variant, grad_kind or "float32")
     fill_row = row_filler(grad_kind or "float32")
@@ -248,7 +237,7 @@ def eight_normalize_operation(kernel):
     )
     variant = Variant(kind, keep=is_softmax, lead=not is_softmax)
     measure, first_nan = measurer(variant), nan_finder(kind)
-    finish_rows, join_factors = rows_finisher(), finishing(np.float32).joined
+    join_factors = finishing(np.float32).joined
     write_tile = gradient_tile_writer(variant, grad_kind or "float32")
     write_log = log_softmax_writer(kind, grad_kind or "float32")
 

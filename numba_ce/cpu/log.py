@@ -12,7 +12,7 @@ from numba.extending import intrinsic
 
 from numba_ce.cpu.exp import two_sum
 from numba_ce.cpu.jit import inner
-from numba_ce.cpu.vector import Vector, fma, select, splat
+from numba_ce.cpu.vector import Vector, absolute, fma, select, splat
 
 _R = (0.23582151505260393, 0.2853730853028031, 0.4000033519108837, 0.6666666564545537)
 _R64 = (
@@ -29,6 +29,7 @@ LN2_HI, LN2_LO = (
     1.9082149292705877e-10,
 )  # HI ends in 21 zero bits: k HI is exact
 F64X8 = Vector(types.float64)
+_NEAR = 0.29  # less has k = 0, and so little more that the rounding of 1 + u does no harm
 _SQRT_HALF_BITS = 0x3FE6A09E667F3BCD
 _ONE_BITS = 0x3FF0000000000000
 
@@ -66,18 +67,15 @@ def _mantissa(typingctx, x):
 
 
 @inner
-def log1p(u):
-    """log(1 + u) of a vector, good for float32; u >= 0, infinities and NaN stay what they are."""
-    one = splat(1.0)
-    x = u + one
+def log1p(u, x):
+    """log(1 + u) of a vector, good for float32; x = 1 + u, positive and finite, or NaN."""
     k = _exponent(x)
-    f = select(k == 0.0, u, _mantissa(x) - one)
+    f = select(absolute(u) > _NEAR, _mantissa(x) - 1.0, u)  # a NaN stays one
     s = f / (f + 2.0)
     z = s * s
     half = f * f * 0.5
-    r = fma(fma(fma(z, _R[0], _R[1]), z, _R[2]), z, _R[3]) * z
-    result = k * LN2_HI - ((half - fma(s, half + r, k * LN2_LO)) - f)
-    return select(u < float("inf"), result, u)
+    r = fma(fma(z, _R[0], _R[1]), z * z, fma(z, _R[2], _R[3])) * z
+    return fma(k, LN2_HI + LN2_LO, fma(s, half + r, f - half))
 
 
 @inner

@@ -10,6 +10,7 @@ from numba_ce.cpu.jit import inner
 from numba_ce.cpu.memory import load, load_sixteen, store
 from numba_ce.cpu.sixteen import (
     asker,
+    class_counter,
     cutter,
     place_of,
     read_targets,
@@ -56,6 +57,7 @@ def narrow_hess_operation(kernel):
     finish_sixteen, times_amount, halves = finish.sixteen, finish.amount, finish.halves
     join_factors, times_factor = finish.joined, finish.times
     begin_ahead, ask = asker(kernel)
+    count_classes = class_counter(kernel.block)
 
     @inner
     def clear_ignored(tile, end, y):
@@ -107,7 +109,7 @@ def narrow_hess_operation(kernel):
         g_k, h_k = joined(low[0], high[0], zero), joined(low[1], high[1], zero)
         slope, curvature = joined(low[2], high[2], zero), joined(low[3], high[3], zero)
         c = F32_0
-        for at in range(0, plan.n_classes * pitch, pitch):
+        for at in range(0, count_classes(plan) * pitch, pitch):
             p = times_factor(load_sixteen(lanes.tile + at, zero), factor)
             if probabilities:
                 g = p * slope - s * load_sixteen(lanes.q + at, zero)
@@ -120,8 +122,8 @@ def narrow_hess_operation(kernel):
 
     @inner
     def do_rows(plan, first, count, work):
-        lanes = cut_up(work, plan.n_classes)
-        n_bytes = plan.n_classes * pitch
+        lanes = cut_up(work, count_classes(plan))
+        n_bytes = count_classes(plan) * pitch
         end, end_q = lanes.tile + n_bytes, lanes.q + n_bytes
         place = place_of(plan, first, count)
         read_logits(plan, place, 0, plan.logits, plan.logits_step, plan.logits_swapped, lanes.tile)

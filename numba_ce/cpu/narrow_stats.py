@@ -18,6 +18,7 @@ from numba_ce.cpu.sixteen import (
     BAD_F32,
     IGNORED_F32,
     asker,
+    class_counter,
     cutter,
     place_of,
     read_targets,
@@ -64,6 +65,7 @@ def narrow_stats_operation(kernel):
     finish_sixteen, times_amount = finish.sixteen, finish.amount
     value_of, halves = finish.value, finish.halves
     begin_ahead, ask = asker(kernel)
+    count_classes = class_counter(kernel.block)
 
     @inner
     def pick(tile, end, y):
@@ -130,15 +132,15 @@ def narrow_stats_operation(kernel):
         """What the targets say of sixteen rows; t, loss, rank : as if all of them counted"""
         t = select(y < F32_0, nan, t)
         loss = select(y == BAD_F32, nan, select(y < F32_0, zero, loss))
-        rank = select(y < F32_0, np.float32(plan.n_classes), rank)
+        rank = select(y < F32_0, np.float32(count_classes(plan)), rank)
         put_results(plan.target_logit, first, here, t)
         put_results(plan.loss, first, here, loss)
         put_integers(plan.rank, first, here, rank)
 
     @inner
     def do_rows(plan, first, count, work):
-        lanes = cut_up(work, plan.n_classes)
-        end = lanes.tile + plan.n_classes * pitch
+        lanes = cut_up(work, count_classes(plan))
+        end = lanes.tile + count_classes(plan) * pitch
         place = place_of(plan, first, count)
         read_logits(plan, place, 0, plan.logits, plan.logits_step, plan.logits_swapped, lanes.tile)
         y, t = splat(IGNORED_F32), splat_sixteen(minus_inf)
@@ -166,7 +168,7 @@ def narrow_stats_operation(kernel):
             loss_low = (peak_low - low_as_float64(t)) + low.surprise
             loss_high = (peak_high - high_as_float64(t)) + high.surprise
             surprise = joined(low.surprise, high.surprise, zero)
-            rank = select(surprise == surprise, above, np.float32(plan.n_classes))
+            rank = select(surprise == surprise, above, np.float32(count_classes(plan)))
             put_targets(plan, first, here, y, t, joined(loss_low, loss_high, zero), rank)
         if sum_of_lanes(poison) != zero:  # NaN
             k = first_nans(lanes.tile, end, k)

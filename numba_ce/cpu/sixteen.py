@@ -36,7 +36,14 @@ from numba_ce.cpu.targets import (
     weights_are_neighbours,
 )
 from numba_ce.cpu.tile import real_type
-from numba_ce.cpu.turn import ROWS, load_turned, store_turned
+from numba_ce.cpu.turn import (
+    EXACT_CLASSES,
+    ROWS,
+    load_packed,
+    load_turned,
+    store_packed,
+    store_turned,
+)
 from numba_ce.cpu.vector import (
     VECTOR_BYTES,
     first_lanes,
@@ -112,6 +119,14 @@ def cutter(kind):
 
 
 @lru_cache
+def class_counter(block):
+    """The function that says how many classes a plan has; up to EXACT_CLASSES LLVM knows it."""
+    if block <= EXACT_CLASSES:
+        return inner(lambda plan: block)
+    return inner(lambda plan: plan.n_classes)
+
+
+@lru_cache
 def tile_reader(kind, block, many):
     """The function that reads sixteen rows into ``tile[class][row]``.
 
@@ -120,6 +135,7 @@ def tile_reader(kind, block, many):
     size, real = KINDS[kind][0] // 8, real_type(kind)
     width, zero = real().itemsize, real(0)
     pitch, double = ROWS * width, width == 8
+    count_classes, exact = class_counter(block), block <= EXACT_CLASSES
 
     @inlined
     def read_tile(plan, place, operand, base, step, swapped, tile):
@@ -127,7 +143,7 @@ def tile_reader(kind, block, many):
 
         The lanes of rows that are not there hold anything.
         """
-        n_classes = plan.n_classes
+        n_classes = count_classes(plan)
         source, stride = base + place.offsets[operand], place.steps[operand]
         whole = place.even and place.count == ROWS and not swapped
         longest = 2 * ROWS * n_classes * size  # where rows are far apart, prefetches miss them
@@ -136,6 +152,9 @@ def tile_reader(kind, block, many):
                 following = source + ROWS * stride + READ_AHEAD
                 for line in range(0, smaller(ROWS * stride, longest), VECTOR_BYTES):
                     prefetch(following + line)
+            if exact and stride == n_classes * size:
+                load_packed(kind, block, source, tile)
+                return
             for c in range(0, n_classes, ROWS):
                 n = smaller(ROWS, n_classes - c)
                 load_turned(kind, block, source + c * size, stride, n, tile + c * pitch)
@@ -160,11 +179,12 @@ def tile_writer(kind, block, many):
     size, real = KINDS[kind][0] // 8, real_type(kind)
     width, zero = real().itemsize, real(0)
     pitch, double = ROWS * width, width == 8
+    count_classes, exact = class_counter(block), block <= EXACT_CLASSES
 
     @inlined
     def write_tile(plan, place, operand, base, step, swapped, tile):
         """Arguments as of `tile_reader`."""
-        n_classes = plan.n_classes
+        n_classes = count_classes(plan)
         target, stride = base + place.offsets[operand], place.steps[operand]
         whole = place.even and place.count == ROWS and not swapped
         longest = 2 * ROWS * n_classes * size  # where rows are far apart, prefetches miss them
@@ -173,6 +193,9 @@ def tile_writer(kind, block, many):
                 following = target + ROWS * stride + WRITE_AHEAD
                 for line in range(0, smaller(ROWS * stride, longest), VECTOR_BYTES):
                     prefetch_to_write(following + line)
+            if exact and stride == n_classes * size:
+                store_packed(kind, block, target, tile)
+                return
             for c in range(0, n_classes, ROWS):
                 n, at = smaller(ROWS, n_classes - c), tile + c * pitch
                 store_turned(kind, block, target + c * size, stride, n, at)

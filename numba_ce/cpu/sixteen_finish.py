@@ -40,6 +40,15 @@ F64_EXPONENT = 1023
 F64_LOWEST = -1022 * LN2
 _, EXACT_LN2_HI, EXACT_LN2_LO, _ = PLAIN[KINDS["float64"][1]]
 F64_MAGIC = MAGIC[KINDS["float64"][1]]
+# exp(x) = 1 + x + x**2 P(x), minimax on |x| <= ln(2) / 2, to 2**-34.2
+_P = (
+    0.00019790297368920412,
+    0.001394470355653069,
+    0.00833349734223843,
+    0.04166629436489173,
+    0.1666666586700313,
+    0.5000000067839562,
+)
 # A factor below 2**-100 is a float32 times 2**-100; one above 2**100 times 2**100
 LARGE, SMALL = 2.0**100, 2.0**-100
 # exp of less is 0 whatever it meets; 2**-1000 twice reaches every number above
@@ -79,30 +88,58 @@ def exp_near_zero(x):
 
 
 @inner
+def _exp_down(x):
+    """exp of a float64 vector of numbers not above 0, to 2**-34: 2000 times less than 1 ULP."""
+    shifted = fma(x, LOG2E, F64_MAGIC)
+    r = fma(shifted - F64_MAGIC, -LN2, x)
+    r2 = r * r
+    low, middle = fma(r, _P[4], _P[5]), fma(r, _P[2], _P[3])
+    p = fma(fma(fma(r, _P[0], _P[1]), r2, middle), r2, low)
+    y = fma(r2, p, r) + 1.0
+    return select(x < F64_LOWEST, 0.0, times_power_of_two(y, shifted, F64_EXPONENT))
+
+
+@inner
 def _single(total, lost, row_max, t, reference, power, temperature, over_temperature):
-    """total : sum of the stored exponentials of the other classes, NaN for a spoilt row."""
-    d = (t - row_max) * over_temperature
-    others = d < 0.0
-    away = (reference - row_max) * over_temperature
-    away = fma(power, LN2_LO, fma(power, LN2_HI, away))
-    # Larger only where no other class is alive
-    to_max = exp64(select(absolute(away) < -2 * REFERENCE_LOW, away, 0.0)) * UNBIAS
-    below = exp64(splat(0.0) - absolute(d))
-    one = splat(1.0)
-    to_origin, small = to_max * select(others, one, below), select(others, below, one)
-    # Where no class is alive d is NaN, and with it to_origin
+    """total : sum of the stored exponentials of the other classes, NaN for a spoilt row.
+
+    `_row.finish` with another origin: not the others' maximum m but what `scale_finder` chose,
+    reference / T + power ln(2), m itself or within ln(2) / 2 of it. So the sum needs no exponential
+    of its own. log(sum_exp + small) may be down to -0.35 for that, but only where -d is above 1.2.
+    """
+    zero, one = splat(0.0), splat(1.0)
+    # infinite where no other class is alive; NaN where no class is
+    d = fma(power, -LN2, (t - reference) * over_temperature)
+    others, size = d < 0.0, absolute(d)
+    below = _exp_down(zero - size)
+    to_origin, small = select(others, UNBIAS, below * UNBIAS), select(others, below, one)
     sum_exp = total * to_origin
-    inverse = splat(1.0) / (sum_exp + small)
-    log = log1p(select(others, (sum_exp - splat(1.0)) + small, sum_exp))
-    zero = splat(0.0)
+    bottom = sum_exp + small
+    inverse = one / bottom
+    log = log1p(select(others, bottom - one, sum_exp), bottom)
+    away = select(row_max == reference, zero, (reference - row_max) * over_temperature)
+    origin = fma(reference, over_temperature, power * LN2)
     return FinishedRows(
-        log - select(others, d, zero),
-        log + select(others, zero, d),
+        log + select(others, size, zero),
+        log + (select(others, zero, d) + fma(power, LN2, away)),
         sum_exp * inverse,
         small * inverse,
         (to_origin * inverse,),
-        fma(select(others, row_max, t), over_temperature, log),
+        log + select(others, origin, t * over_temperature),
     )
+
+
+@inner
+def single_from_anywhere(total, row_max, t, reference, power, temperature):
+    """`_single` of exponentials whose reference and power may be far from the maximum."""
+    over_temperature, zero = 1.0 / temperature, splat(0.0)
+    away = (reference - row_max) * over_temperature
+    away = fma(power, LN2_LO, fma(power, LN2_HI, away))
+    # Larger only where no other class is alive
+    to_max = exp64(select(absolute(away) < -2 * REFERENCE_LOW, away, 0.0))
+    row = _single(total * to_max, zero, row_max, t, row_max, zero, temperature, over_temperature)
+    factor = (row.factor[0] * to_max,)
+    return FinishedRows(row.surprise, row.above, row.rest, row.p_k, factor, row.lse)
 
 
 @inner
@@ -258,7 +295,6 @@ def _double_times(e, factor):
 class Finishing(NamedTuple):
     """What depends on the type."""
 
-    rows: object  # eight rows: `FinishedRows`
     sixteen: object  # sixteen rows from their sums: two `FinishedRows`
     amount: object  # a factor times a float64 vector
     value: object  # a factor as one float64 vector
@@ -272,22 +308,25 @@ def finishing(real):
     """`Finishing` for rows computed in float32 or float64."""
     double = real is np.float64
     rows = _double if double else _single
-    infinity, nan, zero = real(np.inf), real(np.nan), real(0)
+    infinity, minus_inf, nan, zero = real(np.inf), real(-np.inf), real(np.nan), real(0)
 
     @inlined
     def finish_sixteen(sums, row_max, t, scale, temperature, over_temperature):
         """sums : of the exponentials of the other classes"""
         reference, power, _, _ = scale
-        broken = select(t < infinity, splat_sixteen(zero), nan)
         if double:
-            low, high = low_as_float64(sums[0]), high_as_float64(sums[0])
+            broken = select(t < infinity, splat_sixteen(zero), nan)
+            total = sums[0] + broken
+            low, high = low_as_float64(total), high_as_float64(total)
             lost_low, lost_high = low_as_float64(sums[1]), high_as_float64(sums[1])
         else:
             low, high = sums
             lost_low = lost_high = splat(0.0)
+            reference = select(row_max == minus_inf, minus_inf, reference)
+            reference = select(t < infinity, reference, nan)
         return (
             rows(
-                low + low_as_float64(broken),
+                low,
                 lost_low,
                 low_as_float64(row_max),
                 low_as_float64(t),
@@ -297,7 +336,7 @@ def finishing(real):
                 over_temperature,
             ),
             rows(
-                high + high_as_float64(broken),
+                high,
                 lost_high,
                 high_as_float64(row_max),
                 high_as_float64(t),
@@ -321,7 +360,7 @@ def finishing(real):
         factors = _double_amount, _double_value, _double_joined, _double_times
     else:
         factors = _single_amount, _single_value, _single_joined, _single_times
-    return Finishing(rows, finish_sixteen, *factors, halves)
+    return Finishing(finish_sixteen, *factors, halves)
 
 
 @lru_cache

@@ -17,8 +17,12 @@ from numba_ce.cpu.memory import masked_load, masked_store
 from numba_ce.cpu.vector import F32, F64, I1, I32, I64, SIXTEEN, VECTOR_BYTES, lanes_below
 
 ROWS = SIXTEEN
-# Classes of a block, for each of which there is code: fewer need fewer shuffles
-BLOCK_CLASSES = (4, 8, 16)
+# Classes of a block, for each of which there is code: fewer need fewer shuffles. Up to
+# EXACT_CLASSES a kernel knows how many there are: no loops over them, and rows side by side are
+# read and written in whole vectors. 1.36 times the speed with 2 classes, 1.17 times with 5; with 7
+# `load_turned` is as fast
+EXACT_CLASSES = 5
+BLOCK_CLASSES = (*range(1, EXACT_CLASSES + 1), 8, 16)
 # Lines and columns of a block of elements of so many bytes: it has to fit the registers
 BLOCK = {2: 16, 4: 16, 8: 8}
 
@@ -110,6 +114,66 @@ def store_turned(typingctx, kind, block, target, stride, count, tile):
 
     address = types.intp
     return types.none(kind, block, address, address, address, address), codegen
+
+
+def _picked(builder, vectors, elements):
+    """The sixteen elements with these numbers, counted through all vectors."""
+    found = ir.Constant(vectors[0].type, ir.Undefined)
+    for n, vector in enumerate(vectors):
+        lanes = [i if e // ROWS < n else ROWS + e % ROWS for i, e in enumerate(elements)]
+        mask = ir.Constant(ir.VectorType(I32, ROWS), lanes)
+        found = builder.shuffle_vector(found, vector, mask)
+    return found
+
+
+@intrinsic(prefer_literal=True)
+def load_packed(typingctx, kind, classes, source, tile):
+    """`load_turned` for sixteen rows side by side: as many loads as classes instead of sixteen."""
+    name, count = literal(kind), literal(classes)
+    if name is None or count is None:
+        return None
+    stored = ir.VectorType(ir.IntType(KINDS[name][0]), ROWS)
+
+    def codegen(context, builder, sig, args):
+        _, _, source, tile = args
+        vectors = []
+        for n in range(count):
+            at = builder.add(source, I64(n * ROWS * KINDS[name][0] // 8))
+            raw = builder.load(builder.inttoptr(at, stored.as_pointer()))
+            raw.align = 1
+            vectors.append(decode(builder, raw, name))
+        for c in range(count):
+            vector = _picked(builder, vectors, [i * count + c for i in range(ROWS)])
+            pointer = _class_pointer(builder, tile, c, vector.type)
+            builder.store(vector, pointer).align = VECTOR_BYTES
+        return context.get_dummy_value()
+
+    return types.none(kind, classes, types.intp, types.intp), codegen
+
+
+@intrinsic(prefer_literal=True)
+def store_packed(typingctx, kind, classes, target, tile):
+    """The reverse."""
+    name, count = literal(kind), literal(classes)
+    if name is None or count is None:
+        return None
+    stored = ir.VectorType(ir.IntType(KINDS[name][0]), ROWS)
+
+    def codegen(context, builder, sig, args):
+        _, _, target, tile = args
+        computed = _computed(name)
+        loaded = [builder.load(_class_pointer(builder, tile, c, computed)) for c in range(count)]
+        for vector in loaded:
+            vector.align = VECTOR_BYTES
+        for n in range(count):
+            numbers = range(n * ROWS, (n + 1) * ROWS)
+            elements = [e % count * ROWS + e // count for e in numbers]
+            raw = encode(builder, _picked(builder, loaded, elements), name)
+            at = builder.add(target, I64(n * ROWS * KINDS[name][0] // 8))
+            builder.store(raw, builder.inttoptr(at, stored.as_pointer())).align = 1
+        return context.get_dummy_value()
+
+    return types.none(kind, classes, types.intp, types.intp), codegen
 
 
 @intrinsic(prefer_literal=True)
