@@ -201,14 +201,12 @@ def counter_above(kind):
     @inner
     def count_above(tile, n_groups, threshold, count):
         """Adds the number of elements above `threshold` to `count`."""
+        n = splat(zero)
         for g in range(n_groups):
             at = group_at(tile, g * n_bytes)
-            n = splat(zero)
             for i in range(0, n_bytes, step):
-                above = load_vector(kind, at + i) > threshold
-                n = n + select(above, splat(one), splat(zero))
-            count = add_to(count, n)
-        return count
+                n = select(load_vector(kind, at + i) > threshold, n + one, n)
+        return add_to(count, n)
 
     return count_above
 

@@ -12,25 +12,25 @@ import numpy as np
 
 from numba_ce.cpu.copies import Sums, block_doer
 from numba_ce.cpu.eight import eight_loss_operation, eight_normalize_operation
-from numba_ce.cpu.element import load_element, put
+from numba_ce.cpu.element import load_element
 from numba_ce.cpu.exp import two_sum
 from numba_ce.cpu.finish import (
     finish_row,
     nan_finder,
     probability_weight,
     put_result,
-    row_entropy,
     row_loss,
     target_gradient,
 )
-from numba_ce.cpu.jit import inner, larger
-from numba_ce.cpu.measure import Variant, measurer, peak_finder, unscaled, variant_of
+from numba_ce.cpu.jit import inner
+from numba_ce.cpu.measure import Variant, measurer, peak_finder, variant_of
 from numba_ce.cpu.narrow import narrow_loss_operation, narrow_normalize_operation
 from numba_ce.cpu.narrow_hess import narrow_hess_operation
 from numba_ce.cpu.narrow_stats import narrow_stats_operation
 from numba_ce.cpu.plan import locate
 from numba_ce.cpu.q import probability_reader
 from numba_ce.cpu.shard import from_record_operation, record_operation
+from numba_ce.cpu.stats import eight_stats_operation, stats_operation
 from numba_ce.cpu.targets import (
     BAD,
     IGNORED,
@@ -163,62 +163,6 @@ def normalize_operation(kernel):
 
 
 @lru_cache
-def stats_operation(kernel):
-    """The statistics of a row; with targets (`targets_bytes` > 0) also what they say."""
-    kind = kernel.kind
-    zero = real_type(kind)(0)
-    measure = measurer(Variant(kind, entropy=True, rank=True, lead=True))
-    first_nan = nan_finder(kind)
-
-    @inner
-    def do_row(plan, row, work):
-        logits_at, targets_at, weight_at, _, _ = locate(plan, row)
-        source, size, n_classes = plan.logits + logits_at, plan.loss_bytes, plan.n_classes
-        status, y, t = IGNORED, np.int64(-1), zero
-        if plan.targets != 0:
-            target = index_target(plan, targets_at, weight_at)
-            status, y = target.status, target.index
-            if status == KEPT:
-                at = source + y * plan.logits_step
-                t = load_element(kind, at, plan.logits_swapped)
-        row_ = measure(plan, source, -1, 0, t, work)
-        end = finish_row(row_, row_.peak, 1.0)
-        k, row_max, lse, surprise = larger(row_.k, 0), row_.peak, end.lse, end.surprise
-        e_rest = unscaled(row_.e_total, row_.scale, end.origin, 1.0)
-        d = row_max - row_.row_max
-        entropy = row_entropy(end.sum_exp, e_rest, d, surprise, end.p_k, end.bottom)
-        broken = math.isnan(surprise)
-        if broken:
-            nan_at = first_nan(plan, source)
-            if nan_at >= 0:
-                k, row_max, lse = nan_at, math.nan, math.nan
-            else:
-                lse = row_max  # inf, or -inf for a row of nothing else
-            entropy = math.nan
-        put_result(plan.row_max, row, size, row_max)
-        put_result(plan.lse, row, size, lse)
-        put_result(plan.entropy, row, size, entropy)
-        put(plan.argmax + row * 8, np.int64(k))
-        if plan.targets != 0:
-            loss, rank, target_logit = 0.0, n_classes, math.nan
-            if status == KEPT:
-                target_logit = np.float64(t)
-                loss = surprise
-                if y != k and not broken:
-                    loss = (row_max - target_logit) + surprise
-                if not broken:
-                    rank = np.int64(row_.n_above) + (1 if row_max > target_logit else 0)
-            elif status == BAD:
-                loss = math.nan
-            put_result(plan.target_logit, row, size, target_logit)
-            put_result(plan.loss, row, size, loss)
-            put(plan.rank + row * 8, np.int64(rank))
-        return 0.0
-
-    return do_row
-
-
-@lru_cache
 def hess_operation(kernel):
     """Gradient and diagonal Hessian of a row."""
     kind, targets_kind = kernel.kind, kernel.targets_kind
@@ -300,6 +244,7 @@ OPERATIONS = {
     "eight_softmax": eight_normalize_operation,
     "eight_log_softmax": eight_normalize_operation,
     "eight_logsumexp": eight_normalize_operation,
+    "eight_stats": eight_stats_operation,
     "narrow_loss": narrow_loss_operation,
     "narrow_softmax": narrow_normalize_operation,
     "narrow_log_softmax": narrow_normalize_operation,
