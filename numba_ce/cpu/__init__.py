@@ -17,7 +17,8 @@ operations     what is done with a row, one function for each operation
 shard          the same for a part of a row: records
 strips         neighbouring rows of one class, copied and written back
 copies         rows copied into a worker's memory, computed with there, and written back
-eight          rows of some hundred classes, finished eight at a time: the operations
+eight          rows of some hundred classes, finished eight at a time: loss and softmax
+stats          the same, and one row at a time: statistics
 narrow         rows of few classes, sixteen at a time: loss and softmax
 narrow_stats   the same: statistics
 narrow_hess    the same: Hessian

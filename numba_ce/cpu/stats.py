@@ -10,9 +10,9 @@ from numba_ce.cpu.eight import (
     EIGHT,
     NO_CLASS,
     ROWS,
+    finish_rows,
     keep_row,
     load_field,
-    rows_finisher,
 )
 from numba_ce.cpu.element import get, load_element, put
 from numba_ce.cpu.finish import finish_row, nan_finder, put_result, row_entropy
@@ -115,7 +115,7 @@ def stats_operation(kernel):
 def eight_stats_operation(kernel):
     """The same for the rows of a block."""
     measure_row, put_results = row_measurer(kernel.kind), results_putter(kernel.kind)
-    finish_rows, finish = rows_finisher(), finishing(np.float32)
+    finish = finishing(np.float32)
     times_amount, value_of = finish.amount, finish.value
 
     @inner
