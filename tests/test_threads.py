@@ -189,8 +189,8 @@ def test_no_thread_can_be_started(pooled, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(pooled, "pool", lambda: pool)
         checked.check_all()
-        counter = np.zeros(1, np.int64)
-        pooled._run_with_pool(lambda _, worker: workers.append(worker), 0, 3, counter, 5)
+        counter, memory = np.zeros(1, np.int64), np.zeros(8, np.uint8)
+        pooled._run_with_pool(lambda _, worker: workers.append(worker), memory, 3, counter, 5)
     for late in pool.jobs:
         late()  # has no share any more: the memory of its call is gone
     assert workers == [0]
@@ -199,7 +199,7 @@ def test_no_thread_can_be_started(pooled, monkeypatch):
 def test_helpers_end_before_an_exception_leaves(pooled):
     """An exception of a signal handler in the caller: then nobody may write any more."""
     entered, ended = threading.Event(), []
-    counter = np.zeros(1, np.int64)
+    counter, memory = np.zeros(1, np.int64), np.zeros(8, np.uint8)
 
     def call(address, worker):
         if worker:
@@ -211,7 +211,7 @@ def test_helpers_end_before_an_exception_leaves(pooled):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pooled._run_with_pool(call, 0, 2, counter, 5)
+        pooled._run_with_pool(call, memory, 2, counter, 5)
     assert ended == [(1, 5)], "no block is drawn any more, and the helper has ended"
 
 
@@ -242,9 +242,9 @@ def test_slices_change_no_bit(cpu, monkeypatch, layer, seconds):
     monkeypatch.setattr(threads, "SLICE_SECONDS", seconds)
     run_slice, slices = threads._run_slice, []
 
-    def noted(job, function, fields, memory, n_workers, counter):
+    def noted(job, kernel, fields, memory, n_workers, counter):
         slices.append((int(counter[0]), fields["n_blocks"]))
-        run_slice(job, function, fields, memory, n_workers, counter)
+        run_slice(job, kernel, fields, memory, n_workers, counter)
 
     monkeypatch.setattr(threads, "_run_slice", noted)
     checked.check_all()

@@ -13,7 +13,7 @@ measure        first pass over a row: maximum, sum of exponentials, sums of an o
 write          second pass: gradient, probabilities, Hessian
 targets        what a row is told to be: target, weights, whether it counts
 finish         a row finished in float64, by the formulas of `numba_ce._row`
-operations     what is done with a row, one function for each operation
+operations     what is done with a row: loss, softmax, Hessian; and where all others are
 shard          the same for a part of a row: records
 strips         neighbouring rows of one class, copied and written back
 copies         rows copied into a worker's memory, computed with there, and written back

@@ -1,10 +1,10 @@
 """From a plan to threads: compile the kernel, share the blocks of rows out, add up the results.
 
-Rows are cut into blocks whose length depends on the number of classes alone. Workers draw the next
-block from a common counter, so a core that is busy elsewhere does not hold up the others, and the
-sums of the blocks are added in the order of the blocks, so they have the same bits for any number
-of threads. The parallel loop knows nothing of any operation: it is compiled once and calls serial
-functions by their address.
+Rows are cut into blocks whose length depends on the number of classes and the layout. Workers draw
+the next block from a common counter, so a core that is busy elsewhere does not hold up the others,
+and the sums of the blocks are added in the order of the blocks, so they have the same bits for any
+number of threads. The parallel loop knows nothing of any operation: it is compiled once and calls
+serial functions by their address.
 """
 
 import ctypes
@@ -55,13 +55,20 @@ def rows_per_block(n_classes, far=False):
     return n_rows // ROWS * ROWS or n_rows
 
 
+class Compiled(NamedTuple):
+    """A kernel, twice."""
+
+    function: Any  # has its address
+    call: Any  # for Python
+
+
 @cache
 @collector_paused()
 def compiled(kernel):
-    """The serial function that works on the blocks of a plan, and its address."""
+    """The serial function that works on the blocks of a plan."""
     compile_it = compile_copier if kernel.operation == "copies" else compile_kernel
     function = cached(repr(kernel), KERNEL, lambda: compile_it(kernel))
-    return function, function.ctypes
+    return Compiled(function, function.ctypes)
 
 
 def compile_kernel(kernel):
@@ -113,7 +120,7 @@ def scan_first():
     For small problems: the second call from Python would cost 4 us.
     """
     function = cached("scan_first", KERNEL, compile_scan_first)
-    return function, function.ctypes
+    return Compiled(function, function.ctypes)
 
 
 def compile_scan_first():
@@ -138,8 +145,8 @@ class Job(NamedTuple):
 
     fixed: bytes  # of the plan
     axes: array  # its address is in there
-    function: tuple[Any, Any]  # that does everything but, with several blocks, the scan
-    scan_function: tuple[Any, Any] | None  # for several blocks, if there is to be a scan
+    kernel: Compiled  # does everything but, with several blocks, the scan
+    scan: Compiled | None  # for several blocks, if there is to be a scan
     checked: bool
     averaged: bool
     n_rows: int
@@ -155,7 +162,7 @@ def prepare(kernel, fields, axes, *, scans):
     scans : look at the targets and weights first. A bad target stops it, if `checked`; the weights
     set `grad_scale`, if `averaged`.
     """
-    function, scan_function = compiled(kernel), compiled(SCAN) if scans else None
+    main, scan = compiled(kernel), compiled(SCAN) if scans else None
     n_rows, n_classes = fields["n_rows"], fields["n_classes"]
     far = fields["logits_far"] or fields["targets_far"] or fields["grad_far"] or fields["hess_far"]
     per_block = rows_per_block(n_classes, far)
@@ -164,13 +171,13 @@ def prepare(kernel, fields, axes, *, scans):
     size += _copies(kernel, fields, far)
     fields["rows_per_block"], fields["workspace_bytes"] = per_block, size
     if scans and n_blocks == 1:
-        fields["scan"], fields["kernel"] = scan_function[0].address, function[0].address
-        function, scan_function = scan_first(), None
+        fields["scan"], fields["kernel"] = scan.function.address, main.function.address
+        main, scan = scan_first(), None
     return Job(
         fixed_part(fields),
         axes,
-        function,
-        scan_function,
+        main,
+        scan,
         fields["checked"],
         fields["averaged"],
         n_rows,
@@ -189,7 +196,7 @@ def _copies(kernel, fields, far):
         return 0
     n_classes, n_axes = fields["n_classes"], fields["n_axes"]
     fields["grad_packed"] = not far
-    fields["copier"] = compiled(copier_of(kernel, packed=not far))[0].address
+    fields["copier"] = compiled(copier_of(kernel, packed=not far)).function.address
     fields["together"] = (rows_together if far else rows_packed)(n_classes)
     fields["near_bytes"] = (near_bytes if far else packed_bytes)(kernel, n_classes, n_axes)
     return fields["near_bytes"]
@@ -214,25 +221,25 @@ def run(job, fields):
     fields["workspace"] = plan + PLAN_BYTES
     if n_blocks == 1:
         pack_plan(memory, job.fixed, fields)
-        job.function[1](plan, 0)
+        job.kernel.call(plan, 0)
         _, weight, total, bad = ONE_BLOCK.unpack(results)
         return total, bad - 1, weight
-    if job.scan_function:
+    if job.scan:
         scanning = n_workers if job.n_rows >= SERIAL_ELEMENTS else 1
-        results[1], bad = _launch(job, job.scan_function, fields, memory, scanning, results)
+        results[1], bad = _launch(job, job.scan, fields, memory, scanning, results)
         if bad >= 0 and job.checked:
             return math.nan, bad, math.nan
         if job.averaged:
             fields["grad_scale"] = 1.0 / results[1] if results[1] != 0.0 else 0.0
-    total, bad = _launch(job, job.function, fields, memory, n_workers, results)
+    total, bad = _launch(job, job.kernel, fields, memory, n_workers, results)
     return total, bad, float(results[1])
 
 
-def _launch(job, function, fields, memory, n_workers, results):
-    """Run one function in so many threads; returns the sum of the blocks and the first bad row."""
+def _launch(job, kernel, fields, memory, n_workers, results):
+    """Run one kernel in so many threads; returns the sum of the blocks and the first bad row."""
     n_blocks = job.n_blocks
     results[0] = 0.0
-    run_blocks(job, function, fields, memory, n_workers, results[:1].view(np.int64))
+    run_blocks(job, kernel, fields, memory, n_workers, results[:1].view(np.int64))
     bad = results[2 + n_blocks :].view(np.int64)
     bad = bad[bad > 0]
     return float(results[2 : 2 + n_blocks].sum()), int(bad[0]) - 1 if bad.size else -1

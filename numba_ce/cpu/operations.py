@@ -62,7 +62,7 @@ class Kernel(NamedTuple):
     smoothing: bool = False
     tempered: bool = False
     softcap: bool = False
-    block: int = 0  # narrow operations: classes turned at a time
+    block: int = 0  # narrow operations: classes turned at a time, up to EXACT_CLASSES all of them
     many: bool = False  # of them those for more than FEW_CLASSES
 
 

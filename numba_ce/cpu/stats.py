@@ -1,4 +1,4 @@
-"""Statistics of rows of more than few classes: one at a time, or finished eight at a time."""
+"""Statistics of rows that are too long for `narrow_stats`: one at a time, or finished by eight."""
 
 import math
 from functools import lru_cache
@@ -24,7 +24,7 @@ from numba_ce.cpu.sixteen_finish import finishing, times0
 from numba_ce.cpu.targets import BAD, IGNORED, KEPT, index_target
 from numba_ce.cpu.tile import real_type
 
-# What eight rows keep in the fields of options that statistics do not have
+# What eight rows keep in fields of no use to statistics, or no more; `keep_row` writes some of them
 E_TOTAL, N_ABOVE, TARGET_LOGIT, Y = ROWS.a_rest, ROWS.q_rest, ROWS.s, ROWS.w
 SURPRISE, LSE, ENTROPY = ROWS.q, ROWS.g_k, ROWS.reference
 

@@ -141,24 +141,23 @@ def pool():
     return ThreadPoolExecutor(max(numba.config.NUMBA_NUM_THREADS - 1, 1), "numba_ce")
 
 
-def run_blocks(job, function, fields, memory, n_workers, counter):
-    """Run a serial function over all blocks of a job, in slices of some 0.1 s.
+def run_blocks(job, kernel, fields, memory, n_workers, counter):
+    """Run a kernel over all blocks of a job, in slices of some 0.1 s.
 
-    function : with itself for ctypes; fields : what the call adds to the plan; memory : for the
-    plan; counter : of the tickets
+    fields : what the call adds to the plan; memory : for the plan; counter : of the tickets
     Between two slices Python handles signals. Block sums are stored for each block, so slices
     change no bit.
     """
     block = job.rows_per_block * (job.n_classes + CLASSES_OF_A_ROW)
     length, last = FIRST_SLICE_CLASSES // block, 0
     if job.n_blocks <= length:
-        return _run_slice(job, function, fields, memory, n_workers, counter)
+        return _run_slice(job, kernel, fields, memory, n_workers, counter)
     try:
         while last < job.n_blocks:
             counter[0], length = last, max(length, n_workers)
             last = min(last + length, job.n_blocks)
             began = perf_counter()
-            _run_slice(job, function, fields | {"n_blocks": last}, memory, n_workers, counter)
+            _run_slice(job, kernel, fields | {"n_blocks": last}, memory, n_workers, counter)
             fits = SLICE_SECONDS / max(perf_counter() - began, 1e-9)
             length = int(length * min(fits, 16.0))
     except BaseException as error:
@@ -166,36 +165,36 @@ def run_blocks(job, function, fields, memory, n_workers, counter):
         raise
 
 
-def _run_slice(job, function, fields, memory, n_workers, counter):
-    """Run a serial function over the blocks from the counter to `n_blocks`."""
+def _run_slice(job, kernel, fields, memory, n_workers, counter):
+    """Run a kernel over the blocks from the counter to `n_blocks`."""
     pack_plan(memory, job.fixed, fields)
-    plan, (compiled, call) = address_of(memory), function
     by_pool = n_workers > 1 and (_layer_is_unsafe or numba.threading_layer() == "workqueue")
     if by_pool and job.n_rows * job.n_classes < POOL_ELEMENTS:
         n_workers = 1
     if n_workers == 1:
-        call(plan, 0)
+        kernel.call(address_of(memory), 0)
     elif by_pool:
-        _run_with_pool(call, plan, n_workers, counter, fields["n_blocks"])
+        _run_with_pool(kernel.call, memory, n_workers, counter, fields["n_blocks"])
     else:
         done = np.empty(n_workers, np.int64)
-        parallel_loop()(compiled.address, plan, address_of(done), n_workers)
+        address = kernel.function.address
+        parallel_loop()(address, address_of(memory), address_of(done), n_workers)
 
 
-def _run_with_pool(call, plan, n_workers, counter, n_blocks):
+def _run_with_pool(call, memory, n_workers, counter, n_blocks):
     shares, ended = list(range(1, n_workers)), SimpleQueue()
 
     def help_out():
         with suppress(IndexError):  # a helper that comes late finds no share left
             worker = shares.pop()
-            call(plan, worker)
+            call(address_of(memory), worker)
             ended.put(worker)
 
     try:
         with suppress(RuntimeError):  # no thread can be started: the work is done with fewer
             for _ in range(1, n_workers):
                 pool().submit(help_out)
-        call(plan, 0)
+        call(address_of(memory), 0)
     finally:
         # Also after the exception of a signal handler nobody writes when the call has returned
         counter[0] = n_blocks

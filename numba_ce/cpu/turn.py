@@ -20,7 +20,7 @@ ROWS = SIXTEEN
 # Classes of a block, for each of which there is code: fewer need fewer shuffles. Up to
 # EXACT_CLASSES a kernel knows how many there are: no loops over them, and rows side by side are
 # read and written in whole vectors. 1.36 times the speed with 2 classes, 1.17 times with 5; with 7
-# `load_turned` is as fast
+# `load_turned` is as fast. The price: another kernel to compile for each of these numbers
 EXACT_CLASSES = 5
 BLOCK_CLASSES = (*range(1, EXACT_CLASSES + 1), 8, 16)
 # Lines and columns of a block of elements of so many bytes: it has to fit the registers
