@@ -134,8 +134,10 @@ max(4, |z - m|) ULP, m the largest of the other logits. The row "others" is scal
 bound. 16-bit gradients are the float32 result, rounded once. A soft cap adds errors of its own: the
 capped logit is within 3 eps of itself, its derivative, a factor of the gradient, within
 5 + 2 |z| / cap ULP. Where terms of opposite sign meet (smoothing, z-loss, probabilities), the same
-holds relative to the sum of the magnitudes of the terms. The backend "numpy" is promised 16 ULP in
-float64, for NumPy's exp may be off by 4.
+holds relative to the sum of the magnitudes of the terms. Under smoothing, where another class than
+the target leads, the loss may be off by 3 eps of the sum of the others' q_c more, which shows where
+the class of the target has a weight near 0. The backend "numpy" is promised 16 ULP in float64, for
+NumPy's exp may be off by 4.
 
 """
 

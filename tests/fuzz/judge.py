@@ -90,6 +90,11 @@ def sizes(plain, boosting=False):
         loss_blur = (terms_of_grad * size).sum(axis=-1) / temperature
         grad_blur = size + size.max(axis=-1, keepdims=True) + 2 * np.abs(z) / cap
         grad_blur = np.where(np.isinf(x), 0.0, grad_blur)
+    if e > 0.0 and targets.dtype.kind != "f" and not boosting:
+        # One of the others leads: its surprise comes from exponentials that are rounded
+        t = np.where(left_out, x, -INF).max(axis=-1, keepdims=True)
+        q_rest = np.where(left_out, 0.0, q).sum(axis=-1, keepdims=True)
+        loss_blur = loss_blur + s[..., 0] * np.where(m > t, q_rest, 0.0)[..., 0]
     grain = np.where(z_weight == 0.0, 0.0, 2 * z_weight * lse)[..., None] + total
     grain = np.where(np.isfinite(x), s * slope * grain, 0.0)
     return Sizes(loss, grain, grad, depth, loss_blur, grad_blur, lse, (s[..., 0], v))
