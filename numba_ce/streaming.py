@@ -238,6 +238,7 @@ def run(
             n_classes, dtype = block.logits.shape[options.axis], result_dtype(block.logits)
             if progress is not None:
                 progress(n_rows, None if job.rows is None else math.prod(job.rows))
+            del block  # before another is asked for: no more than three are in memory
         if isinstance(job.sink, NpyWriter):
             job.sink.commit()
     result: Any
