@@ -105,3 +105,14 @@ def test_16_bits_are_computed_in_float32(cpu, rng, dtype):
     rounded = nc.cross_entropy_grad_and_hess(logits, targets)
     for a, b in zip(rounded, both, strict=True):
         assert_same(a.view(np.uint16), b.astype(dtype).view(np.uint16))
+
+
+@pytest.mark.parametrize("dtype", [BFLOAT16, np.float32])
+def test_what_lies_between_rows_of_few_classes_stays(cpu, rng, dtype):
+    """LLVM once wrote four bytes for a single class of two."""
+    for n_classes in range(1, 7):
+        logits = make_logits(rng, (33, n_classes), dtype)
+        memory = np.full((33, n_classes + 1), 7, dtype)
+        nc.softmax(logits, out=memory[:, :-1])
+        assert (memory[:, -1].astype(float) == 7).all(), n_classes
+        np.testing.assert_array_equal(memory[:, :-1], nc.softmax(logits))

@@ -108,8 +108,13 @@ def store_turned(typingctx, kind, block, target, stride, count, tile):
         for vector in loaded:
             vector.align = VECTOR_BYTES
         for i, row in enumerate(_turned(builder, loaded + [undefined] * (ROWS - classes))):
-            raw = encode(builder, row, name)
-            masked_store(builder, _row(builder, target, stride, i), mask, raw)
+            raw, at = encode(builder, row, name), _row(builder, target, stride, i)
+            if classes == 1:
+                # LLVM makes four bytes of a masked store of one known lane of two bytes
+                element = builder.extract_element(raw, ir.Constant(I32, 0))
+                builder.store(element, builder.inttoptr(at, element.type.as_pointer())).align = 1
+            else:
+                masked_store(builder, at, mask, raw)
         return context.get_dummy_value()
 
     address = types.intp
