@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections import deque
+import threading
+from _thread import start_new_thread
 from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -118,15 +119,52 @@ def block_indices(shape: tuple[int, ...], axis: int, itemsize: int, chunks: Any)
 
 
 def read_ahead(items: Iterator[Block]) -> Generator[Block]:
-    """The same items, made by another thread before they are asked for."""
-    pool, end = ThreadPoolExecutor(1, "numba_ce-read-ahead"), None
+    """The same items, made by another thread before they are asked for.
+
+    With queues and locks in C alone. The exception of a signal handler may come at any step, and
+    leaves locks that are written in Python, of futures and started threads, locked or torn.
+    """
+    wanted: SimpleQueue[bool] = SimpleQueue()
+    made: SimpleQueue[tuple[Block | None, BaseException | None]] = SimpleQueue()
+    reading = threading.Lock()
+    closed: list[bool] = []
+
+    def read() -> None:
+        while wanted.get():
+            with reading:
+                if closed:
+                    return
+                try:
+                    made.put((next(items, None), None))
+                except BaseException as error:
+                    made.put((None, error))
+
+    def start() -> None:
+        """In a thread that gets no signals: one to be seen by debuggers, with the user's code."""
+        try:
+            threading.Thread(target=read, name="numba_ce-read-ahead", daemon=True).start()
+        except RuntimeError as error:
+            made.put((None, error))
+
+    error = None
     try:
-        pending = deque(pool.submit(next, items, end) for _ in range(AHEAD))
-        while (item := pending.popleft().result()) is not end:
-            pending.append(pool.submit(next, items, end))
+        start_new_thread(start, ())
+        for _ in range(AHEAD):
+            wanted.put(True)
+        while True:
+            item, error = made.get()
+            if error is not None:
+                raise error
+            if item is None:
+                return
+            wanted.put(True)
             yield item
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        del error  # it has this frame in its traceback
+        closed.append(True)
+        wanted.put(False)
+        with reading:  # what is being read is read to its end, and nothing after it
+            pass
 
 
 def is_blocks(value: Any, name: str) -> bool:

@@ -556,6 +556,53 @@ def interrupt(arguments):
     return {"layer": layer_name(), **took}
 
 
+class Alarm(BaseException):
+    """What the handler of the alarms below raises; like KeyboardInterrupt, no `Exception`."""
+
+
+def alarms(arguments):
+    """Signals at random moments of short calls, some hundreds in a second.
+
+    When the exception of the handler has left a call nothing is written any more, and the next
+    call, which has no alarm, has the right bits.
+    """
+    import numba_ce as nc
+
+    rng = np.random.default_rng(0)
+    z, y = rng.standard_normal((600, 257), dtype=np.float32), rng.integers(0, 257, 600)
+    out = np.empty_like(z)
+    calls = [
+        lambda: nc.cross_entropy_and_grad(z, y, out=out),
+        lambda: nc.softmax(z, out=out),
+        lambda: nc.stream(iter((z, z)), iter((y, y))).loss,
+        lambda: nc.linear_cross_entropy(z[:, :8], z[:33, :8], y % 33),
+    ]
+    checked = Checked(calls)
+    checked.check_all()
+
+    def ring(*_):
+        raise Alarm
+
+    signal.signal(signal.SIGALRM, ring)
+    rung, end = 0, time.monotonic() + arguments.seconds
+    while time.monotonic() < end:
+        index = int(rng.integers(len(calls)))
+        try:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-5, 1e-3))
+                calls[index]()
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+        except Alarm:
+            rung += 1
+            left = out.copy()
+            time.sleep(0.001)
+            assert left.tobytes() == out.tobytes(), f"call {index} goes on"
+        checked.check(index)
+    assert rung, "no alarm within a call"
+    return {"layer": layer_name(), "alarms": rung}
+
+
 # ---------------------------------------------------------------- bits and memory
 
 
@@ -619,7 +666,7 @@ PROGRAMS = {
     program.__name__: program
     for program in (
         *(threads, executors, prange, limits, fork, imports),
-        *(workers, interrupt, bits, memory),
+        *(workers, interrupt, alarms, bits, memory),
     )
 }
 
@@ -636,6 +683,7 @@ def everything():
         ("imports", {}),
         ("workers", {"seconds": 8}),
         ("interrupt", {}),
+        ("alarms", {"seconds": 20}),
         ("bits", {"repetitions": 100, "threads": 7}),
         ("memory", {}),
     ]

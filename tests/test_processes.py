@@ -28,6 +28,7 @@ def test_programs_under_each_layer(layer):
         "executors",
         "prange",
         "fork",
+        "alarms",
         *(() if layer == "omp" else ("interrupt",)),
         layer=layer,
         few=True,

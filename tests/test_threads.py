@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import ctypes
 import queue
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from exact import assert_same
 from stress import Checked, as_bytes, usual_jobs
 
 import numba_ce as nc
-from numba_ce.cpu import launch, threads
+from numba_ce.cpu import launch, pool, threads
 
 N_CALLERS = 8
 
@@ -155,81 +156,90 @@ def test_serial_is_of_one_thread_and_changes_no_bit(cpu, rng, monkeypatch):
 
 @pytest.fixture
 def pooled(cpu, monkeypatch):
-    """As under the workqueue layer: with the pool."""
+    """As under the workqueue layer: with a pool, a new one."""
     monkeypatch.setattr(threads, "_layer_is_unsafe", True)
-    threads.pool.cache_clear()
-    yield threads
-    threads.pool().shutdown()
-    threads.pool.cache_clear()
+    monkeypatch.setattr(pool, "pool", pool.Pool())
+    return pool
 
 
 def test_pool(pooled):
     checked = Checked(usual_jobs(few=True))
-    assert not pooled.pool()._threads
+    assert pooled.pool.n_threads == 0
     checked.check_all()
-    assert pooled.pool()._threads
+    assert pooled.pool.n_threads == max(numba.config.NUMBA_NUM_THREADS - 1, 1)
     with concurrent.futures.ThreadPoolExecutor(N_CALLERS) as callers:
         list(callers.map(checked.check, list(range(len(checked.jobs))) * 20))
-
-
-class NoThreads:
-    """A pool that takes a job and cannot start a thread for it."""
-
-    def __init__(self):
-        self.jobs = []
-
-    def submit(self, job):
-        self.jobs.append(job)
-        raise RuntimeError("can't start new thread")
+    assert len(pooled._locks) <= N_CALLERS + 1
 
 
 def test_no_thread_can_be_started(pooled, monkeypatch):
+    def start(function, arguments):
+        raise RuntimeError("can't start new thread")
+
     checked = Checked(usual_jobs(few=True))
-    pool, workers = NoThreads(), []
     with monkeypatch.context() as patch:
-        patch.setattr(pooled, "pool", lambda: pool)
+        patch.setattr(pooled, "start_new_thread", start)
         checked.check_all()
-        counter, memory = np.zeros(1, np.int64), np.zeros(8, np.uint8)
-        pooled._run_with_pool(lambda _, worker: workers.append(worker), memory, 3, counter, 5)
-    for late in pool.jobs:
-        late()  # has no share any more: the memory of its call is gone
-    assert workers == [0]
+    assert pooled.pool.offers.empty(), "nobody would take it"
+    checked.check_all()
+    assert pooled.pool.n_threads
 
 
-def test_helpers_end_before_an_exception_leaves(pooled):
+class Worker:
+    """A kernel that tells who works; the plan is a number of its own."""
+
+    def __init__(self, caller, helper):
+        self.ended, self.do = [], (caller, helper)
+        self.kernel = launch.KERNEL(self._work)
+        self.address = ctypes.cast(self.kernel, ctypes.c_void_p).value
+
+    def _work(self, plan, worker):
+        self.do[worker > 0]()
+        self.ended.append((plan, worker))
+
+
+def test_shares_of_the_pool(pooled):
+    """The caller waits for helpers that came in time; those that come late do nothing."""
+    entered, others = threading.Event(), threading.Barrier(3)
+    enough = max(numba.config.NUMBA_NUM_THREADS - 1, 1)
+    slow = Worker(lambda: entered.wait(10), lambda: (entered.set(), time.sleep(0.2)))
+    pooled.run_with_pool(slow.address, 7, 2)
+    assert slow.ended == [(7, 0), (7, 1)]
+
+    pooled.pool = pooled.Pool()
+    pooled.pool.n_threads = enough  # nobody takes an offer
+    alone = Worker(lambda: None, lambda: None)
+    pooled.run_with_pool(alone.address, 8, 4)
+    assert alone.ended == [(8, 0)]
+    for _ in range(3):
+        gate, kernel, plan, worker = pooled.pool.offers.get_nowait()
+        pooled.share_function()(pooled.address_of(gate), kernel, plan, worker)
+    assert alone.ended == [(8, 0)]
+
+    pooled.pool = pooled.Pool()
+    for _ in range(2):  # two helpers at once, whatever the machine has
+        threading.Thread(target=pooled._help, args=(pooled.pool.offers,), daemon=True).start()
+    pooled.pool.n_threads = enough
+    three = Worker(others.wait, lambda: (others.wait(), time.sleep(0.1)))
+    pooled.run_with_pool(three.address, 9, 3)
+    assert sorted(three.ended) == [(9, 0), (9, 1), (9, 2)]
+
+
+def test_helpers_end_before_an_exception_leaves(pooled, monkeypatch):
     """An exception of a signal handler in the caller: then nobody may write any more."""
-    entered, ended = threading.Event(), []
-    counter, memory = np.zeros(1, np.int64), np.zeros(8, np.uint8)
+    entered = threading.Event()
 
-    def call(address, worker):
-        if worker:
-            entered.set()
-            time.sleep(0.3)
-            ended.append((worker, int(counter[0])))
-            return
-        assert entered.wait(10)
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        pooled._run_with_pool(call, memory, 2, counter, 5)
-    assert ended == [(1, 5)], "no block is drawn any more, and the helper has ended"
-
-
-def test_waiting_for_helpers_goes_on_when_interrupted(pooled):
     class Interrupted(queue.SimpleQueue):
-        times = 0
+        def put(self, offer):
+            super().put(offer)
+            assert entered.wait(10)
+            raise KeyboardInterrupt
 
-        def get(self):
-            self.times += 1
-            if self.times <= 2:
-                raise KeyboardInterrupt
-            return super().get()
-
-    ended = Interrupted()
-    ended.put(1)
+    pooled.pool.offers = Interrupted()
+    work = Worker(lambda: None, lambda: (entered.set(), time.sleep(0.3)))
     with pytest.raises(KeyboardInterrupt):
-        pooled._wait_for_helpers([2, 3], ended, 3)
-    assert ended.times == 3 and ended.empty()
+        pooled.run_with_pool(work.address, 7, 2)
+    assert work.ended == [(7, 0), (7, 1)]
 
 
 @pytest.mark.parametrize("layer", ["own", "pool"])

@@ -300,12 +300,11 @@ def get(typingctx, address, like):
 
 
 @intrinsic
-def take_ticket(typingctx, address):
-    """Add one to the int64 at `address` as one indivisible step; returns what it was."""
+def atomic_add(typingctx, address, number):
+    """Add to the int64 at `address` as one indivisible step; returns what it was."""
 
     def codegen(context, builder, sig, args):
-        i64 = ir.IntType(64)
-        pointer = _raw_pointer(builder, args[0], i64)
-        return builder.atomic_rmw("add", pointer, i64(1), "seq_cst")
+        pointer = _raw_pointer(builder, args[0], ir.IntType(64))
+        return builder.atomic_rmw("add", pointer, args[1], "seq_cst")
 
-    return types.int64(types.intp), codegen
+    return types.int64(types.intp, types.int64), codegen

@@ -22,7 +22,7 @@ from numba.core.registry import cpu_target
 from numba_ce._backend import is_serial
 from numba_ce.cpu.cache import cached
 from numba_ce.cpu.copies import compile_copier, copier_of, near_bytes, packed_bytes, rows_packed
-from numba_ce.cpu.element import get, put, take_ticket
+from numba_ce.cpu.element import atomic_add, get, put
 from numba_ce.cpu.jit import call_address, collector_paused, smaller, whole_kernel
 from numba_ce.cpu.memory import fence
 from numba_ce.cpu.operations import OPERATIONS, Kernel
@@ -83,7 +83,7 @@ def compile_kernel(kernel):
         work = find_workspace(plan, worker)
         begin_line(work.edge)
         while True:
-            block = take_ticket(plan.tickets)
+            block = atomic_add(plan.tickets, 1)
             if block >= plan.n_blocks:
                 break
             first = block * plan.rows_per_block

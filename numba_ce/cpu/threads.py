@@ -16,10 +16,7 @@ signals, such as Ctrl-C, only between two calls of compiled code.
 import ctypes
 import importlib.metadata
 import os
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import cache
-from queue import SimpleQueue
 from time import perf_counter
 
 import numba
@@ -36,6 +33,7 @@ from numba_ce.cpu.cache import cached
 from numba_ce.cpu.element import put
 from numba_ce.cpu.jit import call_address, collector_paused
 from numba_ce.cpu.plan import address_of, pack_plan
+from numba_ce.cpu.pool import run_with_pool
 
 # The time that a slice took gives the length of the next one. A row costs as much as its classes
 # and 32 more: 0.15 to 11 ns each on two cores, so that the first slice takes 1 to 100 ms
@@ -126,19 +124,12 @@ _layer_is_unsafe = _started_layer() == "omp"
 
 def _in_child():
     global _layer_is_unsafe
-    pool.cache_clear()  # its threads stayed in the parent
     _layer_is_unsafe = _layer_is_unsafe or _started_layer() is not None
 
 
 _fork.locks.append(global_compiler_lock)  # also held by a thread that loads a kernel
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_in_child)
-
-
-@cache
-def pool():
-    """Threads that help where Numba's layer cannot; started when they first have work."""
-    return ThreadPoolExecutor(max(numba.config.NUMBA_NUM_THREADS - 1, 1), "numba_ce")
 
 
 def run_blocks(job, kernel, fields, memory, n_workers, counter):
@@ -174,46 +165,8 @@ def _run_slice(job, kernel, fields, memory, n_workers, counter):
     if n_workers == 1:
         kernel.call(address_of(memory), 0)
     elif by_pool:
-        _run_with_pool(kernel.call, memory, n_workers, counter, fields["n_blocks"])
+        run_with_pool(kernel.function.address, address_of(memory), n_workers)
     else:
         done = np.empty(n_workers, np.int64)
         address = kernel.function.address
         parallel_loop()(address, address_of(memory), address_of(done), n_workers)
-
-
-def _run_with_pool(call, memory, n_workers, counter, n_blocks):
-    shares, ended = list(range(1, n_workers)), SimpleQueue()
-
-    def help_out():
-        with suppress(IndexError):  # a helper that comes late finds no share left
-            worker = shares.pop()
-            call(address_of(memory), worker)
-            ended.put(worker)
-
-    try:
-        with suppress(RuntimeError):  # no thread can be started: the work is done with fewer
-            for _ in range(1, n_workers):
-                pool().submit(help_out)
-        call(address_of(memory), 0)
-    finally:
-        # Also after the exception of a signal handler nobody writes when the call has returned
-        counter[0] = n_blocks
-        _wait_for_helpers(shares, ended, n_workers - 1)
-
-
-def _wait_for_helpers(shares, ended, running):
-    """Take back the shares that nobody has taken, and wait for the others."""
-    interruption = None
-    while running:
-        try:
-            if shares:
-                with suppress(IndexError):
-                    shares.pop()
-                    running -= 1
-            else:
-                ended.get()
-                running -= 1
-        except BaseException as error:  # of a signal handler
-            interruption = error
-    if interruption is not None:
-        raise interruption
