@@ -96,9 +96,11 @@ def loss_sums(
     return backend().run_loss(problem, per_row, moved)
 
 
-def _loss(problem: Problem, logits: Array, axis: int, grad: Array | None) -> Any:
+def compute_loss(
+    problem: Problem, logits: Array, axis: int, grad: Array | None, dtype: Any = None
+) -> Any:
     """The loss in the shape that the reduction gives; fills `grad`."""
-    dtype, rows = result_dtype(logits), problem.logits.shape[:-1]
+    dtype, rows = dtype or result_dtype(logits), problem.logits.shape[:-1]
     if on_device(logits):
         if problem.logits.shape[-1] == 0 and 0 not in rows:
             raise no_classes(logits, axis)
@@ -201,7 +203,7 @@ def cross_entropy(
     )
     reduction = check_reduction(reduction)
     problem = make_problem(array, targets, axis, class_weight, sample_weight, options, reduction)
-    return _loss(problem, array, axis, None)
+    return compute_loss(problem, array, axis, None)
 
 
 def cross_entropy_and_grad(
@@ -277,7 +279,7 @@ softcap, temperature, check_targets
         grad = fresh_output(array)
     else:
         grad = check_out(out, array, inputs(problem, class_weight))
-    loss = _loss(problem, array, axis, grad)
+    loss = compute_loss(problem, array, axis, grad)
     return loss, returned(grad) if out is None else out
 
 

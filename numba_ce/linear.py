@@ -20,12 +20,13 @@ from numba_ce._validate import (
     Problem,
     as_array,
     check_integer,
+    check_logits,
     check_options,
     check_reduction,
     make_problem,
     shown,
 )
-from numba_ce.api import cross_entropy, cross_entropy_and_grad, result_dtype
+from numba_ce.api import compute_loss, result_dtype
 from numba_ce.options import LossOptions
 from numba_ce.weights import is_ignored, mean_weights, stand_in, total_weight
 
@@ -161,40 +162,39 @@ def run(layer: Layer, gradients: Callable[[slice, Array], None] | None) -> Any:
     """The loss; hands the gradient of each chunk's logits to `gradients`."""
     hidden, weight, bias, targets, problem, step, xp = layer
     n_rows, n_classes = problem.logits.shape
-    dtype = problem.logits.dtype
     denominator, rows_weight = total_weight(problem), problem.sample_weight
     if problem.reduction == "mean":
         rows_weight = mean_weights(rows_weight, (n_rows,), denominator)
     class_weight, rows_weight = (
         w if w is None else xp.asarray(w) for w in (problem.class_weight, rows_weight)
     )
-    losses = xp.empty(n_rows, result_dtype(problem.logits))
-    buffer = xp.empty((step, n_classes), dtype)
-    for start in range(0, n_rows, step):
+    dtype, per_row = result_dtype(problem.logits), problem.reduction == "none"
+    # Sums of chunks in float64: of losses beyond the float32 range the sum may be a number
+    losses = xp.empty(n_rows, dtype) if per_row else xp.empty(-(-n_rows // step), np.float64)
+    buffer = xp.empty((step, n_classes), problem.logits.dtype)
+    options = problem.options._replace(check_targets=False)  # `total_weight` has looked at them
+    for chunk, start in enumerate(range(0, n_rows, step)):
         rows = slice(start, min(start + step, n_rows))
         logits = buffer[: rows.stop - start]
         xp.matmul(hidden[rows], weight.T, out=logits)
         if bias is not None:
             logits += bias
-        arguments: dict[str, Any] = problem.options._asdict() | {
-            "class_weight": class_weight,
-            "sample_weight": None if rows_weight is None else rows_weight[rows],
-            "check_targets": False,  # `total_weight` has; and no waiting for a device
-            "reduction": "none",
-        }
-        if gradients is None:
-            losses[rows] = cross_entropy(logits, targets[rows], **arguments)
-        else:
-            losses[rows], _ = cross_entropy_and_grad(logits, targets[rows], out=logits, **arguments)
+        array, _ = check_logits(logits, 1)
+        s = None if rows_weight is None else rows_weight[rows]
+        reduction = "none" if per_row else "sum"
+        part = make_problem(array, targets[rows], 1, class_weight, s, options, reduction)
+        grad = None if gradients is None else array
+        losses[rows if per_row else chunk] = compute_loss(part, array, 1, grad, losses.dtype)
+        if gradients is not None:
             if problem.reduction == "mean" and denominator == 0.0:
                 logits[...] = 0  # also where a bad target that was not to be checked gave NaN
             gradients(rows, logits)
-    if problem.reduction == "none":
+    if per_row:
         return losses
-    total = losses.sum(dtype=np.float64)
+    total = losses.sum()
     if problem.reduction == "mean" and denominator == 0.0:
         total = total * np.nan
-    return total.astype(losses.dtype)
+    return total.astype(dtype)
 
 
 class Gradients:

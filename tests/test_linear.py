@@ -52,6 +52,20 @@ def test_chunks_give_what_the_whole_logits_give(backend, rng, names, kind, reduc
         np.testing.assert_allclose(loss, expected[0], rtol=1e-13)
 
 
+def test_losses_beyond_the_float32_range(backend):
+    """Of both signs their sum may be a number, as for the logits at once."""
+    hidden, weight = np.float32([[1e19], [2e19], [2e19]]), np.float32([[1], [0]])
+    options = {"z_loss": 1.0, "reduction": "sum", "sample_weight": [4.0, -1.0, 1e-3]}
+    expected = nc.cross_entropy(hidden @ weight.T, [0, 0, 0], **options)
+    assert 0 < expected < 1e38
+    for chunk_rows in (1, 2, None):
+        call = {"chunk_rows": chunk_rows, **options}
+        loss = nc.linear_cross_entropy(hidden, weight, [0, 0, 0], **call)
+        assert abs(loss / expected - 1) < 1e-6
+        grads = nc.linear_cross_entropy_and_grad(hidden, weight, [0, 0, 0], **call)
+        assert abs(grads.loss / expected - 1) < 1e-6
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_dtype_layout_and_no_bias(cpu, rng, dtype):
     hidden, weight, _, targets = make(rng, dtype)
