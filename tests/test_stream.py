@@ -24,7 +24,7 @@ from cases import (
 )
 
 import numba_ce as nc
-from numba_ce.blocks import block_indices
+from numba_ce.blocks import block_indices, read_ahead
 from numba_ce.npy import NpyReader, NpyWriter
 
 N, C = 50, 11
@@ -363,7 +363,31 @@ def test_failure_half_way_and_interrupt_leave_nothing(cpu, rng, tmp_path):
         with pytest.raises(type(error)):
             nc.stream(logits, targets, grad_out=tmp_path / "g.npy", progress=fail)
         assert names_in(tmp_path) == []
-    assert not [t for t in threading.enumerate() if "read-ahead" in t.name]
+
+
+def test_nothing_is_read_after_the_end():
+    """What is read when the consumer ends is read to its end, then the thread ends as well."""
+    read, reading, go_on = [], threading.Event(), threading.Event()
+
+    def items():
+        for i in range(10):
+            if i == 1:
+                reading.set()
+                assert go_on.wait(10)
+            read.append(i)
+            yield i
+
+    ahead = read_ahead(items())
+    assert next(ahead) == 0
+    assert reading.wait(10)
+    threading.Timer(0.2, go_on.set).start()
+    ahead.close()
+    assert read == [0, 1]
+    for thread in threading.enumerate():
+        if "read-ahead" in thread.name:
+            thread.join(10)
+            assert not thread.is_alive()
+    assert read == [0, 1]
 
 
 # ---------------------------------------------------------------- memory

@@ -32,8 +32,8 @@ def collector_paused():
     """
     with global_compiler_lock:
         enabled = gc.isenabled()
-        gc.disable()
         try:
+            gc.disable()
             yield
         finally:
             if enabled:
