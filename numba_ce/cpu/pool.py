@@ -13,7 +13,7 @@ from _thread import start_new_thread
 from contextlib import suppress
 from functools import cache
 from queue import SimpleQueue
-from threading import Lock, current_thread
+from threading import Lock
 
 import numba
 import numpy as np
@@ -99,7 +99,6 @@ class Pool:
 
 
 def _help(offers):
-    current_thread().name = "numba_ce"
     do_share = share_function()
     while True:
         gate, kernel, plan, worker = offers.get()
