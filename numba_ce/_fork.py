@@ -10,11 +10,12 @@ The package cannot protect the child from what others import meanwhile.
 
 from __future__ import annotations
 
-# With `logging` Python is told what to do before and after a fork. Imported while a fork waits it
-# would be asked only afterwards, to release what it has not taken
-import logging as logging
 import os
 import threading
+
+# With `logging` it tells Python what to do before and after a fork. Imported while a fork waits it
+# would be asked only afterwards, to release what it has not taken
+from concurrent.futures import thread as thread
 from contextlib import suppress
 from typing import Any
 

@@ -99,8 +99,12 @@ def loss_sums(
 def compute_loss(
     problem: Problem, logits: Array, axis: int, grad: Array | None, dtype: Any = None
 ) -> Any:
-    """The loss in the shape that the reduction gives; fills `grad`."""
-    dtype, rows = dtype or result_dtype(logits), problem.logits.shape[:-1]
+    """The loss in the shape that the reduction gives; fills `grad`.
+
+    dtype : of a mean or sum, and on a device of row losses too; None: `result_dtype`
+    """
+    dtype = result_dtype(logits) if dtype is None else dtype
+    rows = problem.logits.shape[:-1]
     if on_device(logits):
         if problem.logits.shape[-1] == 0 and 0 not in rows:
             raise no_classes(logits, axis)

@@ -118,16 +118,15 @@ def block_indices(shape: tuple[int, ...], axis: int, itemsize: int, chunks: Any)
         )
 
 
-def read_ahead(items: Iterator[Block]) -> Generator[Block]:
-    """The same items, made by another thread before they are asked for.
+def read_ahead(items: Generator[Block]) -> Generator[Block]:
+    """The same items, made by another thread before they are asked for; closes `items`.
 
-    With queues and locks in C alone. The exception of a signal handler may come at any step, and
-    leaves locks that are written in Python, of futures and started threads, locked or torn.
+    With queues and locks in C alone: the exception of a signal handler may come at any step, and
+    leaves those written in Python, of futures and of threads that are being started, torn.
     """
     wanted: SimpleQueue[bool] = SimpleQueue()
     made: SimpleQueue[tuple[Block | None, BaseException | None]] = SimpleQueue()
-    reading = threading.Lock()
-    closed: list[bool] = []
+    reading, closed, process = threading.RLock(), False, os.getpid()
 
     def read() -> None:
         while wanted.get():
@@ -140,10 +139,10 @@ def read_ahead(items: Iterator[Block]) -> Generator[Block]:
                     made.put((None, error))
 
     def start() -> None:
-        """In a thread that gets no signals: one to be seen by debuggers, with the user's code."""
+        """Start a thread that debuggers see, as it runs code of the user, where no signal comes."""
         try:
             threading.Thread(target=read, name="numba_ce-read-ahead", daemon=True).start()
-        except RuntimeError as error:
+        except BaseException as error:
             made.put((None, error))
 
     error = None
@@ -161,10 +160,13 @@ def read_ahead(items: Iterator[Block]) -> Generator[Block]:
             yield item
     finally:
         del error  # it has this frame in its traceback
-        closed.append(True)
-        wanted.put(False)
-        with reading:  # what is being read is read to its end, and nothing after it
-            pass
+        closed = True
+        try:
+            if os.getpid() == process:  # a child has the lock, and not the thread that holds it
+                with reading:  # what is being read is read to its end
+                    items.close()
+        finally:
+            wanted.put(False)
 
 
 def is_blocks(value: Any, name: str) -> bool:
@@ -185,7 +187,7 @@ def full_index(index: Index, axis: int) -> Index:
 
 def blocks_of_arrays(
     logits: Source, targets: Source, sample_weight: Source | None, axis: int, indices: list[Index]
-) -> Iterator[Block]:
+) -> Generator[Block]:
     """The rows of `indices`, read from one array each."""
     probabilities = len(targets.shape) == len(logits.shape)
     for index in indices:
@@ -195,7 +197,7 @@ def blocks_of_arrays(
         yield Block(index, logits[full], y, s, logits.ours)
 
 
-def blocks_of_blocks(logits: Iterable[Any], others: dict[str, Any], axis: int) -> Iterator[Block]:
+def blocks_of_blocks(logits: Iterable[Any], others: dict[str, Any], axis: int) -> Generator[Block]:
     """Blocks that follow each other along the first axis, each with its rows of the others.
 
     others : targets and sample_weight, each a `Source`, an iterator of blocks, or None

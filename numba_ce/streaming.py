@@ -11,7 +11,7 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -127,7 +127,7 @@ def _sink(grad_out: Any, logits: Source, axis: int, others: tuple[Any, ...]) -> 
 class _Job(NamedTuple):
     """What `run` works through; of blocks of logits only these and the options are known yet."""
 
-    blocks: Iterator[Block]
+    blocks: Generator[Block]
     options: Options
     rows: tuple[int, ...] | None  # their shape
     n_classes: int

@@ -240,7 +240,7 @@ FAULTS = (
           "elif atomic_add(gate + CAME, 1) < CLOSED:", "elif atomic_add(gate + CAME, 1) >= 0:",
           "test_threads.py -k shares"),
     Fault("an interrupted caller leaves its helpers", "cpu/pool.py",
-          "    finally:\n        # Nothing", "    except RuntimeError:\n        # Nothing",
+          "    finally:\n        try:", "    except RuntimeError:\n        try:",
           "test_threads.py -k exception"),
     Fault("reading goes on after the end", "blocks.py",
           "                if closed:", "                if False:",

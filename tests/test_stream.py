@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -363,6 +364,50 @@ def test_failure_half_way_and_interrupt_leave_nothing(cpu, rng, tmp_path):
         with pytest.raises(type(error)):
             nc.stream(logits, targets, grad_out=tmp_path / "g.npy", progress=fail)
         assert names_in(tmp_path) == []
+
+
+def test_blocks_are_closed_before_the_stream_ends(cpu, rng):
+    """In the caller's thread, as a file around the call may be closed next."""
+    logits, targets = make(rng)
+    ended = []
+
+    def blocks():
+        try:
+            for first in range(0, N, 10):
+                yield logits[first : first + 10]
+        finally:
+            ended.append(threading.current_thread())
+
+    def fail(done, rows):
+        raise OSError
+
+    for _ in range(20):
+        with pytest.raises(OSError):
+            nc.stream(blocks(), targets, progress=fail)
+        assert ended.pop() is threading.current_thread()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_child_may_leave_a_stream():
+    """Of a block that is being read the child has the lock, and not the thread that reads."""
+    reading, go_on = threading.Event(), threading.Event()
+
+    def items():
+        yield 0
+        reading.set()
+        assert go_on.wait(10)
+
+    ahead = read_ahead(items())
+    assert next(ahead) == 0 and reading.wait(10)
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(20)
+        ahead.close()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    go_on.set()
+    ahead.close()
 
 
 def test_nothing_is_read_after_the_end():

@@ -225,9 +225,11 @@ def test_shares_of_the_pool(pooled):
     assert sorted(three.ended) == [(9, 0), (9, 1), (9, 2)]
 
 
-def test_helpers_end_before_an_exception_leaves(pooled, monkeypatch):
+def test_helpers_end_before_an_exception_leaves(pooled):
     """An exception of a signal handler in the caller: then nobody may write any more."""
     entered = threading.Event()
+    pooled.run_with_pool(Worker(lambda: None, lambda: None).address, 6, 2)
+    locks, pooled.pool = len(pooled._locks), pooled.Pool()
 
     class Interrupted(queue.SimpleQueue):
         def put(self, offer):
@@ -240,6 +242,7 @@ def test_helpers_end_before_an_exception_leaves(pooled, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         pooled.run_with_pool(work.address, 7, 2)
     assert work.ended == [(7, 0), (7, 1)]
+    assert len(pooled._locks) == locks, "to be used again"
 
 
 @pytest.mark.parametrize("layer", ["own", "pool"])

@@ -1,10 +1,9 @@
 """Threads of this package that help where those of Numba's layer cannot.
 
 A caller offers its helpers shares of the work, then does its own and waits for theirs in one call
-of compiled code. The exception of a signal handler, which Python raises between any two of its
-steps, so finds that call made or still to be made, and never helpers at work in the memory of a
-call that has ended. Python could not count them: the exception may come between a step and its
-record.
+of compiled code. The exception of a signal handler may come between any two steps of Python; before
+that call the call is still made, and after it no helper is at work. Python could not count helpers:
+the exception may come between a step and its record.
 """
 
 import ctypes
@@ -13,7 +12,7 @@ from _thread import start_new_thread
 from contextlib import suppress
 from functools import cache
 from queue import SimpleQueue
-from threading import Lock
+from threading import RLock
 
 import numba
 import numpy as np
@@ -34,7 +33,7 @@ ACQUIRE, RELEASE = (
 )
 # The words of a gate, in bytes: how many helpers came and left, the lock, and what works it
 CAME, LEFT, LOCK, ACQUIRE_LOCK, RELEASE_LOCK = range(0, 40, 8)
-CLOSED = 1 << 32
+CLOSED = 1 << 32  # is added to CAME: more than helpers can be
 
 # Locked, for the next calls: a helper may still be about to return from opening one, so none is
 # ever freed
@@ -85,17 +84,21 @@ class Pool:
     """Threads, started when they first have work, that wait for shares of it."""
 
     def __init__(self):
-        self.offers, self.n_threads, self._starting = SimpleQueue(), 0, Lock()
+        # A signal handler that interrupts `start` may call it
+        self.offers, self.n_threads, self._starting = SimpleQueue(), 0, RLock()
 
     def start(self):
-        """Start what is missing; RuntimeError if a thread cannot be started.
+        """Start the threads that are missing; whether there is any.
 
-        In one step, in C: the exception of a signal handler would tear `threading.Thread.start`.
+        By a function in C: the exception of a signal handler would tear `threading.Thread.start`.
         """
-        with self._starting:
-            while self.n_threads < max(numba.config.NUMBA_NUM_THREADS - 1, 1):
-                start_new_thread(_help, (self.offers,))
-                self.n_threads += 1
+        wanted = max(numba.config.NUMBA_NUM_THREADS - 1, 1)
+        if self.n_threads < wanted:
+            with self._starting, suppress(RuntimeError):  # no thread can be started
+                while self.n_threads < wanted:
+                    start_new_thread(_help, (self.offers,))
+                    self.n_threads += 1
+        return self.n_threads > 0
 
 
 def _help(offers):
@@ -124,11 +127,12 @@ def run_with_pool(kernel, plan, n_workers):
     gate = np.array([0, 0, lock, ACQUIRE, RELEASE], np.int64)  # helpers that come late need it
     address = address_of(gate)
     try:
-        with suppress(RuntimeError):  # no thread can be started: the work is done alone
-            pool.start()
+        if pool.start():  # else the work is done alone
             for worker in range(1, n_workers):
                 pool.offers.put((gate, kernel, plan, worker))
     finally:
-        # Nothing but this call: a signal is handled before or after it
-        do_share(address, kernel, plan, 0)
-    _locks.append(lock)
+        try:
+            # Nothing before this call: a signal is handled before or after it
+            do_share(address, kernel, plan, 0)
+        finally:
+            _locks.append(lock)
