@@ -236,7 +236,8 @@ def check_loss_and_grad(call, result):
         first, last = call.part if name == "grad_from_record" else (0, plain["logits"].shape[-1])
         there = (..., slice(first, last))
         amount = np.where(kept[..., None], size.grad, 0.0)[there]
-        amount = np.zeros_like(amount) if scale == INF else amount * scale
+        least = np.where(amount > 0.0, TINY, 0.0)  # a size that is not 0 stays one
+        amount = np.zeros_like(amount) if scale == INF else np.maximum(amount * scale, least)
         blur = 0.0
         if "softcap" in plain:
             blur = SLOPE_ULPS + SOFTCAP_ULPS * size.grad_blur[there]
