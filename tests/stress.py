@@ -610,7 +610,8 @@ def alarms(arguments):
             time.sleep(0.001)
             assert left.tobytes() == out.tobytes(), f"call {index} goes on"
         checked.check(index)
-    lost = len(rung) - caught  # Python itself loses one that comes in a callback of a weak reference
+    # Python itself loses one that comes in the callback of a weak reference
+    lost = len(rung) - caught
     assert 0 <= lost <= 1 + caught // 1000 and caught > 0, (lost, caught)
     return {"layer": layer_name(), "alarms": caught, "lost": lost}
 
