@@ -101,7 +101,7 @@ def compute_loss(
 ) -> Any:
     """The loss in the shape that the reduction gives; fills `grad`.
 
-    dtype : of a mean or sum, and on a device of row losses too; None: `result_dtype`
+    dtype : of a mean or sum; row losses have that of `result_dtype`
     """
     dtype = result_dtype(logits) if dtype is None else dtype
     rows = problem.logits.shape[:-1]

@@ -255,9 +255,10 @@ def test_slices_change_no_bit(cpu, monkeypatch, layer, seconds):
     monkeypatch.setattr(threads, "SLICE_SECONDS", seconds)
     run_slice, slices = threads._run_slice, []
 
-    def noted(job, kernel, fields, memory, n_workers, counter):
-        slices.append((int(counter[0]), fields["n_blocks"]))
-        run_slice(job, kernel, fields, memory, n_workers, counter)
+    def noted(job, kernel, fields, memory, n_workers):
+        first = ctypes.c_int64.from_address(fields["tickets"]).value
+        slices.append((first, fields["n_blocks"]))
+        run_slice(job, kernel, fields, memory, n_workers)
 
     monkeypatch.setattr(threads, "_run_slice", noted)
     checked.check_all()

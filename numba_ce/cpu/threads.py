@@ -142,13 +142,13 @@ def run_blocks(job, kernel, fields, memory, n_workers, counter):
     block = job.rows_per_block * (job.n_classes + CLASSES_OF_A_ROW)
     length, last = FIRST_SLICE_CLASSES // block, 0
     if job.n_blocks <= length:
-        return _run_slice(job, kernel, fields, memory, n_workers, counter)
+        return _run_slice(job, kernel, fields, memory, n_workers)
     try:
         while last < job.n_blocks:
             counter[0], length = last, max(length, n_workers)
             last = min(last + length, job.n_blocks)
             began = perf_counter()
-            _run_slice(job, kernel, fields | {"n_blocks": last}, memory, n_workers, counter)
+            _run_slice(job, kernel, fields | {"n_blocks": last}, memory, n_workers)
             fits = SLICE_SECONDS / max(perf_counter() - began, 1e-9)
             length = int(length * min(fits, 16.0))
     except BaseException as error:
@@ -156,8 +156,8 @@ def run_blocks(job, kernel, fields, memory, n_workers, counter):
         raise
 
 
-def _run_slice(job, kernel, fields, memory, n_workers, counter):
-    """Run a kernel over the blocks from the counter to `n_blocks`."""
+def _run_slice(job, kernel, fields, memory, n_workers):
+    """Run a kernel over the blocks from the counter of the tickets to `n_blocks`."""
     pack_plan(memory, job.fixed, fields)
     by_pool = n_workers > 1 and (_layer_is_unsafe or numba.threading_layer() == "workqueue")
     if by_pool and job.n_rows * job.n_classes < POOL_ELEMENTS:
