@@ -216,7 +216,7 @@ def info() -> None:
     for backend, reason in numba_ce.available_backends().items():
         table.add_row(f"  {backend}", escape(reason or "available"))  # names extras in brackets
     if numba_ce.available_backends()["cpu"] is None:
-        from numba_ce.cpu.threads import n_threads
+        from numba_ce.cpu.run.threads import n_threads
 
         table.add_row("threads", str(n_threads()))  # first: it lets Numba find TBB
         numba_ce.cross_entropy(np.zeros((4096, 64), np.float32), np.zeros(4096, np.int64))

@@ -257,7 +257,7 @@ def limits(arguments):
     import numba
 
     import numba_ce as nc
-    from numba_ce.cpu.threads import n_threads
+    from numba_ce.cpu.run.threads import n_threads
 
     z = np.broadcast_to(np.linspace(0, 1, 1000, dtype=np.float32), (400_000, 1000))
 
@@ -352,7 +352,7 @@ def fork(arguments):
 
 def check_child(checked):
     """Right results, and helpers of its own: the parent had started the layer."""
-    from numba_ce.cpu import pool
+    from numba_ce.cpu.run import pool
 
     checked.check_all()
     assert pool.pool.n_threads > 0
@@ -364,7 +364,7 @@ def check_grandchild(checked):
 
 def check_fork_while_collector_is_paused():
     """As by a thread that compiles: the fork waits, so that the child collects garbage."""
-    from numba_ce.cpu.jit import collector_paused
+    from numba_ce.cpu.compile.jit import collector_paused
 
     paused = threading.Event()
 
@@ -429,7 +429,7 @@ def imports(arguments):
 
     cases = {
         "numba": (lambda: None, call, call),
-        "numba_ce.cpu.threads": (lambda: None, call, call),
+        "numba_ce.cpu.run.threads": (lambda: None, call, call),
         "numpy.ma": (call, call_numba, call),
         "numba.np.arraymath": (call, call_numba, call_numba),
     }

@@ -7,7 +7,7 @@ import pytest
 from cases import make_logits, make_targets
 
 import numba_ce as nc
-from numba_ce.cpu import threads
+from numba_ce.cpu.run import threads
 
 SHAPES = [(3000, 10), (200, 700)]
 UNTOUCHED = 7.0

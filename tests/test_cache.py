@@ -28,7 +28,7 @@ PROGRAM = """
     import json, os, sys
     import numpy as np
     import numba_ce as nc
-    from numba_ce.cpu import launch, threads
+    from numba_ce.cpu.run import launch, threads
 
     made = []
 
@@ -470,7 +470,7 @@ def test_the_sources_are_noted_first():
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    from numba_ce.cpu import cache
+    from numba_ce.cpu.compile import cache
 
     monkeypatch.setenv("NUMBA_CE_CACHE_DIR", str(tmp_path))
     return cache

@@ -13,8 +13,10 @@ import pytest
 from exact import SLOPE_ULPS, SOFTCAP_ULPS, assert_same, mp, mpf, ulp
 
 import numba_ce
-from numba_ce.cpu.element import KINDS
-from numba_ce.cpu.exp import (
+from numba_ce.cpu.compile.jit import OPTIONS, KernelCompiler, inner
+from numba_ce.cpu.rows.tile import reduction_of
+from numba_ce.cpu.simd.element import KINDS
+from numba_ce.cpu.simd.exp import (
     EXPONENT_BIAS,
     LN2,
     exp_scaled,
@@ -24,11 +26,9 @@ from numba_ce.cpu.exp import (
     soft_cap_and_slope,
     times_two_to,
 )
-from numba_ce.cpu.jit import OPTIONS, KernelCompiler, inner
-from numba_ce.cpu.log import log1p, log1p64
-from numba_ce.cpu.memory import load, store
-from numba_ce.cpu.tile import reduction_of
-from numba_ce.cpu.vector import VECTOR_BYTES
+from numba_ce.cpu.simd.log import log1p, log1p64
+from numba_ce.cpu.simd.memory import load, store
+from numba_ce.cpu.simd.vector import VECTOR_BYTES
 
 FLOATS = (np.float32, np.float64)
 # What links the parts of a kernel: plain njit does not

@@ -281,7 +281,7 @@ def test_a_band_of_rows_is_never_held_twice(cpu):
 
 
 def test_tasks_are_serial(cpu, rng, monkeypatch):
-    import numba_ce.cpu.launch as launch
+    import numba_ce.cpu.run.launch as launch
 
     def never():
         raise AssertionError("a task started the parallel loop")

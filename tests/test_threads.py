@@ -19,7 +19,7 @@ from exact import assert_same
 from stress import Checked, as_bytes, usual_jobs
 
 import numba_ce as nc
-from numba_ce.cpu import launch, pool, threads
+from numba_ce.cpu.run import launch, pool, threads
 
 N_CALLERS = 8
 

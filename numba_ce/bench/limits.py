@@ -15,7 +15,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from numba_ce.cpu.threads import parallel_loop
+from numba_ce.cpu.run.threads import parallel_loop
 
 LINE = 64
 VECTOR = ir.VectorType(ir.IntType(64), 8)

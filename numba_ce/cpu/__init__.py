@@ -45,14 +45,14 @@ from struct import pack
 import numpy as np
 
 from numba_ce._validate import bad_target_error, check_scale, encoded_ignore_index
-from numba_ce.cpu.element import KINDS
-from numba_ce.cpu.exp import reduction
-from numba_ce.cpu.launch import prepare, run
-from numba_ce.cpu.narrow import FEW_CLASSES, NARROW_CLASSES
-from numba_ce.cpu.operations import OPERATIONS, Kernel
+from numba_ce.cpu.operations.narrow import FEW_CLASSES, NARROW_CLASSES
+from numba_ce.cpu.operations.wide import OPERATIONS, Kernel
 from numba_ce.cpu.plan import CALL_DEFAULTS, FIXED_DEFAULTS, OPERANDS, address_of, collapse
-from numba_ce.cpu.tile import TILE, real_type
-from numba_ce.cpu.turn import BLOCK_CLASSES, ROWS
+from numba_ce.cpu.rows.tile import TILE, real_type
+from numba_ce.cpu.run.launch import prepare, run
+from numba_ce.cpu.simd.element import KINDS
+from numba_ce.cpu.simd.exp import reduction
+from numba_ce.cpu.simd.transpose import BLOCK_CLASSES, ROWS
 from numba_ce.options import LossOptions
 from numba_ce.weights import stand_in
 

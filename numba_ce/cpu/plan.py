@@ -15,9 +15,9 @@ from numba import from_dtype, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from numba_ce.cpu.element import get
-from numba_ce.cpu.jit import inlined, inner
-from numba_ce.cpu.vector import VECTOR_BYTES
+from numba_ce.cpu.compile.jit import inlined, inner
+from numba_ce.cpu.simd.element import get
+from numba_ce.cpu.simd.vector import VECTOR_BYTES
 
 # The operands that have one entry, or one row of entries, per row of the logits. The row axes of
 # all of them are walked together: `axes` holds, for each row axis, its length and these strides.

@@ -1,0 +1,1 @@
+"""Numba told how to compile the kernels, and kernels kept on disk."""

@@ -1,0 +1,1 @@
+"""The parts of a row: tile, targets, measure, finish, write."""

@@ -1,0 +1,1 @@
+"""From a described call to threads."""

@@ -1,0 +1,1 @@
+"""How rows are walked: along their classes, across rows, gathered from far apart."""

@@ -1,0 +1,1 @@
+"""Vectors: arithmetic, memory, elements of any dtype, transposition, exp and log."""
