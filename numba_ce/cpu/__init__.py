@@ -45,19 +45,15 @@ from struct import pack
 import numpy as np
 
 from numba_ce._validate import bad_target_error, check_scale, encoded_ignore_index
-from numba_ce.cpu.operations.narrow import FEW_CLASSES, NARROW_CLASSES
-from numba_ce.cpu.operations.wide import OPERATIONS, Kernel
-from numba_ce.cpu.plan import CALL_DEFAULTS, FIXED_DEFAULTS, OPERANDS, address_of, collapse
-from numba_ce.cpu.rows.tile import TILE, real_type
+from numba_ce.cpu.choose import STREAMING_BYTES, choose_schedule
+from numba_ce.cpu.plan import CALL_DEFAULTS, FIXED_DEFAULTS, OPERANDS, Kernel, address_of, collapse
+from numba_ce.cpu.rows.tile import real_type
 from numba_ce.cpu.run.launch import prepare, run
 from numba_ce.cpu.simd.element import KINDS
 from numba_ce.cpu.simd.exp import reduction
-from numba_ce.cpu.simd.transpose import BLOCK_CLASSES, ROWS
 from numba_ce.options import LossOptions
 from numba_ce.weights import stand_in
 
-# Outputs larger than this do not fit the caches anyway: write around them
-STREAMING_BYTES = 4 << 20
 KIND_NAMES = tuple(KINDS)
 NO_OPTIONS = LossOptions()
 
@@ -88,6 +84,7 @@ def _job(operation, options, averaged, in_place, *forms):
     _describe_options(fields, options, kind)
     kernel = Kernel(
         operation,
+        "along",
         kind,
         None if targets is None or fields["targets_bytes"] > 0 else _name(targets[2]),
         *(None if form is None else _name(form[2]) for form in forms[3:]),
@@ -95,7 +92,7 @@ def _job(operation, options, averaged, in_place, *forms):
         options.temperature != 1.0,
         options.softcap is not None,
     )
-    return prepare(_fitting(kernel, n_classes), fields, axes, scans=scans)
+    return prepare(choose_schedule(kernel, n_classes), fields, axes, scans=scans)
 
 
 def _layout(forms):
@@ -148,20 +145,6 @@ def _describe_options(fields, options, kind):
         check_scale("softcap", options.softcap, kind, "on the CPU")
         fields["softcap"] = options.softcap
         fields["capping"] = pack("4d", *reduction(real, options.softcap / 2))
-
-
-@lru_cache(maxsize=256)
-def _fitting(kernel, n_classes):
-    """The kernel for so many classes: `narrow`, `eight`, or as it is, one row at a time."""
-    operation, real = kernel.operation, real_type(kernel.kind)
-    same = kernel.targets_kind is None or real_type(kernel.targets_kind) is real
-    if same and n_classes <= NARROW_CLASSES and "narrow_" + operation in OPERATIONS:
-        block = min(size for size in BLOCK_CLASSES if size >= min(n_classes, ROWS))
-        many = n_classes > FEW_CLASSES
-        return kernel._replace(operation="narrow_" + operation, block=block, many=many)
-    if n_classes <= TILE and real is np.float32 and "eight_" + operation in OPERATIONS:
-        return kernel._replace(operation="eight_" + operation)
-    return kernel
 
 
 class _Call:

@@ -7,8 +7,10 @@ int64: arrays beyond 2**31 elements are nothing special.
 
 import struct
 from array import array
+from collections.abc import Callable
 from ctypes import c_ssize_t
 from itertools import chain
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import from_dtype, types
@@ -18,6 +20,38 @@ from numba.extending import intrinsic
 from numba_ce.cpu.compile.jit import inlined, inner
 from numba_ce.cpu.simd.element import get
 from numba_ce.cpu.simd.vector import VECTOR_BYTES
+
+
+class Kernel(NamedTuple):
+    """What one compiled kernel is for; everything else is in its `PLAN`."""
+
+    operation: str  # a name in `operations.OPERATIONS`
+    schedule: str  # a name in `operations.SCHEDULES`
+    kind: str = "float32"  # dtype of the logits
+    targets_kind: str | None = None  # dtype of the probabilities; None: class indices or nothing
+    grad_kind: str | None = None  # dtype of the gradient or of the probabilities written
+    hess_kind: str | None = None
+    smoothing: bool = False
+    tempered: bool = False
+    softcap: bool = False
+    block: int = 0  # across: classes transposed at a time, up to EXACT_CLASSES all of them
+    prefetch_by_class: bool = False  # across: see `across_tile.make_prefetcher`
+
+
+class Operation(NamedTuple):
+    """WHAT is done with rows, for every schedule."""
+
+    leaves: str  # the class that is left out of the sums: "target", "largest" or "none"
+    targets: str  # "counted": rows may be ignored; "looked at": if there are any; "none"
+    # finish(plan, first, count, batch, end) -> (losses, elements): puts the results of eight rows,
+    # a `Batch` and `FinishedRows`; returns what `writes` needs of them
+    finish: Callable[..., Any]
+    writes: str | None = None  # of each element: "gradient", "log_softmax", "hessian" or nothing
+    dense: bool = False  # wants the sums over q: probabilities or smoothing
+    entropy: bool = False  # wants e_total, above and target_logit
+    poison: bool = False  # wants to know whether a row has a NaN
+    from_record: bool = False  # the row is finished from its record
+
 
 # The operands that have one entry, or one row of entries, per row of the logits. The row axes of
 # all of them are walked together: `axes` holds, for each row axis, its length and these strides.

@@ -4,7 +4,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from numba_ce import _row
+from numba_ce import row
 from numba_ce.cpu.compile.jit import inner
 from numba_ce.cpu.rows.tile import real_name, real_type, tile_finder
 from numba_ce.cpu.simd.element import KINDS, get, load_element, put
@@ -16,7 +16,7 @@ from numba_ce.cpu.simd.vector import (
     splat,
 )
 
-smoothed = inner(_row.smoothed)
+smoothed = inner(row.smoothed)
 
 
 @inner

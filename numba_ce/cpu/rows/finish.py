@@ -1,4 +1,9 @@
-"""A row finished in float64, by the formulas of `_row`, and its results written."""
+"""Eight rows finished in the lanes of float64 vectors, by the formulas of `numba_ce.row`.
+
+Rows of float32 need float64 numbers good to float32: `_single`. Rows of float64 need all digits:
+`_double`, where every difference and every factor is kept in two parts. To finish eight rows takes
+as long as to finish one number at a time one of them, so there is no scalar form.
+"""
 
 import math
 from functools import lru_cache
@@ -6,85 +11,353 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numba_ce import _row
-from numba_ce.cpu.compile.jit import inner
-from numba_ce.cpu.rows.measure import difference, unscaled
-from numba_ce.cpu.simd.element import load_element, put
+from numba_ce import row
+from numba_ce.cpu.compile.jit import inlined, inner
+from numba_ce.cpu.rows.measure import LN2, UNBIAS
+from numba_ce.cpu.simd.element import KINDS
+from numba_ce.cpu.simd.exp import BIAS, LOG2E, MAGIC, PLAIN, polynomial, two_sum
+from numba_ce.cpu.simd.log import log1p, log1p64
+from numba_ce.cpu.simd.memory import store_lanes, store_whole_numbers
+from numba_ce.cpu.simd.vector import (
+    absolute,
+    first_lanes,
+    fma,
+    joined,
+    maximum,
+    select,
+    splat,
+    splat_sixteen,
+    times_power_of_two,
+)
 
-finish = inner(_row.finish)
-sum_at_origin = inner(_row.sum_at_origin)
-row_loss = inner(_row.row_loss)
-target_gradient = inner(_row.target_gradient)
-probability_weight = inner(_row.probability_weight)
-row_entropy = inner(_row.row_entropy)
+BATCH = 8  # rows
+F32_0, F64_0, F64_1 = np.float32(0), np.float64(0), np.float64(1)
+F64_EXPONENT = 1023
+F64_LOWEST = -1022 * LN2
+_, EXACT_LN2_HI, EXACT_LN2_LO, _ = PLAIN[KINDS["float64"][1]]
+F64_MAGIC = MAGIC[KINDS["float64"][1]]
+# exp(x) = 1 + x + x**2 P(x), minimax on |x| <= ln(2) / 2, to 2**-34.2
+_P = (
+    0.00019790297368920412,
+    0.001394470355653069,
+    0.00833349734223843,
+    0.04166629436489173,
+    0.1666666586700313,
+    0.5000000067839562,
+)
+# A factor below 2**-100 is a float32 times 2**-100; one above 2**100 times 2**100
+LARGE, SMALL = 2.0**100, 2.0**-100
+# exp of less is 0 whatever it meets; 2**-1000 twice reaches every number above
+FAR_BELOW, HALF_WAY = -1300.0, -1000.0
 
 
-class Finished(NamedTuple):
-    """A row when all parts are known; see `_row.finish`."""
+class Batch(NamedTuple):
+    """What is known of eight rows before they are finished: float64 vectors."""
+
+    total: float  # of the exponentials of the classes but k, as they were stored,
+    lost: float  # and what its roundings lost; float64 only
+    reference: float  # how they were stored, see `exp_scaled`
+    power: float
+    row_max: float  # m
+    t: float  # z_k
+    k: float  # the class left out; -1: none
+    q: float  # q_k
+    q_rest: float  # sum of the other q_c
+    a_rest: float  # sum of q_c (m - z_c) / T
+    s: float  # s_i; 0: the row does not count, NaN: its target is no class
+    w: float  # v_i
+    y: float  # the target; -1: the row does not count, -2: no such class
+    target_logit: float  # z_y
+    e_total: float  # sum of the stored exponentials times (m - z_c)
+    above: float  # number of classes above z_y
+    poison: float  # NaN if one of the logits is, else 0
+
+
+class FinishedRows(NamedTuple):
+    """Eight rows in float64 vectors, see `row.make_formulas`."""
 
     surprise: float
     above: float
     rest: float
     p_k: float
-    bottom: float
     lse: float
-    origin: float  # p_j = exp((z_j - origin) / T) / bottom
-    sum_exp: float  # relative to the origin
+    factor: tuple  # p_j = stored exponential * factor; see `Finishing.amount`
+
+
+class Finishing(NamedTuple):
+    """What depends on the type that rows are computed in."""
+
+    formulas: row.Formulas
+    finish: object  # a `Batch` as `FinishedRows`
+    amount: object  # a factor times a float64 vector
+    value: object  # a factor as one float64 vector
+    joined: object  # the factors of eight and eight rows as what `times` takes
+    times: object  # sixteen exponentials times a factor
+
+
+# ---------------------------------------------------------------- good to float32
 
 
 @inner
-def put_result(address, row, bytes_, value):
-    """Write a per-row result of 4 or 8 bytes, if it was asked for."""
-    if address != 0:
-        if bytes_ == 4:
-            put(address + row * 4, np.float32(value))
-        else:
-            put(address + row * 8, np.float64(value))
+def _exp_down(x):
+    """exp of a float64 vector of numbers below 700, to 2**-34: 1/2000 ULP of float32."""
+    shifted = fma(x, LOG2E, F64_MAGIC)
+    r = fma(shifted - F64_MAGIC, -LN2, x)
+    r2 = r * r
+    low, middle = fma(r, _P[4], _P[5]), fma(r, _P[2], _P[3])
+    p = fma(fma(fma(r, _P[0], _P[1]), r2, middle), r2, low)
+    y = fma(r2, p, r) + 1.0
+    return select(x < F64_LOWEST, 0.0, times_power_of_two(y, shifted, F64_EXPONENT))
 
 
-@inner
-def finish_sum(sum_exp, row_max, t, d, d_lost, temperature):
-    """The row from the sum of the others, relative to the larger of row_max and t."""
-    if not t < math.inf:  # +inf or NaN; the sum knows of those in the other classes
-        sum_exp = math.nan
-    surprise, above, rest, p_k, bottom = finish(sum_exp, d, d_lost)
-    origin, over = (t, surprise) if d >= 0.0 else (row_max, above)
-    return Finished(
-        surprise, above, rest, p_k, bottom, origin / temperature + over, origin, sum_exp
+_single_formulas = row.make_formulas(
+    inner,
+    select,
+    log1p,
+    inner(lambda x: 1.0 / x),
+    inner(lambda a, inverse: a * inverse),
+)
+_finish_single = _single_formulas.finish
+
+
+@inlined
+def _single(batch, temperature, over_temperature):
+    """With another origin: not m but what the exponentials were stored by, at most 25 away.
+
+    So the sum needs no exponential of its own. Of that distance a row below m keeps 2**-48, and one
+    above it all digits.
+    """
+    zero, one = splat(0.0), splat(1.0)
+    t, row_max, power = batch.t, batch.row_max, batch.power
+    # Of a row without other classes nothing was stored; t = -inf makes NaN of it
+    reference = select(row_max == -math.inf, -math.inf, batch.reference)
+    d = fma(power, -LN2, (t - reference) * over_temperature)
+    others = t < row_max
+    below = _exp_down(select(others, d, zero - d))
+    to_origin, small = select(others, UNBIAS, below * UNBIAS), select(others, below, one)
+    total = select(t < math.inf, batch.total, math.nan)
+    surprise, above, rest, p_k, over, inverse = _finish_single(
+        total * to_origin, small, d, zero, others
+    )
+    away = select(row_max == reference, zero, (reference - row_max) * over_temperature)
+    origin = fma(reference, over_temperature, power * LN2)
+    return FinishedRows(
+        surprise,
+        above + fma(power, LN2, away),
+        rest,
+        p_k,
+        over + select(others, origin, t * over_temperature),
+        (to_origin * inverse,),
     )
 
 
 @inner
-def finish_record(row_max, sum_exp, t, temperature):
-    """The row from its record, all in float64."""
-    d, d_lost = difference(t, row_max, temperature)
-    sum_exp = sum_at_origin(sum_exp, d, d_lost)
-    return finish_sum(sum_exp, row_max, t, d, d_lost, temperature)
+def _single_amount(factor, amount):
+    return (factor[0] * amount,)
 
 
 @inner
-def finish_row(row, t, temperature):
-    """The row from what `measure` returned and the logit of the class left out.
+def _single_value(factor):
+    return factor[0]
 
-    The sum goes from its scale to the origin at once, so that few roundings meet in it.
-    """
-    d, d_lost = difference(t, row.row_max, temperature)
-    origin = t if d >= 0.0 else row.row_max
-    sum_exp = unscaled(row.total, row.scale, origin, temperature)
-    return finish_sum(sum_exp, row.row_max, t, d, d_lost, temperature)
+
+@inner
+def _single_joined(low, high):
+    """float64 factors of sixteen rows as two float32 vectors whose product they are."""
+    up_low, down_low = _raised(low[0])
+    up_high, down_high = _raised(high[0])
+    return joined(low[0] * up_low, high[0] * up_high, F32_0), joined(down_low, down_high, F32_0)
+
+
+@inner
+def _raised(factor):
+    """The power of two that makes a float32 of a factor, and its inverse."""
+    size, one = absolute(factor), splat(1.0)
+    tiny, huge = size < SMALL, size > LARGE
+    up = select(tiny, LARGE, select(huge, SMALL, one))
+    return up, select(tiny, SMALL, select(huge, LARGE, one))
+
+
+@inner
+def _single_times(e, factor):
+    return e * factor[0] * factor[1]
+
+
+# ---------------------------------------------------------------- good to float64
+
+
+@inner
+def _difference(a, b, temperature):
+    """`row.difference` for vectors."""
+    zero = splat(0.0)
+    total = a - b
+    minus_b = total - a
+    finite = absolute(total) < 1e300
+    lost = (a - (total - minus_b)) - (b + minus_b)
+    lost = select(finite, lost, zero)
+    if temperature == 1.0:
+        return total, lost
+    quotient = total / temperature
+    size = absolute(quotient)
+    many = quotient * 134217729.0
+    q_hi = many - (many - quotient)
+    q_lo = quotient - q_hi
+    one = 134217729.0 * temperature
+    t_hi = one - (one - temperature)
+    t_lo = temperature - t_hi
+    product = quotient * temperature
+    product_lost = ((q_hi * t_hi - product) + q_hi * t_lo + q_lo * t_hi) + q_lo * t_lo
+    rest = (total - product) - product_lost
+    rest = select(size < 1e140, select(size > 1e-140, rest, zero), zero)
+    if not 1e-140 < temperature < 1e140:
+        rest = zero
+    return quotient, select(finite, (rest + lost) / temperature, zero)
+
+
+@inner
+def _exp_near_zero(x):
+    """exp of a float64 vector between -ln(2) / 2 and ln(2) / 2."""
+    return fma(x * x, polynomial(x), x) + 1.0
+
+
+@inner
+def _exp_parts(x, lost):
+    """(y, n) with exp(x + lost) = y * 2**n, x below 600."""
+    lost = select(absolute(x) < -FAR_BELOW, lost, 0.0)  # what a distance beyond lost may be large
+    x = maximum(splat(FAR_BELOW), splat(0.0) - maximum(splat(-600.0), splat(0.0) - x))
+    n = fma(x, LOG2E, F64_MAGIC) - F64_MAGIC
+    r = fma(n, -EXACT_LN2_LO, fma(n, -EXACT_LN2_HI, x)) + lost
+    return _exp_near_zero(r), n
+
+
+@inner
+def _scaled(value, n):
+    """value * 2**n, n whole numbers in a vector, above -2000: rounded once."""
+    first = maximum(n, splat(HALF_WAY))
+    value = times_power_of_two(value, first + F64_MAGIC, F64_EXPONENT)
+    return times_power_of_two(value, (n - first) + F64_MAGIC, F64_EXPONENT)
+
+
+@inner
+def _inverse_in_parts(x):
+    inverse = 1.0 / x
+    return inverse, fma(splat(0.0) - x, inverse, splat(1.0)) * inverse
+
+
+@inner
+def _share_of_double(a, inverse):
+    return fma(a, inverse[0], a * inverse[1])
+
+
+_double_formulas = row.make_formulas(
+    inner,
+    select,
+    inner(lambda u, x: log1p64(u)),
+    _inverse_in_parts,
+    _share_of_double,
+)
+_finish_double = _double_formulas.finish
+
+
+@inlined
+def _double(batch, temperature, over_temperature):
+    zero, one = splat(0.0), splat(1.0)
+    t, row_max = batch.t, batch.row_max
+    d, d_lost = _difference(t, row_max, temperature)
+    others = d < 0.0
+    away, away_lost = _difference(batch.reference, select(others, row_max, t), temperature)
+    # Both parts of power * ln(2) go in before the exponential is rounded; power * HI is exact
+    unscaled = batch.power == 0.0
+    near, near_lost = two_sum(batch.power * EXACT_LN2_HI, away)
+    near_lost = near_lost + fma(batch.power, EXACT_LN2_LO, away_lost)
+    y, n = _exp_parts(select(unscaled, away, near), select(unscaled, away_lost, near_lost))
+    y = select(d == d, y, d)  # no class is alive
+    total = select(t < math.inf, batch.total, math.nan) + batch.lost
+    small_y, small_n = _exp_parts(select(others, d, zero), d_lost)
+    small = select(others, _scaled(small_y, small_n), one)
+    surprise, above, rest, p_k, over, inverse = _finish_double(
+        _scaled(total * UNBIAS * y, n), small, d, d_lost, others
+    )
+    value = y * inverse[0]
+    value_lost = fma(y, inverse[0], zero - value) + y * inverse[1]
+    return FinishedRows(
+        surprise,
+        above,
+        rest,
+        p_k,
+        select(others, row_max, t) / temperature + over,
+        (value, value_lost, n - float(BIAS)),
+    )
+
+
+@inner
+def _double_amount(factor, amount):
+    value = factor[0] * amount
+    lost = fma(factor[0], amount, splat(0.0) - value) + factor[1] * amount
+    finite = absolute(value) < 1e300
+    return value, select(finite, lost, 0.0), factor[2]
+
+
+@inner
+def _double_value(factor):
+    return _scaled(factor[0] + factor[1], factor[2])
+
+
+@inner
+def _double_joined(low, high):
+    """Of sixteen rows: a factor in two parts, and the two halves of the power of two."""
+    n = joined(low[2], high[2], F64_0)
+    first = maximum(n, splat_sixteen(HALF_WAY))
+    one = splat_sixteen(F64_1)
+    return (
+        joined(low[0], high[0], F64_0),
+        joined(low[1], high[1], F64_0),
+        times_power_of_two(one, first + F64_MAGIC, F64_EXPONENT),
+        times_power_of_two(one, (n - first) + F64_MAGIC, F64_EXPONENT),
+    )
+
+
+@inner
+def _double_times(e, factor):
+    return fma(e, factor[0], e * factor[1]) * factor[2] * factor[3]
+
+
+SINGLE = Finishing(
+    _single_formulas, _single, _single_amount, _single_value, _single_joined, _single_times
+)
+DOUBLE = Finishing(
+    _double_formulas, _double, _double_amount, _double_value, _double_joined, _double_times
+)
+
+
+def finishing(real):
+    """`Finishing` for rows computed in float32 or float64."""
+    return DOUBLE if real is np.float64 else SINGLE
+
+
+# ---------------------------------------------------------------- results of the rows
 
 
 @lru_cache
-def nan_finder(kind):
-    """The function that finds the first NaN of a row."""
+def make_putters(real):
+    """The functions that write results of `count` rows from the row `first`, of eight."""
+    size = real().itemsize
+
+    if real is np.float64:
+
+        @inner
+        def put_floats(address, first, count, values):
+            store_lanes(address + first * size, first_lanes(count, F64_0), values)
+
+    else:
+
+        @inner
+        def put_floats(address, first, count, values):
+            here = first_lanes(count, F32_0)
+            store_lanes(address + first * size, here, joined(values, values, F32_0))
 
     @inner
-    def first_nan(plan, source):
-        """Its index, or -1."""
-        for j in range(plan.n_classes):
-            value = load_element(kind, source + j * plan.logits_step, plan.logits_swapped)
-            if value != value:
-                return j
-        return -1
+    def put_integers(address, first, count, values):
+        store_whole_numbers(address + first * 8, first_lanes(count, F64_0), values)
 
-    return first_nan
+    return put_floats, put_integers

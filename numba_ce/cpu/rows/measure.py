@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import types
 
-from numba_ce import _row
+from numba_ce import row
 from numba_ce.cpu.compile.jit import inner, larger, smaller
 from numba_ce.cpu.rows.effective_targets import stored_kind, weight_filler
 from numba_ce.cpu.rows.loops import (
@@ -33,10 +33,10 @@ from numba_ce.cpu.rows.tile import (
     total_of,
     whole_tile,
 )
-from numba_ce.cpu.simd.element import KINDS, get, put
+from numba_ce.cpu.simd.element import KINDS, get, load_element, put
 from numba_ce.cpu.simd.exp import BIAS, EXPONENT_BIAS, LOG2E, times_two_to
 
-difference = inner(_row.difference)
+difference = inner(row.difference)
 LN2 = math.log(2.0)
 # With reference 0 the difference z - max is never formed, so never rounded. The range reduction
 # is exact up to these |max| / T; beyond them the reference is the maximum itself.
@@ -151,17 +151,20 @@ def peak_finder(kind):
     return find_peak
 
 
-def variant_of(kernel, **more):
-    """The `Variant` of a kernel that works on a loss."""
-    return Variant(
-        kernel.kind,
-        kernel.tempered,
-        kernel.softcap,
-        dense=kernel.smoothing or kernel.targets_kind is not None,
-        smoothing=kernel.smoothing,
-        targets_kind=kernel.targets_kind,
-        **more,
-    )
+@lru_cache
+def nan_finder(kind):
+    """The function that finds the first NaN of a row."""
+
+    @inner
+    def first_nan(plan, source):
+        """Its index, or -1."""
+        for j in range(plan.n_classes):
+            value = load_element(kind, source + j * plan.logits_step, plan.logits_swapped)
+            if value != value:
+                return j
+        return -1
+
+    return first_nan
 
 
 class Scale(NamedTuple):

@@ -31,6 +31,8 @@ from numba_ce.cpu.simd.vector import (
 )
 
 KEPT, IGNORED, BAD = 0, 1, 2
+# In the place of a class, where rows are done many at a time
+IGNORED_TARGET, BAD_TARGET = -1.0, -2.0
 FLOAT16, BFLOAT16, FLOAT32, FLOAT64 = range(len(KINDS))  # in the order of KINDS
 TARGETS_AHEAD = 2048  # bytes by which prefetches run ahead
 
@@ -210,8 +212,11 @@ def logit_reader(kind, softcap):
 
 
 @lru_cache
-def target_reader(kind, targets_kind):
-    """The function that finds the class to leave out, and its q."""
+def target_reader(kind, targets_kind, finds_peak):
+    """The function that finds the class to leave out, and its q.
+
+    finds_peak : with probabilities, look for the largest logit; else the index stays -1
+    """
     find_peak, probability = peak_finder(kind), probability_reader(targets_kind)
 
     @inner
@@ -221,7 +226,10 @@ def target_reader(kind, targets_kind):
         s = load_weight(plan, weight_at)
         if s == 0.0:
             return Target(IGNORED, -1, 0.0, 0.0, 0.0)
-        k, _ = find_peak(plan, source, work)
-        return Target(KEPT, k, s, probability(plan, plan.targets + targets_at, k), 1.0)
+        k, q = np.int64(-1), 0.0
+        if finds_peak:
+            k, _ = find_peak(plan, source, work)
+            q = probability(plan, plan.targets + targets_at, k)
+        return Target(KEPT, k, s, q, 1.0)
 
     return read_target

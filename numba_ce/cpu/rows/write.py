@@ -8,8 +8,9 @@ import numpy as np
 
 from numba_ce.cpu.compile.jit import inner, smaller
 from numba_ce.cpu.rows.effective_targets import probability_reader, stored_kind, weight_filler
+from numba_ce.cpu.rows.finish import F32_0
 from numba_ce.cpu.rows.loops import cappers
-from numba_ce.cpu.rows.measure import LIFT_BITS, Scale, difference, lifted_factor
+from numba_ce.cpu.rows.measure import LIFT_BITS, Scale, rescale
 from numba_ce.cpu.rows.output import Factor, Shift, mapped, mapper
 from numba_ce.cpu.rows.tile import (
     TILE,
@@ -20,6 +21,7 @@ from numba_ce.cpu.rows.tile import (
     tile_finder,
     tile_storer,
 )
+from numba_ce.cpu.rows.workspace import ELEMENTS, FIELDS, SCALE_BYTES
 from numba_ce.cpu.simd.element import KINDS, get, load_element, store_element, store_vector
 from numba_ce.cpu.simd.exp import (
     BIAS,
@@ -29,67 +31,123 @@ from numba_ce.cpu.simd.exp import (
     times_two_to,
 )
 from numba_ce.cpu.simd.memory import load, store
-from numba_ce.cpu.simd.vector import (
-    LANES,
-    VECTOR_BYTES,
-    lane,
-    maximum,
-    splat,
-)
+from numba_ce.cpu.simd.vector import LANES, VECTOR_BYTES, lane, maximum, splat
+
+BIAS_POWER = np.int64(BIAS)
 
 
-class Gradient(NamedTuple):
-    """A row to write: ``amount exp((z_j - origin) / T) / bottom - q_factor q_j``, and g_k at k,
-    all divided by the temperature.
+class Finished(NamedTuple):
+    """A finished row, as far as its elements need it."""
 
-    One exponential leads from the scale of a tile to `origin`, so that few roundings meet.
-    """
-
-    k: int  # -1: nowhere
-    g_k: float
-    amount: float
-    origin: float
-    bottom: float
+    k: int  # the class left out; -1: none
     q_factor: float
+    values: int  # address of what the operation returned, see `value_at`
+    factor: Factor  # of the exponentials with this scale, and the same in three float64
+    amount: float
+    amount_lost: float
+    amount_power: float
+    scale: Scale
+    share: float  # of the `Factor`
+    common: float
+
+
+@inner
+def value_at(row, n):
+    """The n-th value that the operation returned for a row, after the factor."""
+    return get(row.values + n * 64, 0.0)
 
 
 @lru_cache
-def factor_maker(kind):
-    """The function that makes the `Factor` of a tile."""
+def factor_splitter(kind):
+    """The function that makes a `Factor` of (amount + lost) * 2**power."""
     real = real_type(kind)
     smallest, largest = np.finfo(real).minexp, np.finfo(real).maxexp - 1
     paired = real is np.float64
 
     @inner
-    def make_factor(scale, form, temperature, share, common):
-        """What leads from the exponentials of a tile to the gradient: amount / (bottom T), scaled.
-
-        In float64 the roundings of the two divisions are kept; in float32 they do not count.
-        share, common : of the `Factor`
-        """
-        lifted = lifted_factor(scale, form.origin, temperature)
-        if paired:
-            quotient, lost = difference(lifted, 0.0, form.bottom)
-            if temperature != 1.0:
-                again = difference(quotient, 0.0, temperature)
-                quotient, lost = again[0], again[1] + lost / temperature
-            factor = form.amount * quotient
-        else:
-            factor = form.amount * lifted / (form.bottom * temperature)
-        if not abs(factor) < math.inf:
-            return Factor(real(factor), real(0) if paired else None, real(1), share, common)
-        mantissa, exponent = mantissa_and_exponent(factor)
-        exponent -= BIAS + LIFT_BITS
-        power = smaller(exponent, largest) if exponent > smallest else smallest
+    def split(amount, lost, power, share, common):
+        if not abs(amount) < math.inf:
+            return Factor(real(amount), real(0) if paired else None, real(1), share, common)
+        mantissa, exponent = mantissa_and_exponent(amount)
+        exponent += np.int64(power)
+        n = smaller(exponent, largest) if exponent > smallest else smallest
         # Larger only where all exponentials are 0: infinity would make NaN of them
-        value = real(times_two_to(mantissa, smaller(exponent - power, largest - 1)))
+        value = real(times_two_to(mantissa, smaller(exponent - n, largest - 1)))
         if paired:
-            low = value * (lost / quotient) if quotient != 0.0 else 0.0
+            low = value * (lost / amount) if amount != 0.0 else 0.0
         else:
             low = None
-        return Factor(value, low, real(power_of_two(power)), share, common)
+        return Factor(value, low, real(power_of_two(n)), share, common)
 
-    return make_factor
+    return split
+
+
+@lru_cache
+def row_recaller(kind, targets_kind, dense):
+    """The function that reads a `Finished` row from a worker's memory."""
+    real = real_type(kind)
+    double, split = real is np.float64, factor_splitter(kind)
+
+    @inner
+    def recall(plan, work, i):
+        """The i-th of eight rows."""
+        at = work.batch + i * 8
+        q_factor = get(at + ELEMENTS.q_factor, 0.0)
+        if dense:
+            share = real(q_factor * (1.0 - plan.smoothing))
+            common = real(q_factor * (plan.smoothing / plan.all_classes))
+        else:
+            share = common = None
+        values = at + ELEMENTS.values
+        amount = get(values, 0.0)
+        if double:
+            lost, power = get(values + 64, 0.0), get(values + 128, 0.0)
+            factor, values = split(amount, lost, power, share, common), values + 192
+        else:
+            lost = power = 0.0
+            single = work.batch + ELEMENTS.single + i * 4
+            factor = Factor(get(single, F32_0), None, get(single + 64, F32_0), share, common)
+            values += 64
+        scale = Scale(get(at + FIELDS.reference, 0.0), np.int64(get(at + FIELDS.power, 0.0)))
+        k = np.int64(get(at + FIELDS.k, 0.0))
+        return Finished(k, q_factor, values, factor, amount, lost, power, scale, share, common)
+
+    return recall
+
+
+@lru_cache
+def tile_recaller(kind):
+    """The functions that say how a tile of a row was stored."""
+    split = factor_splitter(kind)
+
+    @inner
+    def recall_tile(plan, work, start, row, temperature):
+        """The `Factor` of its exponentials, the class left out of it, and the logit of that."""
+        at = work.scales + start // TILE * SCALE_BYTES
+        reference, power = get(at, 0.0), get(at + 8, 0.0)
+        factor = row.factor
+        if reference != row.scale.reference or power != np.float64(row.scale.power):
+            # A subnormal number would lose its digits before it meets a large exponential
+            lifted = np.int64(power) + LIFT_BITS
+            to_row = rescale(reference, lifted, row.scale.reference, row.scale.power, temperature)
+            if to_row == math.inf:  # all classes of the tile are masked
+                to_row = 1.0
+            factor = split(
+                row.amount * to_row,
+                row.amount_lost * to_row,
+                row.amount_power - np.float64(LIFT_BITS),
+                row.share,
+                row.common,
+            )
+        return factor, get(at + 16, np.int64(0)), get(at + 24, 0.0)
+
+    @inner
+    def times_factor(row, logit, temperature):
+        """What the factor of a row makes of one class that was left out of its tile."""
+        e = rescale(logit, BIAS_POWER, row.scale.reference, row.scale.power, temperature)
+        return times_two_to(row.amount * e, np.int64(row.amount_power))
+
+    return recall_tile, times_factor
 
 
 @lru_cache
@@ -204,50 +262,97 @@ def gradient_tile_writer(variant, out_kind):
 
 @lru_cache
 def gradient_writer(variant, out_kind):
-    """The function that writes a `Gradient`."""
-    kind, dense, lead = variant.kind, variant.dense, variant.lead
+    """The function that writes ``factor * exponential - q_factor q_j``, and g_k at k."""
+    kind, lead = variant.kind, variant.lead
     real = real_type(kind)
     width = np.dtype(real).itemsize
     probability = probability_reader(variant.targets_kind)
-    cap_slope = cap_slope_reader(kind, variant.softcap and not dense)
-    make_factor, write_tile = factor_maker(kind), gradient_tile_writer(variant, out_kind)
+    cap_slope = cap_slope_reader(kind, variant.softcap and not variant.dense)
+    (recall_tile, number_of), write_tile = (
+        tile_recaller(kind),
+        gradient_tile_writer(variant, out_kind),
+    )
 
     @inner
-    def write_gradient(plan, source, target, targets, row, form, work):
-        """source, targets, target : addresses of the row's logits, probabilities and gradient
-
-        row : what `measure` returned; form : the `Gradient`
-        """
-        temperature, k, scale = plan.temperature, form.k, row.scale
-        g_k = form.g_k / temperature * cap_slope(plan, source, k)
-        q_factor = form.q_factor / temperature
-        if dense:
-            share = real(q_factor * (1.0 - plan.smoothing))
-            common = real(q_factor * (plan.smoothing / plan.all_classes))
-        else:
-            share = common = None
-        f_reference, f_power = scale.reference, np.float64(scale.power)
-        factor = make_factor(scale, form, temperature, share, common)
+    def write_gradient(plan, source, target, targets, row, work):
+        """source, targets, target : addresses of the row's logits, probabilities and gradient"""
+        temperature, q_factor = plan.temperature, row.q_factor
+        g_k = value_at(row, 0) * cap_slope(plan, source, row.k)
         for start in range(0, plan.n_classes, TILE):
-            scales = work.scales + start // TILE * 32
-            reference, scale_power = get(scales, 0.0), get(scales + 8, 0.0)
-            if reference != f_reference or scale_power != f_power:
-                f_reference, f_power = reference, scale_power
-                scale = Scale(reference, np.int64(scale_power))
-                factor = make_factor(scale, form, temperature, share, common)
-            left_out, value = get(scales + 16, np.int64(0)), g_k
-            if lead:
-                if left_out >= 0 and left_out != k:
-                    # The largest class of its tile, not of the row: kept as a number
-                    d, lost = difference(get(scales + 24, 0.0), form.origin, temperature)
-                    value = form.amount / temperature * (math.exp(d) * (1.0 + lost) / form.bottom)
-                    value -= q_factor * probability(plan, targets, left_out)
-            exps, left_out = work.exps + start * width, left_out - start
-            write_tile(
-                plan, source, target, targets, start, exps, factor, q_factor, left_out, value, work
-            )
+            factor, left_out, logit = recall_tile(plan, work, start, row, temperature)
+            value = g_k
+            if lead and left_out >= 0 and left_out != row.k:
+                # The largest class of its tile, not of the row: kept as a number
+                value = number_of(row, logit, temperature)
+                value -= q_factor * probability(plan, targets, left_out)
+            exps, k = work.exps + start * width, left_out - start
+            write_tile(plan, source, target, targets, start, exps, factor, q_factor, k, value, work)
 
     return write_gradient
+
+
+@lru_cache
+def hess_writer(variant, grad_kind, hess_kind):
+    """The function that writes the gradient and the diagonal of the Hessian of a row."""
+    kind, dense = variant.kind, variant.targets_kind is not None
+    real = real_type(kind)
+    lanes, width = LANES[KINDS[kind][1]], np.dtype(real).itemsize
+    one = real(1)
+    grad_size, hess_size = KINDS[grad_kind][0] // 8, KINDS[hess_kind][0] // 8
+    store_grad, store_hess = tile_storer(grad_kind), tile_storer(hess_kind)
+    recall_tile, number_of = tile_recaller(kind)
+    fill_weights = weight_filler(kind, variant.targets_kind)
+    probability = probability_reader(variant.targets_kind)
+
+    @inner
+    def target_of(plan, targets, y, c):
+        if dense:
+            return probability(plan, targets, c)
+        else:
+            return 1.0 if c == y else 0.0
+
+    @inner
+    def put_class(work, at, g, h):
+        store_element(grad_kind, work.tile + at * grad_size, real(g), False)
+        store_element(hess_kind, work.logits + at * hess_size, real(h), False)
+
+    @inner
+    def write_hess(plan, grad, hess, targets, row, y, work):
+        """grad = s (Q p - q), hess = s max(c Q p (1 - p), floor); y : the target, or -1"""
+        s, g_k, h_k = row.q_factor, value_at(row, 0), value_at(row, 1)
+        slope, curvature = value_at(row, 2), value_at(row, 3)
+        floor = plan.hess_floor if plan.hess_floor > 0.0 else -math.inf
+        for start in range(0, plan.n_classes, TILE):
+            count = smaller(TILE, plan.n_classes - start)
+            factor, left_out, logit = recall_tile(plan, work, start, row, 1.0)
+            exps = work.exps + start * width
+            if dense:
+                fill_weights(plan, targets, start, count, s, work)
+            for i in range((count + lanes - 1) // lanes):
+                p = mapped(load(exps + i * VECTOR_BYTES, one), None, factor)
+                g = p * real(slope)
+                if dense:
+                    g = g - load(work.weights + i * VECTOR_BYTES, one)
+                store_vector(grad_kind, work.tile + i * lanes * grad_size, g)
+                h = maximum(splat(real(floor)), p * (splat(one) - p) * real(curvature))
+                store_vector(hess_kind, work.logits + i * lanes * hess_size, h * real(s))
+            if not dense and start <= y < start + count:
+                of_y = mapped(load(exps + (y - start) * width, one), None, factor)
+                g_y = real(slope * np.float64(lane(of_y, 0)) - s)
+                store_element(grad_kind, work.tile + (y - start) * grad_size, g_y, False)
+            if left_out >= 0 and left_out == row.k:
+                put_class(work, left_out - start, g_k, h_k)
+            elif left_out >= 0:
+                p_k = number_of(row, logit, 1.0)
+                h_left = p_k * (1.0 - p_k) * curvature
+                h_left = s * (floor if h_left < floor else h_left)
+                g_left = slope * p_k - s * target_of(plan, targets, y, left_out)
+                put_class(work, left_out - start, g_left, h_left)
+            grad_tile, hess_tile = grad + start * plan.grad_step, hess + start * plan.hess_step
+            store_grad(work.tile, grad_tile, plan.grad_step, plan.grad_swapped, count)
+            store_hess(work.logits, hess_tile, plan.hess_step, plan.hess_swapped, count)
+
+    return write_hess
 
 
 @lru_cache
@@ -279,61 +384,3 @@ def log_softmax_writer(kind, out_kind):
                 store_tile(to, here, out_step, out_swapped, count)
 
     return write_log_softmax
-
-
-@lru_cache
-def hess_writer(variant, grad_kind, hess_kind):
-    """The function that writes the gradient and the diagonal of the Hessian of a row."""
-    kind, dense = variant.kind, variant.targets_kind is not None
-    real = real_type(kind)
-    lanes, width = LANES[KINDS[kind][1]], np.dtype(real).itemsize
-    one = real(1)
-    grad_size, hess_size = KINDS[grad_kind][0] // 8, KINDS[hess_kind][0] // 8
-    store_grad, store_hess = tile_storer(grad_kind), tile_storer(hess_kind)
-    make_factor = factor_maker(kind)
-    fill_weights = weight_filler(kind, variant.targets_kind)
-
-    @inner
-    def write_hess(plan, grad, hess, targets, form, y, g_y, p_k, rest, total, work):
-        """p_j = exp(z_j - origin) / bottom; grad = s (Q p - t), hess = s max(c Q p (1 - p), floor)
-
-        form : the `Gradient`, with amount 1 and s as q_factor; total : Q; y : class whose gradient
-        is s g_y, or -1
-        """
-        k, s = form.k, form.q_factor
-        curvature, floor = real(total * plan.hess_factor), real(plan.hess_floor)
-        slope, weight = real(s * total), real(s)
-        for start in range(0, plan.n_classes, TILE):
-            count = smaller(TILE, plan.n_classes - start)
-            n_vectors = (count + lanes - 1) // lanes
-            scales = work.scales + start // TILE * 32
-            scale = Scale(get(scales, 0.0), np.int64(get(scales + 8, 0.0)))
-            factor = make_factor(scale, form, 1.0, None, None)
-            exps = work.exps + start * width
-            if dense:
-                fill_weights(plan, targets, start, count, s, work)
-            for i in range(n_vectors):
-                p = mapped(load(exps + i * VECTOR_BYTES, one), None, factor)
-                g = p * slope
-                if dense:
-                    g = g - load(work.weights + i * VECTOR_BYTES, one)
-                store_vector(grad_kind, work.tile + i * lanes * grad_size, g)
-                h = p * (splat(one) - p) * curvature
-                if plan.hess_floor > 0.0:
-                    h = maximum(splat(floor), h)  # NaN stays NaN
-                store_vector(hess_kind, work.logits + i * lanes * hess_size, h * weight)
-            if start <= k < start + count:
-                h_k = total * plan.hess_factor * p_k * rest
-                if plan.hess_floor > 0.0 and h_k < plan.hess_floor:
-                    h_k = plan.hess_floor
-                g_at, h_at = (k - start) * grad_size, (k - start) * hess_size
-                store_element(grad_kind, work.tile + g_at, real(s * form.g_k), False)
-                store_element(hess_kind, work.logits + h_at, real(s * h_k), False)
-            if y != k and start <= y < start + count:
-                g_at = (y - start) * grad_size
-                store_element(grad_kind, work.tile + g_at, real(s * g_y), False)
-            grad_tile, hess_tile = grad + start * plan.grad_step, hess + start * plan.hess_step
-            store_grad(work.tile, grad_tile, plan.grad_step, plan.grad_swapped, count)
-            store_hess(work.logits, hess_tile, plan.hess_step, plan.hess_swapped, count)
-
-    return write_hess

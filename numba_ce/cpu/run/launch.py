@@ -20,45 +20,22 @@ from numba import carray, types
 from numba.core.registry import cpu_target
 
 from numba_ce._backend import is_serial
+from numba_ce.cpu.choose import SERIAL_ELEMENTS, rows_gathered, rows_packed, rows_per_block
 from numba_ce.cpu.compile.cache import cached
 from numba_ce.cpu.compile.jit import call_address, collector_paused, smaller, whole_kernel
-from numba_ce.cpu.operations.wide import OPERATIONS, Kernel
-from numba_ce.cpu.plan import PLAN_BYTES, PLAN_TYPE, address_of, fixed_part, pack_plan
+from numba_ce.cpu.operations import make_rows
+from numba_ce.cpu.plan import PLAN_BYTES, PLAN_TYPE, Kernel, address_of, fixed_part, pack_plan
 from numba_ce.cpu.rows.output import begin_line, end_line
 from numba_ce.cpu.rows.workspace import workspace_bytes, workspace_finder
 from numba_ce.cpu.run.threads import n_threads, run_blocks
-from numba_ce.cpu.schedules.across import narrow_bytes
-from numba_ce.cpu.schedules.gather import (
-    compile_copier,
-    copier_of,
-    near_bytes,
-    packed_bytes,
-    rows_packed,
-)
-from numba_ce.cpu.schedules.strips import rows_together
+from numba_ce.cpu.schedules.across_tile import across_bytes
+from numba_ce.cpu.schedules.gather import Copier, compile_copier, copier_of, near_bytes
 from numba_ce.cpu.simd.element import atomic_add, get, put
 from numba_ce.cpu.simd.memory import fence
-from numba_ce.cpu.simd.transpose import ROWS
 
-# A block is long enough (some 20 us) that drawing it costs nothing
-BLOCK_ELEMENTS = 65536
-# Below this many logits waking the threads (5 to 50 us) costs more than they save
-SERIAL_ELEMENTS = 32768
-SCAN = Kernel("scan")
+SCAN = Kernel("scan", "along")
 ONE_BLOCK = struct.Struct("=qddq")  # the results of one block, see `run`
 KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_ssize_t)
-
-
-def rows_per_block(n_classes, far=False):
-    """Rows of a block, for reproducible sums a function of the number of classes and the layout.
-
-    far : the classes are, and the longer the pieces of one class, the better: 1000 classes move at
-    16.3 GB/s with 256 rows, 12.5 with 64
-    """
-    n_rows = min(max(BLOCK_ELEMENTS // n_classes, 1), 1024)
-    if far:
-        n_rows = max(n_rows, 4 * rows_together(n_classes))
-    return n_rows // ROWS * ROWS or n_rows
 
 
 class Compiled(NamedTuple):
@@ -72,7 +49,7 @@ class Compiled(NamedTuple):
 @collector_paused()
 def compiled(kernel):
     """The serial function that works on the blocks of a plan."""
-    compile_it = compile_copier if kernel.operation == "copies" else compile_kernel
+    compile_it = compile_copier if isinstance(kernel, Copier) else compile_kernel
     function = cached(repr(kernel), KERNEL, lambda: compile_it(kernel))
     return Compiled(function, function.ctypes)
 
@@ -80,7 +57,7 @@ def compiled(kernel):
 def compile_kernel(kernel):
     if kernel.kind == "float16" or "float16" in (kernel.targets_kind, kernel.grad_kind):
         require_float16()
-    do_rows = OPERATIONS[kernel.operation](kernel)
+    do_rows = make_rows(kernel)
     find_workspace = workspace_finder(kernel.kind)
 
     @whole_kernel(types.void(types.CPointer(PLAN_TYPE), types.intp))
@@ -173,7 +150,8 @@ def prepare(kernel, fields, axes, *, scans):
     far = fields["logits_far"] or fields["targets_far"] or fields["grad_far"] or fields["hess_far"]
     per_block = rows_per_block(n_classes, far)
     n_blocks = -(-n_rows // per_block)
-    size = (narrow_bytes if kernel.block else workspace_bytes)(n_classes, kernel.kind)
+    across = kernel.schedule == "across"
+    size = (across_bytes if across else workspace_bytes)(n_classes, kernel.kind)
     size += _copies(kernel, fields, far)
     fields["rows_per_block"], fields["workspace_bytes"] = per_block, size
     if scans and n_blocks == 1:
@@ -196,15 +174,20 @@ def prepare(kernel, fields, axes, *, scans):
 
 def _copies(kernel, fields, far):
     """The fields of a plan that `copies` wants; returns the bytes it needs for each worker."""
-    packed = fields["grad_packed"] and fields["streaming"] and kernel.many and not kernel.hess_kind
+    packed = (
+        fields["grad_packed"]
+        and fields["streaming"]
+        and kernel.prefetch_by_class
+        and not kernel.hess_kind
+    )
     if not (far or packed):
         fields["grad_packed"] = False
         return 0
     n_classes, n_axes = fields["n_classes"], fields["n_axes"]
-    fields["grad_packed"] = not far
-    fields["copier"] = compiled(copier_of(kernel, packed=not far)).function.address
-    fields["together"] = (rows_together if far else rows_packed)(n_classes)
-    fields["near_bytes"] = (near_bytes if far else packed_bytes)(kernel, n_classes, n_axes)
+    fields["grad_packed"], copier = not far, copier_of(kernel, packed=not far)
+    fields["copier"] = compiled(copier).function.address
+    fields["together"] = (rows_gathered if far else rows_packed)(n_classes)
+    fields["near_bytes"] = near_bytes(copier, n_classes, n_axes)
     return fields["near_bytes"]
 
 

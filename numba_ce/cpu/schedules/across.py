@@ -1,331 +1,395 @@
-"""Sixteen rows of few classes, one in each lane: in, out, and their targets."""
+"""Lanes across rows: sixteen rows of few classes at a time, one in each lane.
 
-import math
+A row of ten classes fills ten lanes of one vector, and what is done once per row costs more than
+its exponentials: 50 ns a row in the kernels of `along`. Here the classes of sixteen rows are
+transposed into a tile ``tile[class][row]`` and everything is done for sixteen rows at once: 4 ns a
+row of two classes, 9 ns of sixteen, on one core.
+
+How many classes a row has decides whether it comes here, so its bits never depend on its
+neighbours.
+"""
+
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
 from numba_ce.cpu.compile.jit import inlined, inner, smaller
-from numba_ce.cpu.plan import locate, locate_sixteen
-from numba_ce.cpu.rows.output import EDGE_BYTES
-from numba_ce.cpu.rows.targets import (
-    BAD,
-    index_target,
-    load_weight,
-    neighbours,
-    sixteen_targets,
-    sixteen_weights,
-    weights_are_neighbours,
+from numba_ce.cpu.rows.finish import BATCH, Batch, finishing
+from numba_ce.cpu.rows.tile import add_to, real_type, reduction_of
+from numba_ce.cpu.schedules.across_loops import (
+    F32_0,
+    F32_1,
+    halves_of,
+    make_gradient_filler,
+    make_hessian_filler,
+    make_log_filler,
+    no_sums_of_sixteen,
+    peak_of_sixteen,
+    scale_finder,
 )
-from numba_ce.cpu.rows.tile import real_type
-from numba_ce.cpu.rows.workspace import ROWS_BYTES
-from numba_ce.cpu.simd.element import (
-    KINDS,
-    get,
-    load_element,
-    load_vector,
-    put,
-    store_element,
-    store_vector,
+from numba_ce.cpu.schedules.across_tile import (
+    asker,
+    class_counter,
+    cutter,
+    place_of,
+    read_targets,
+    tile_reader,
+    tile_writer,
 )
-from numba_ce.cpu.simd.memory import (
-    gather_float64,
-    load,
-    load_sixteen,
-    prefetch,
-    prefetch_to_write,
-    store,
-)
-from numba_ce.cpu.simd.transpose import (
-    EXACT_CLASSES,
-    ROWS,
-    load_packed,
-    load_turned,
-    store_packed,
-    store_turned,
-)
+from numba_ce.cpu.schedules.gather import VECTOR_SUMS, block_doer
+from numba_ce.cpu.simd.element import get
+from numba_ce.cpu.simd.exp import exp_scaled, slope_of_gradient, soft_cap_and_slope
+from numba_ce.cpu.simd.memory import load, load_sixteen, store
+from numba_ce.cpu.simd.transpose import ROWS
 from numba_ce.cpu.simd.vector import (
     VECTOR_BYTES,
-    first_lanes,
+    fma,
+    high_as_float64,
+    low_as_float64,
+    maximum,
     select,
     splat,
     splat_sixteen,
+    sum_of_lanes,
 )
 
-F32_0 = np.float32(0)
-# Bytes by which prefetches run ahead of the next sixteen rows. The hardware does little of it here:
-# with C = 16, 2.1 times the speed for the loss alone, 1.9 times with the gradient
-READ_AHEAD, WRITE_AHEAD = 1024, 512
-IGNORED_F32, BAD_F32 = np.float32(-1), np.float32(-2)
 
+class Measured(NamedTuple):
+    """Sixteen rows, one in each lane."""
 
-class Place(NamedTuple):
-    """Where sixteen rows are: see `plan.locate_sixteen`."""
-
-    first: int
-    count: int  # fewer than 16 at the end of a block
-    offsets: tuple
-    steps: tuple
-    even: bool
-
-
-@inlined
-def place_of(plan, first, count):
-    """The `Place` of `count` rows."""
-    offsets, steps, even = locate_sixteen(plan, first)
-    return Place(first, count, offsets, steps, even)
-
-
-class Lanes(NamedTuple):
-    """Addresses in a worker's memory: sixteen rows at a time."""
-
-    targets: int  # float32 (16,); -1: the row does not count, -2: no such class
-    weights: int  # float64 (16,): s_i
-    class_weights: int  # float64 (16,): w_y
-    tile: int  # (C, 16) of the type the logits are computed in, then padding to whole blocks
-    slopes: int  # the same: derivatives of the soft cap
-    q: int  # the same: probabilities
-
-
-def narrow_bytes(n_classes, kind):
-    """Bytes a worker needs."""
-    padded = -(-n_classes // ROWS) * ROWS
-    return (
-        EDGE_BYTES + ROWS_BYTES + 6 * VECTOR_BYTES + 3 * padded * ROWS * real_type(kind)().itemsize
-    )
+    row_max: float  # of the classes but k
+    t: float  # z_k
+    k: float  # float32, as y
+    poison: float
+    y: float
+    target_logit: float
+    q: float  # of the class k
+    scale: tuple  # see `scale_finder`
+    sums: tuple  # see `add_to`, and so are the next three
+    q_sums: tuple
+    a_sums: tuple
+    e_sums: tuple
+    above: float
 
 
 @lru_cache
-def cutter(kind):
-    """The function that cuts a worker's memory, at a multiple of VECTOR_BYTES, into `Lanes`."""
-    pitch = ROWS * real_type(kind)().itemsize
+def make_across(kernel, operation):
+    """The function that does the rows of a block."""
+    kind, real = kernel.kind, real_type(kernel.kind)
+    measure, count_classes = make_measure(kernel, operation), class_counter(kernel.block)
+    make_batches, cut_up = batch_maker(kernel, operation), cutter(kind)
+    finish_batch, finish = finishing(real).finish, operation.finish
+    fill = element_filler(kernel, operation)
+    hessian, many = operation.writes == "hessian", kernel.prefetch_by_class
+    grad_kind, hess_kind = kernel.grad_kind or kind, kernel.hess_kind or kind
+    write_grad = tile_writer(grad_kind, kernel.block, many and not hessian)
+    write_hess = tile_writer(hess_kind, kernel.block, False)
+    writes, tempered = operation.writes is not None, kernel.tempered
 
     @inner
-    def cut_up(work, n_classes):
-        start = work.exps
-        tile = start + 5 * VECTOR_BYTES
-        size = (n_classes + ROWS - 1) // ROWS * ROWS * pitch
-        return Lanes(
-            start,
-            start + VECTOR_BYTES,
-            start + 3 * VECTOR_BYTES,
-            tile,
-            tile + size,
-            tile + 2 * size,
-        )
+    def do_rows(plan, first, count, work):
+        """Returns the sums of the losses of a lower and an upper row, 0 where there is no row."""
+        lanes, place = cut_up(work, count_classes(plan)), place_of(plan, first, count)
+        temperature = plan.temperature if tempered else 1.0
+        found = measure(plan, lanes, place)
+        low, high = make_batches(plan, lanes, found, temperature)
+        over_temperature = 1.0 / temperature
+        low_end = finish_batch(low, temperature, over_temperature)
+        high_end = finish_batch(high, temperature, over_temperature)
+        n_low = smaller(count, BATCH)
+        low_loss, of_low = finish(plan, first, n_low, low, low_end, temperature)
+        high_loss, of_high = finish(plan, first + BATCH, count - BATCH, high, high_end, temperature)
+        if writes:
+            fill(plan, lanes, found, of_low, of_high)
+            write_grad(plan, place, 3, plan.grad, plan.grad_step, plan.grad_swapped, lanes.tile)
+        if hessian:
+            write_hess(plan, place, 4, plan.hess, plan.hess_step, plan.hess_swapped, lanes.slopes)
+        return low_loss + high_loss
 
-    return cut_up
-
-
-@lru_cache
-def class_counter(block):
-    """The function that says how many classes a plan has; up to EXACT_CLASSES LLVM knows it."""
-    if block <= EXACT_CLASSES:
-        return inner(lambda plan: block)
-    return inner(lambda plan: plan.n_classes)
+    return block_doer(inner(lambda plan: ROWS), do_rows, VECTOR_SUMS)
 
 
 @lru_cache
-def tile_reader(kind, block, many):
-    """The function that reads sixteen rows into ``tile[class][row]``.
+def make_measure(kernel, operation):
+    """The function that reads sixteen rows and measures them without their classes k."""
+    kind, targets_kind = kernel.kind, kernel.targets_kind
+    real, block, many = real_type(kind), kernel.block, kernel.prefetch_by_class
+    pitch, zero, minus_inf = ROWS * real().itemsize, real(0), real(-np.inf)
+    counted, looked_at = operation.targets == "counted", operation.targets == "looked at"
+    leaves_target, leaves_largest = operation.leaves == "target", operation.leaves == "largest"
+    softcap = kernel.softcap
+    probabilities, dense = targets_kind is not None, operation.dense
+    read_logits = tile_reader(kind, block, many)
+    read_probabilities = tile_reader(targets_kind or kind, block, many)
+    find_peaks, find_scale = peak_of_sixteen(real), scale_finder(real, kernel.tempered)
+    sum_exps = exp_summer(kernel, operation)
+    begin_ahead, _ = asker(kernel)
+    count_classes, no_sums = class_counter(block), no_sums_of_sixteen(real)
+    wants_grad = operation.writes == "gradient"
 
-    many : classes, so that others prefetch, see `asker`
-    """
-    size, real = KINDS[kind][0] // 8, real_type(kind)
-    width, zero = real().itemsize, real(0)
-    pitch, double = ROWS * width, width == 8
-    count_classes, exact = class_counter(block), block <= EXACT_CLASSES
+    @inner
+    def cap_logits(plan, lanes, end, y):
+        """Puts the soft cap on, and keeps its slopes.
 
-    @inlined
-    def read_tile(plan, place, operand, base, step, swapped, tile):
-        """base, step, swapped : of the array; operand : its index in OPERANDS
-
-        The lanes of rows that are not there hold anything.
+        An ignored row is read as zeros: its gradient is 0 times the slope, which is not to be NaN.
         """
-        n_classes = count_classes(plan)
-        source, stride = base + place.offsets[operand], place.steps[operand]
-        whole = place.even and place.count == ROWS and not swapped
-        longest = 2 * ROWS * n_classes * size  # where rows are far apart, prefetches miss them
-        if whole and step == size:
-            if not many:
-                following = source + ROWS * stride + READ_AHEAD
-                for line in range(0, smaller(ROWS * stride, longest), VECTOR_BYTES):
-                    prefetch(following + line)
-            if exact and stride == n_classes * size:
-                load_packed(kind, block, source, tile)
-                return
-            for c in range(0, n_classes, ROWS):
-                n = smaller(ROWS, n_classes - c)
-                load_turned(kind, block, source + c * size, stride, n, tile + c * pitch)
-        elif whole and stride == size:
-            for c in range(n_classes):
-                at = source + c * step
-                x = load_sixteen(at, zero) if double else load_vector(kind, at)
-                store(tile + c * pitch, x)
+        capping = reduction_of(plan.capping, real)
+        for at in range(lanes.tile, end, pitch):
+            x = select(y < F32_0, zero, load_sixteen(at, zero))
+            capped, slope = soft_cap_and_slope(x, real(plan.softcap), capping)
+            store(at, capped)
+            if wants_grad:
+                store(at + (lanes.slopes - lanes.tile), slope_of_gradient(x, slope))
+
+    @inner
+    def clear_ignored(tile, end, y):
+        """Zeros for the rows that do not count: their weight 0 makes no 0 of NaN."""
+        for at in range(tile, end, pitch):
+            store(at, select(y < F32_0, zero, load_sixteen(at, zero)))
+
+    @inner
+    def leave_out(lanes, end, y):
+        """Puts -inf for the class y; returns the others' maximum, and the logit of y."""
+        row_max, t, c = splat_sixteen(minus_inf), splat_sixteen(minus_inf), F32_0
+        for at in range(lanes.tile, end, pitch):
+            x = select(y < F32_0, zero, load_sixteen(at, zero))
+            is_target = y == c
+            t = select(is_target, x, t)
+            x = select(is_target, minus_inf, x)
+            row_max = maximum(x, row_max)
+            store(at, x)
+            c += F32_1
+        return row_max, t
+
+    @inner
+    def pick(tile, end, y):
+        """The logits of the classes y; -inf without one."""
+        t, c = splat_sixteen(minus_inf), F32_0
+        for at in range(tile, end, pitch):
+            t = select(y == c, load_sixteen(at, zero), t)
+            c += F32_1
+        return t
+
+    @inner
+    def effective_targets(plan, lanes, k, y):
+        """q_c of every class into a tile, 0 for the class k; returns those of k."""
+        common, share = plan.smoothing / plan.all_classes, 1.0 - plan.smoothing
+        q_k = splat_sixteen(zero)
+        for c in range(count_classes(plan)):
+            at = lanes.q + c * pitch
+            q = splat_sixteen(real(common))
+            if probabilities:
+                q = fma(load_sixteen(at, zero), real(share), q)
+            if plan.class_weight != 0:
+                q = q * real(get(plan.class_weight + c * 8, 0.0))
+            is_k = k == np.float32(c)
+            q_k = select(is_k, q, q_k)
+            # What an ignored row says, or one that is not there, does not count
+            store(at, select(is_k, zero, select(y < F32_0, zero, q)))
+        return q_k
+
+    @inner
+    def sum_dense(plan, lanes, row_max):
+        """Sums of q_c and of q_c (m - z_c) over the other classes."""
+        pivot = select(row_max == minus_inf, zero, row_max)
+        q_sums, a_sums = no_sums(), no_sums()
+        for at in range(0, count_classes(plan) * pitch, pitch):
+            q = load_sixteen(lanes.q + at, zero)
+            below = pivot - load_sixteen(lanes.tile + at, zero)
+            q_sums = add_to(q_sums, q)
+            a_sums = add_to(a_sums, select(q == zero, zero, q * below))
+        return q_sums, a_sums
+
+    @inner
+    def measure(plan, lanes, place):
+        end = lanes.tile + count_classes(plan) * pitch
+        read_logits(plan, place, 0, plan.logits, plan.logits_step, plan.logits_swapped, lanes.tile)
+        y, target_logit = splat(np.float32(-1)), splat_sixteen(minus_inf)
+        if counted:
+            read_targets(plan, place, lanes)
+            y = load(lanes.targets, F32_0)
+        elif looked_at:
+            if plan.targets != 0:
+                read_targets(plan, place, lanes)
+                y = load(lanes.targets, F32_0)
+                target_logit = pick(lanes.tile, end, y)
+        if softcap:
+            cap_logits(plan, lanes, end, y)
+        if probabilities:
+            step, swapped = plan.targets_step, plan.targets_swapped
+            read_probabilities(plan, place, 1, plan.targets, step, swapped, lanes.q)
+        poison, k = splat_sixteen(zero), y
+        if leaves_target:
+            row_max, t = leave_out(lanes, end, y)
         else:
-            for i in range(place.count):
-                source = base + locate(plan, place.first + i)[operand]
-                for c in range(n_classes):
-                    value = load_element(kind, source + c * step, swapped)
-                    put(tile + c * pitch + i * width, value)
-
-    return read_tile
-
-
-@lru_cache
-def tile_writer(kind, block, many):
-    """The function that writes ``tile[class][row]`` to sixteen rows."""
-    size, real = KINDS[kind][0] // 8, real_type(kind)
-    width, zero = real().itemsize, real(0)
-    pitch, double = ROWS * width, width == 8
-    count_classes, exact = class_counter(block), block <= EXACT_CLASSES
-
-    @inlined
-    def write_tile(plan, place, operand, base, step, swapped, tile):
-        """Arguments as of `tile_reader`."""
-        n_classes = count_classes(plan)
-        target, stride = base + place.offsets[operand], place.steps[operand]
-        whole = place.even and place.count == ROWS and not swapped
-        longest = 2 * ROWS * n_classes * size  # where rows are far apart, prefetches miss them
-        if whole and step == size:
-            if not many:
-                following = target + ROWS * stride + WRITE_AHEAD
-                for line in range(0, smaller(ROWS * stride, longest), VECTOR_BYTES):
-                    prefetch_to_write(following + line)
-            if exact and stride == n_classes * size:
-                store_packed(kind, block, target, tile)
-                return
-            for c in range(0, n_classes, ROWS):
-                n, at = smaller(ROWS, n_classes - c), tile + c * pitch
-                store_turned(kind, block, target + c * size, stride, n, at)
-        elif whole and stride == size:
-            for c in range(n_classes):
-                at, x = target + c * step, load_sixteen(tile + c * pitch, zero)
-                if double:
-                    store(at, x)
-                else:
-                    store_vector(kind, at, x)
-        else:
-            for i in range(place.count):
-                target = base + locate(plan, place.first + i)[operand]
-                for c in range(n_classes):
-                    value = get(tile + c * pitch + i * width, zero)
-                    store_element(kind, target + c * step, value, swapped)
-
-    return write_tile
-
-
-class Ahead(NamedTuple):
-    """What to ask for while a class is worked on: addresses, and bytes to those of the next."""
-
-    logits: int
-    logits_step: int
-    targets: int
-    targets_step: int
-    grad: int
-    grad_step: int
-
-
-NOTHING_AHEAD = Ahead(0, 0, 0, 0, 0, 0)
-
-
-@lru_cache
-def asker(kernel):
-    """`begin` and `ask`, the functions that prefetch what follows while the exponentials are done.
-
-    All of it at once holds up the work for as long as the memory takes: with 64 classes the
-    gradient moves at 23 GB/s instead of 21, softmax at 27 instead of 21. Up to FEW_CLASSES they do
-    nothing: there it is slower by 5%.
-    """
-    many, has_targets = kernel.many, kernel.targets_kind is not None
-    # With a Hessian the two outputs are asked for by `tile_writer`
-    has_grad = kernel.grad_kind is not None and kernel.hess_kind is None
-    kinds = (kernel.kind, kernel.targets_kind, kernel.grad_kind)
-    size, targets_size, grad_size = (KINDS[kind or kernel.kind][0] // 8 for kind in kinds)
-
-    @inlined
-    def step_of(plan, place, operand, size):
-        """The share of one class of sixteen rows; where those are far apart, prefetches miss it."""
-        return smaller(ROWS * place.steps[operand] // plan.n_classes, 2 * ROWS * size)
-
-    @inlined
-    def start_of(plan, place, operand, base):
-        return base + place.offsets[operand] + ROWS * place.steps[operand]
-
-    @inlined
-    def begin(plan, place):
-        """The `Ahead` of the sixteen rows after these."""
-        if not many:
-            return NOTHING_AHEAD
-        grad = start_of(plan, place, 3, plan.grad) + WRITE_AHEAD
-        grad_step = step_of(plan, place, 3, grad_size)
-        if plan.grad_packed:  # a copy, which is in the cache
-            grad, grad_step = plan.grad + place.offsets[3], 0
-        return Ahead(
-            start_of(plan, place, 0, plan.logits) + READ_AHEAD,
-            step_of(plan, place, 0, size),
-            start_of(plan, place, 1, plan.targets) + READ_AHEAD,
-            step_of(plan, place, 1, targets_size),
-            grad,
-            grad_step,
+            if counted and not softcap:
+                if sum_of_lanes(select(y < F32_0, F32_1, splat(F32_0))) > F32_0:
+                    clear_ignored(lanes.tile, end, y)
+            t, k, poison, row_max = find_peaks(lanes.tile, end)
+            if not leaves_largest:
+                row_max, t = t, splat_sixteen(minus_inf)
+        q_k, q_sums, a_sums = splat_sixteen(zero), no_sums(), no_sums()
+        if dense:
+            q_k = effective_targets(plan, lanes, k, y)
+            q_sums, a_sums = sum_dense(plan, lanes, row_max)
+        scale = find_scale(plan, row_max)
+        sums, e_sums, above = sum_exps(
+            plan, lanes.tile, end, k, row_max, target_logit, scale, begin_ahead(plan, place)
+        )
+        return Measured(
+            row_max, t, k, poison, y, target_logit, q_k, scale, sums, q_sums, a_sums, e_sums, above
         )
 
-    @inlined
-    def ask(ahead, c):
-        if many:
-            at = ahead.logits + c * ahead.logits_step
-            prefetch(at)
-            if size == 8:
-                prefetch(at + VECTOR_BYTES)
-            if has_targets:
-                at = ahead.targets + c * ahead.targets_step
-                prefetch(at)
-                if targets_size == 8:
-                    prefetch(at + VECTOR_BYTES)
-            if has_grad:
-                at = ahead.grad + c * ahead.grad_step
-                prefetch_to_write(at)
-                if grad_size == 8:
-                    prefetch_to_write(at + VECTOR_BYTES)
-
-    return begin, ask
+    return measure
 
 
-@inlined
-def read_targets(plan, place, lanes):
-    """Target, s_i and w_y of sixteen rows; weights are 0 for an ignored row, NaN for a bad one."""
-    first, count = place.first, place.count
-    if plan.targets_bytes == 0:  # probabilities
-        y = select(first_lanes(count, F32_0), splat(F32_0), IGNORED_F32)
-    elif count == ROWS and neighbours(plan, place.steps, place.even):
-        y = sixteen_targets(plan, place.offsets[1])
-    else:
-        store(lanes.targets, splat(IGNORED_F32))
-        for i in range(count):
-            target = index_target(plan, locate(plan, first + i)[1], 0)
-            put(
-                lanes.targets + i * 4,
-                BAD_F32 if target.status == BAD else np.float32(target.index),
+@lru_cache
+def exp_summer(kernel, operation):
+    """The function that turns a tile into exponentials, and adds them up."""
+    real, tempered = real_type(kernel.kind), kernel.tempered
+    pitch, zero, minus_inf = ROWS * real().itemsize, real(0), real(-np.inf)
+    keep, entropy = operation.writes in ("gradient", "hessian"), operation.entropy
+    leaves_largest, no_sums = operation.leaves == "largest", no_sums_of_sixteen(real)
+    _, ask = asker(kernel)
+
+    @inner
+    def sum_exps(plan, tile, end, k, row_max, target_logit, scale, ahead):
+        """Sums over the classes but k: of the exponentials, of these times (m - z_c); and the
+        number of classes above the target's logit. The exponentials stay if they are kept.
+        """
+        reference, _, exponent, lowest = scale
+        if tempered:
+            constants = reduction_of(plan.tempered, real)
+        else:
+            constants = None
+        sums, e_sums, above, c = no_sums(), no_sums(), splat(F32_0), F32_0
+        pivot = select(row_max == minus_inf, zero, row_max)
+        for n in range((end - tile) // pitch):
+            ask(ahead, n)
+            at = tile + n * pitch
+            x = load_sixteen(at, zero)
+            if entropy:
+                above = select(x > target_logit, above + F32_1, above)
+            if leaves_largest:
+                x = select(k == c, minus_inf, x)
+                c += F32_1
+            e = exp_scaled(x, reference, exponent, lowest, constants)
+            sums = add_to(sums, e)
+            if entropy:
+                e_sums = add_to(e_sums, select(e == zero, zero, e * (pivot - x)))
+            if keep:
+                store(at, e)
+        return sums, e_sums, above
+
+    return sum_exps
+
+
+@lru_cache
+def batch_maker(kernel, operation):
+    """The function that makes two `Batch` of sixteen rows."""
+    real, probabilities = real_type(kernel.kind), kernel.targets_kind is not None
+    dense, poison = operation.dense, operation.poison
+    pitch, zero, counted = ROWS * real().itemsize, real(0), operation.targets == "counted"
+    halves, double = halves_of(real), real is np.float64
+    count_classes = class_counter(kernel.block)
+
+    @inner
+    def first_nans(tile, end, k):
+        """The first class that is NaN; k where there is none."""
+        c = np.float32((end - tile) // pitch)
+        for at in range(end - pitch, tile - pitch, -pitch):
+            c -= F32_1
+            x = load_sixteen(at, zero)
+            k = select(x == x, k, c)
+        return k
+
+    @inner
+    def parts(sums):
+        if double:
+            return (
+                (low_as_float64(sums[0]), low_as_float64(sums[1])),
+                (high_as_float64(sums[0]), high_as_float64(sums[1])),
             )
-        y = load(lanes.targets, F32_0)
-    s = splat_sixteen(1.0)
-    if plan.sample_weight != 0:
-        s = read_weights(plan, place, lanes)
-        y = select(s == 0.0, select(y < F32_0, y, IGNORED_F32), y)
-    store(lanes.targets, y)
-    one = select(y == BAD_F32, math.nan, select(y < F32_0, 0.0, splat_sixteen(1.0)))
-    store(lanes.weights, select(y < F32_0, one, s))
-    if plan.class_weight != 0 and plan.targets_bytes != 0:
-        one = select(y < F32_0, one, gather_float64(plan.class_weight, y))
-    store(lanes.class_weights, one)
+        else:
+            nothing = splat(0.0)
+            return (sums[0], nothing), (sums[1], nothing)
+
+    @inlined
+    def make_batches(plan, lanes, found, temperature):
+        k = found.k
+        if poison and not counted:
+            if sum_of_lanes(found.poison) != zero:  # NaN
+                n_bytes = count_classes(plan) * pitch
+                k = first_nans(lanes.tile, lanes.tile + n_bytes, k)
+        total_low, total_high = parts(found.sums)
+        nothing = splat(0.0)
+        s_low = s_high = w_low = w_high = q_low = q_high = nothing
+        if counted:
+            s, w = lanes.weights, lanes.class_weights
+            s_low, s_high = load(s, 0.0), load(s + VECTOR_BYTES, 0.0)
+            w_low, w_high = load(w, 0.0), load(w + VECTOR_BYTES, 0.0)
+            q_low, q_high = w_low, w_high
+        q_rest_low = q_rest_high = a_rest_low = a_rest_high = nothing
+        if dense:
+            q_rest_low, q_rest_high = halves(found.q_sums)
+            a_rest_low, a_rest_high = halves(found.a_sums)
+            a_rest_low, a_rest_high = a_rest_low / temperature, a_rest_high / temperature
+            if probabilities:
+                q_low, q_high = low_as_float64(found.q), high_as_float64(found.q)
+            else:
+                own = 1.0 - plan.smoothing + plan.smoothing / plan.all_classes
+                q_low, q_high = w_low * own, w_high * own
+        e_low, e_high = halves(found.e_sums)
+        reference, power, _, _ = found.scale
+        low = Batch(
+            total_low[0],
+            total_low[1],
+            low_as_float64(reference),
+            low_as_float64(power),
+            low_as_float64(found.row_max),
+            low_as_float64(found.t),
+            low_as_float64(k),
+            q_low,
+            q_rest_low,
+            a_rest_low,
+            s_low,
+            w_low,
+            low_as_float64(found.y),
+            low_as_float64(found.target_logit),
+            e_low,
+            low_as_float64(found.above),
+            low_as_float64(found.poison),
+        )
+        high = Batch(
+            total_high[0],
+            total_high[1],
+            high_as_float64(reference),
+            high_as_float64(power),
+            high_as_float64(found.row_max),
+            high_as_float64(found.t),
+            high_as_float64(k),
+            q_high,
+            q_rest_high,
+            a_rest_high,
+            s_high,
+            w_high,
+            high_as_float64(found.y),
+            high_as_float64(found.target_logit),
+            e_high,
+            high_as_float64(found.above),
+            high_as_float64(found.poison),
+        )
+        return low, high
+
+    return make_batches
 
 
-@inner
-def read_weights(plan, place, lanes):
-    """s_i of sixteen rows; of one that is not there, anything."""
-    if place.even and place.count == ROWS and weights_are_neighbours(plan, place.steps):
-        return sixteen_weights(plan, place.offsets[2])
-    for i in range(place.count):
-        put(lanes.weights + i * 8, load_weight(plan, locate(plan, place.first + i)[2]))
-    return load_sixteen(lanes.weights, 0.0)
+def element_filler(kernel, operation):
+    """The function that makes of a tile what is written: gradients, logarithms, Hessians."""
+    fillers = {
+        "gradient": make_gradient_filler,
+        "log_softmax": make_log_filler,
+        "hessian": make_hessian_filler,
+    }
+    return fillers[operation.writes](kernel, operation) if operation.writes else None

@@ -4,14 +4,27 @@ from functools import lru_cache
 
 import numpy as np
 
-from numba_ce.cpu.compile.jit import inner
+from numba_ce.cpu.compile.jit import inlined, inner
+from numba_ce.cpu.rows.finish import finishing
 from numba_ce.cpu.rows.measure import LN2, ZERO_REFERENCE
-from numba_ce.cpu.rows.tile import add_to, reduction_of
+from numba_ce.cpu.rows.tile import real_type
+from numba_ce.cpu.schedules.across_tile import class_counter
 from numba_ce.cpu.simd.element import KINDS
-from numba_ce.cpu.simd.exp import BIAS, EXPONENT_BIAS, LOG2E, MAGIC, exp_scaled
-from numba_ce.cpu.simd.memory import load_sixteen, store
+from numba_ce.cpu.simd.exp import BIAS, EXPONENT_BIAS, LOG2E, MAGIC
+from numba_ce.cpu.simd.memory import load, load_sixteen, store
 from numba_ce.cpu.simd.transpose import ROWS
-from numba_ce.cpu.simd.vector import absolute, fma, maximum, select, splat, splat_sixteen
+from numba_ce.cpu.simd.vector import (
+    VECTOR_BYTES,
+    absolute,
+    fma,
+    high_as_float64,
+    joined,
+    low_as_float64,
+    maximum,
+    select,
+    splat,
+    splat_sixteen,
+)
 
 F32_0, F32_1 = np.float32(0), np.float32(1)
 
@@ -72,30 +85,107 @@ def no_sums_of_sixteen(real):
 
 
 @lru_cache
-def exp_summer(real, tempered, keep, ask):
-    """The function that turns a tile into exponentials, and adds them up.
-
-    ask(ahead, c) is called for each class, see `sixteen.asker`.
-    """
-    pitch, zero = ROWS * real().itemsize, real(0)
-    no_sums = no_sums_of_sixteen(real)
+def halves_of(real):
+    """The function that gives the sums of the lower and the upper eight rows in float64."""
+    infinity, zero, double = real(np.inf), real(0), real is np.float64
 
     @inner
-    def sum_exps(plan, tile, end, scale, ahead):
-        """The sums of the sixteen rows; the exponentials stay if they are kept."""
-        reference, _, exponent, lowest = scale
-        if tempered:
-            constants = reduction_of(plan.tempered, real)
+    def halves(sums):
+        if double:
+            # An infinite sum has lost infinity - infinity
+            total = sums[0] + select(absolute(sums[0]) == infinity, zero, sums[1])
+            return low_as_float64(total), high_as_float64(total)
         else:
-            constants = None
-        sums = no_sums()
-        for n in range((end - tile) // pitch):
-            ask(ahead, n)
-            at = tile + n * pitch
-            e = exp_scaled(load_sixteen(at, zero), reference, exponent, lowest, constants)
-            sums = add_to(sums, e)
-            if keep:
-                store(at, e)
-        return sums
+            return sums
 
-    return sum_exps
+    return halves
+
+
+# What is written of each element, from a tile of exponentials or of logits
+
+
+@lru_cache
+def make_gradient_filler(kernel, operation):
+    real, softcap, dense = real_type(kernel.kind), kernel.softcap, operation.dense
+    pitch, zero = ROWS * real().itemsize, real(0)
+    join_factors, times_factor = finishing(real).joined, finishing(real).times
+    count_classes, leaves_none = class_counter(kernel.block), operation.leaves == "none"
+
+    @inner
+    def clear_gradient(lanes, n_bytes):
+        for at in range(lanes.tile, lanes.tile + n_bytes, pitch):
+            store(at, splat_sixteen(zero))
+
+    @inlined
+    def fill(plan, lanes, found, low, high):
+        """The tile of exponentials as gradients."""
+        if plan.grad_scale == 0.0:
+            clear_gradient(lanes, count_classes(plan) * pitch)
+            return
+        factor, g_k = join_factors(low[0], high[0]), joined(low[1], high[1], zero)
+        scale, k = splat_sixteen(zero), found.k
+        if dense:
+            over = plan.grad_scale / plan.temperature
+            s_low, s_high = load(lanes.weights, 0.0), load(lanes.weights + VECTOR_BYTES, 0.0)
+            scale = joined(s_low * over, s_high * over, zero)
+        for c in range(count_classes(plan)):
+            at = lanes.tile + c * pitch
+            g = times_factor(load_sixteen(at, zero), factor)
+            if dense:
+                g = g - scale * load_sixteen(lanes.q + c * pitch, zero)
+            if not leaves_none:
+                g = select(k == np.float32(c), g_k, g)
+            if softcap:
+                g = g * load_sixteen(at + (lanes.slopes - lanes.tile), zero)
+            store(at, g)
+
+    return fill
+
+
+@lru_cache
+def make_log_filler(kernel, operation):
+    real = real_type(kernel.kind)
+    pitch, zero = ROWS * real().itemsize, real(0)
+    count_classes = class_counter(kernel.block)
+
+    @inlined
+    def fill(plan, lanes, found, low, high):
+        """The tile of logits as logarithms of probabilities."""
+        surprise, c = joined(low[0], high[0], zero), F32_0
+        for at in range(lanes.tile, lanes.tile + count_classes(plan) * pitch, pitch):
+            # The largest class is 0 below itself, also where it is infinite
+            below = select(found.k == c, zero, load_sixteen(at, zero) - found.t)
+            store(at, below - surprise)
+            c += F32_1
+
+    return fill
+
+
+@lru_cache
+def make_hessian_filler(kernel, operation):
+    real, dense = real_type(kernel.kind), operation.dense
+    pitch, zero, one = ROWS * real().itemsize, real(0), real(1)
+    join_factors, times_factor = finishing(real).joined, finishing(real).times
+    count_classes = class_counter(kernel.block)
+
+    @inlined
+    def fill(plan, lanes, found, low, high):
+        """The tile of exponentials as gradients, and into another one the Hessian."""
+        factor = join_factors(low[0], high[0])
+        g_k, h_k = joined(low[1], high[1], zero), joined(low[2], high[2], zero)
+        slope, curvature = joined(low[3], high[3], zero), joined(low[4], high[4], zero)
+        s = joined(load(lanes.weights, 0.0), load(lanes.weights + VECTOR_BYTES, 0.0), zero)
+        floor = splat_sixteen(real(plan.hess_floor) if plan.hess_floor > 0.0 else real(-np.inf))
+        c = F32_0
+        for at in range(0, count_classes(plan) * pitch, pitch):
+            p = times_factor(load_sixteen(lanes.tile + at, zero), factor)
+            if dense:
+                g = p * slope - s * load_sixteen(lanes.q + at, zero)
+            else:
+                g = s * (p - select(found.y == c, one, splat_sixteen(zero)))
+            h = s * maximum(floor, p * (one - p) * curvature)
+            store(lanes.tile + at, select(found.k == c, g_k, g))
+            store(lanes.slopes + at, select(found.k == c, h_k, h))
+            c += F32_1
+
+    return fill

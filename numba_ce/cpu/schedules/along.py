@@ -1,209 +1,66 @@
-"""Rows of some hundred classes: each measured and written by itself, finished eight at a time.
+"""Lanes along the classes: each row measured and written by itself, finished eight at a time.
 
-To finish a row in float64, one number at a time, takes 75 ns, as long as the exponentials of 700
-classes; eight rows in the lanes of vectors take that long together. For rows of one tile whose
-logits are computed in float32.
+Rows of one tile share a batch, whose eight rows are finished together in the time of one. A longer
+row is a batch of its own: its finish is little beside its exponentials.
 """
 
-import math
 from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 
-from numba_ce.cpu.compile.jit import inner
+from numba_ce.cpu.compile.jit import inner, larger
 from numba_ce.cpu.plan import locate
 from numba_ce.cpu.rows.effective_targets import probability_reader
-from numba_ce.cpu.rows.finish import nan_finder
-from numba_ce.cpu.rows.finish_rows import finishing, single_from_anywhere, weigher
-from numba_ce.cpu.rows.measure import Variant, measurer, variant_of
-from numba_ce.cpu.rows.output import Factor
+from numba_ce.cpu.rows.finish import BATCH, Batch, finishing
+from numba_ce.cpu.rows.measure import Variant, measurer, nan_finder
 from numba_ce.cpu.rows.targets import (
-    BAD,
+    BAD_TARGET,
     IGNORED,
+    IGNORED_TARGET,
     KEPT,
-    Target,
-    index_target,
-    load_weight,
     logit_reader,
+    target_reader,
 )
-from numba_ce.cpu.rows.tile import TILE
-from numba_ce.cpu.rows.workspace import EIGHT, Workspace
+from numba_ce.cpu.rows.tile import TILE, real_type
+from numba_ce.cpu.rows.workspace import ELEMENTS, FIELDS, row_workspace
 from numba_ce.cpu.rows.write import (
-    cap_slope_reader,
-    gradient_tile_writer,
+    gradient_writer,
+    hess_writer,
     log_softmax_writer,
     row_filler,
+    row_recaller,
 )
 from numba_ce.cpu.schedules.gather import VECTOR_SUMS, block_doer
 from numba_ce.cpu.simd.element import get, put
-from numba_ce.cpu.simd.memory import load, store, store_lanes
-from numba_ce.cpu.simd.vector import (
-    first_lanes,
-    joined,
-    select,
-    splat,
-)
+from numba_ce.cpu.simd.memory import load, store
 
-F32_0 = np.float32(0)
-TILE_BYTES = TILE * 4
-FIELD_BYTES = EIGHT * 8
 NO_CLASS = np.int64(-1)
 
 
-class Rows(NamedTuple):
-    """Offsets in `Workspace.rows`: eight numbers each, float64 unless said."""
-
-    total: int = 0  # of `Measured`, and so are the next five
-    row_max: int = 1 * FIELD_BYTES
-    reference: int = 2 * FIELD_BYTES
-    power: int = 3 * FIELD_BYTES
-    q_rest: int = 4 * FIELD_BYTES
-    a_rest: int = 5 * FIELD_BYTES
-    t: int = 6 * FIELD_BYTES  # z_k
-    s: int = 7 * FIELD_BYTES  # of the `Target`, and so are the next two
-    q: int = 8 * FIELD_BYTES
-    w: int = 9 * FIELD_BYTES
-    g_k: int = 10 * FIELD_BYTES
-    k: int = 11 * FIELD_BYTES  # int64; of the `Target` or of `Measured`
-    status: int = 12 * FIELD_BYTES  # int64, of the `Target`
-    factor: int = 13 * FIELD_BYTES  # float32, of the exponentials; and a power of two
-    factor_power: int = 14 * FIELD_BYTES
-
-
-ROWS = Rows()
-
-
-@inner
-def keep_row(at, row, t):
-    """What `measure` found, at the address of the row in `Workspace.rows`."""
-    put(at + ROWS.total, row.total)
-    put(at + ROWS.row_max, row.row_max)
-    put(at + ROWS.reference, row.scale.reference)
-    put(at + ROWS.power, np.float64(row.scale.power))
-    put(at + ROWS.q_rest, row.q_rest)
-    put(at + ROWS.a_rest, row.a_rest)
-    put(at + ROWS.t, t)
-
-
-@inner
-def load_field(work, field):
-    """One number of each of the eight rows."""
-    return load(work.rows + field, 0.0)
-
-
-@inner
-def keep_factors(work, factors):
-    """The factors of the exponentials of eight rows, see `finishing`."""
-    store(work.rows + ROWS.factor, factors[0])
-    store(work.rows + ROWS.factor_power, factors[1])
-
-
-@inner
-def factor_of(work, i, share, common):
-    """The `Factor` of the i-th row."""
-    value = get(work.rows + ROWS.factor + i * 4, F32_0)
-    power = get(work.rows + ROWS.factor_power + i * 4, F32_0)
-    return Factor(value, None, power, share, common)
-
-
-@inner
-def work_of(work, i):
-    """The `Workspace` of the i-th of eight rows."""
-    exps = work.exps + i * TILE_BYTES
-    return Workspace(
-        work.edge, work.rows, exps, work.scales, work.tile, work.weights, work.logits, work.near
+def variant_of(kernel, operation):
+    """The `Variant` of an operation."""
+    return Variant(
+        kernel.kind,
+        kernel.tempered,
+        kernel.softcap,
+        keep=operation.writes in ("gradient", "hessian"),
+        dense=operation.dense,
+        smoothing=kernel.smoothing,
+        targets_kind=kernel.targets_kind,
+        entropy=operation.entropy,
+        rank=operation.entropy,
+        lead=operation.leaves == "largest",
     )
-
-
-@inner
-def finish_rows(work, temperature):
-    """The eight rows in `Workspace.rows` as `FinishedRows`."""
-    t = load_field(work, ROWS.t)
-    return single_from_anywhere(
-        select(t < math.inf, load_field(work, ROWS.total), math.nan),
-        load_field(work, ROWS.row_max),
-        t,
-        load_field(work, ROWS.reference),
-        load_field(work, ROWS.power),
-        temperature,
-    )
-
-
-@inner
-def put_eight(address, first, count, values):
-    """Write a per-row result, float32, of `count` rows from the row `first`."""
-    here = first_lanes(count, F32_0)
-    store_lanes(address + first * 4, here, joined(values, splat(0.0), F32_0))
 
 
 @lru_cache
-def eight_loss_operation(kernel):
-    """Loss of the rows of a block, and their gradient if `grad_kind` is given."""
-    kind, targets_kind, grad_kind = kernel.kind, kernel.targets_kind, kernel.grad_kind
-    probabilities, tempered = targets_kind is not None, kernel.tempered
-    wants_grad = grad_kind is not None
-    variant = variant_of(kernel, keep=wants_grad, lead=probabilities)
-    dense, measure = variant.dense, measurer(variant)
-    read_logit = logit_reader(kind, kernel.softcap)
-    probability = probability_reader(targets_kind)
-    weigh = weigher(np.float32, dense)
-    join_factors = finishing(np.float32).joined
-    write_tile = gradient_tile_writer(variant, grad_kind or "float32")
-    fill_row = row_filler(grad_kind or "float32")
-    cap_slope = cap_slope_reader(kind, kernel.softcap and not dense)
-
-    @inner
-    def measure_row(plan, row, i, work):
-        """Measures the i-th row, and keeps what is known of it."""
-        at, work = work.rows + i * 8, work_of(work, i)
-        logits_at, targets_at, weight_at, _, _ = locate(plan, row)
-        source, targets = plan.logits + logits_at, plan.targets + targets_at
-        if probabilities:
-            s = load_weight(plan, weight_at)
-            target = Target(KEPT if s != 0.0 else IGNORED, -1, s, 0.0, 1.0)
-        else:
-            target = index_target(plan, targets_at, weight_at)
-        k, q, s = target.index, target.q, target.weight
-        if target.status == KEPT:
-            if probabilities:  # the largest logit is left out, which the measure finds
-                found = measure(plan, source, k, targets, F32_0, work)
-                k, t = found.k, found.peak
-                if k >= 0:
-                    q = probability(plan, targets, k)
-            else:
-                t = np.float64(read_logit(plan, source, k))
-                found = measure(plan, source, k, targets, F32_0, work)
-            keep_row(at, found, t)
-        elif target.status == IGNORED:
-            s = 0.0
-        put(at + ROWS.k, np.int64(k))
-        put(at + ROWS.status, np.int64(target.status))
-        put(at + ROWS.s, s)
-        put(at + ROWS.q, q)
-        put(at + ROWS.w, target.z_weight)
-
-    @inner
-    def write_row(plan, row, i, work):
-        """Writes the gradient of the i-th row, of which all is known."""
-        at, work = work.rows + i * 8, work_of(work, i)
-        logits_at, targets_at, _, grad_at, _ = locate(plan, row)
-        source, grad = plan.logits + logits_at, plan.grad + grad_at
-        targets = plan.targets + targets_at
-        status, k = get(at + ROWS.status, NO_CLASS), get(at + ROWS.k, NO_CLASS)
-        if status != KEPT or plan.grad_scale == 0.0:
-            value = math.nan if status == BAD and plan.grad_scale != 0.0 else 0.0
-            fill_row(plan, grad, plan.grad_step, plan.grad_swapped, value, work)
-            return
-        q_factor = get(at + ROWS.s, 0.0) * plan.grad_scale / plan.temperature
-        if dense:
-            share = np.float32(q_factor * (1.0 - plan.smoothing))
-            common = np.float32(q_factor * (plan.smoothing / plan.all_classes))
-        else:
-            share = common = None
-        factor = factor_of(work, i, share, common)
-        g_k = get(at + ROWS.g_k, 0.0) * cap_slope(plan, source, k)
-        write_tile(plan, source, grad, targets, 0, work.exps, factor, q_factor, k, g_k, work)
+def make_along(kernel, operation):
+    """The function that does the rows of a block."""
+    measure_row = row_measurer(kernel, operation)
+    write_row = row_writer(kernel, operation)
+    finish_batch, finish = finishing(real_type(kernel.kind)).finish, operation.finish
+    keep_elements = element_keeper(real_type(kernel.kind), operation.writes)
+    writes, tempered = operation.writes is not None, kernel.tempered
 
     @inner
     def do_rows(plan, first, count, work):
@@ -211,75 +68,233 @@ def eight_loss_operation(kernel):
         for i in range(count):
             measure_row(plan, first + i, i, work)
         temperature = plan.temperature if tempered else 1.0
-        loss, g_k, factor = weigh(
-            plan,
-            finish_rows(work, temperature),
-            load_field(work, ROWS.s),
-            load_field(work, ROWS.w),
-            load_field(work, ROWS.q),
-            load_field(work, ROWS.q_rest),
-            load_field(work, ROWS.a_rest),
-            temperature,
-        )
-        # Of a row that does not count, `rows` holds what was there before it
-        loss = select(load_field(work, ROWS.s) == 0.0, splat(0.0), loss)
-        if plan.loss != 0:
-            put_eight(plan.loss, first, count, loss)
-        if wants_grad:
-            store(work.rows + ROWS.g_k, g_k)
-            keep_factors(work, join_factors(factor, factor))
+        batch = load_batch(work)
+        end = finish_batch(batch, temperature, 1.0 / temperature)
+        losses, elements = finish(plan, first, count, batch, end, temperature)
+        if writes:
+            keep_elements(work, elements)
             for i in range(count):
                 write_row(plan, first + i, i, work)
-        return select(first_lanes(count, 0.0), loss, splat(0.0))
+        return losses
 
-    return block_doer(EIGHT, do_rows, VECTOR_SUMS)
+    rows_of_a_batch = inner(lambda plan: BATCH if plan.n_classes <= TILE else 1)
+    return block_doer(rows_of_a_batch, do_rows, VECTOR_SUMS)
+
+
+@inner
+def load_batch(work):
+    at = work.batch
+    return Batch(
+        load(at + FIELDS.total, 0.0),
+        load(at + FIELDS.lost, 0.0),
+        load(at + FIELDS.reference, 0.0),
+        load(at + FIELDS.power, 0.0),
+        load(at + FIELDS.row_max, 0.0),
+        load(at + FIELDS.t, 0.0),
+        load(at + FIELDS.k, 0.0),
+        load(at + FIELDS.q, 0.0),
+        load(at + FIELDS.q_rest, 0.0),
+        load(at + FIELDS.a_rest, 0.0),
+        load(at + FIELDS.s, 0.0),
+        load(at + FIELDS.w, 0.0),
+        load(at + FIELDS.y, 0.0),
+        load(at + FIELDS.target_logit, 0.0),
+        load(at + FIELDS.e_total, 0.0),
+        load(at + FIELDS.above, 0.0),
+        load(at + FIELDS.poison, 0.0),
+    )
 
 
 @lru_cache
-def eight_normalize_operation(kernel):
-    """softmax, log_softmax or logsumexp of the rows of a block."""
-    kind, grad_kind = kernel.kind, kernel.grad_kind
-    is_softmax, is_log = (
-        kernel.operation == "eight_softmax",
-        kernel.operation == "eight_log_softmax",
-    )
-    variant = Variant(kind, keep=is_softmax, lead=not is_softmax)
-    measure, first_nan = measurer(variant), nan_finder(kind)
-    join_factors = finishing(np.float32).joined
-    write_tile = gradient_tile_writer(variant, grad_kind or "float32")
-    write_log = log_softmax_writer(kind, grad_kind or "float32")
+def element_keeper(real, writes):
+    """The function that keeps what an operation returned for its elements: float64 vectors."""
+    join, double = finishing(real).joined, real is np.float64
 
     @inner
-    def do_rows(plan, first, count, work):
-        for i in range(count):
-            source = plan.logits + locate(plan, first + i)[0]
-            found = measure(plan, source, NO_CLASS, 0, F32_0, work_of(work, i))
-            keep_row(work.rows + i * 8, found, found.peak)
-        end = finish_rows(work, 1.0)
-        if is_softmax:
-            keep_factors(work, join_factors(end.factor, end.factor))
-        elif is_log:
-            store(work.rows + ROWS.s, end.surprise)
-        else:
-            put_eight(plan.lse, first, count, end.lse)
-            for i in range(count):
-                t = get(work.rows + ROWS.t + i * 8, 0.0)
-                if math.isinf(t):
-                    # -inf: no class at all. inf: the sum is NaN, which may hide a NaN
-                    source = plan.logits + locate(plan, first + i)[0]
-                    lse = t if first_nan(plan, source) < 0 else math.nan
-                    put(plan.lse + (first + i) * 4, np.float32(lse))
-        if is_softmax or is_log:
-            for i in range(count):
-                logits_at, _, _, grad_at, _ = locate(plan, first + i)
-                source, out, own = plan.logits + logits_at, plan.grad + grad_at, work_of(work, i)
-                if is_softmax:
-                    factor = factor_of(work, i, None, None)
-                    write_tile(plan, source, out, 0, 0, own.exps, factor, 0.0, NO_CLASS, 0.0, own)
-                else:
-                    at = work.rows + i * 8
-                    t, s = get(at + ROWS.t, 0.0), get(at + ROWS.s, 0.0)
-                    write_log(plan, source, out, t, s, own)
-        return 0.0
+    def keep(work, n, value):
+        store(work.batch + ELEMENTS.values + n * 64, value)
 
-    return block_doer(EIGHT, do_rows)
+    @inner
+    def keep_factor(work, factor):
+        """Returns the number of the next value."""
+        keep(work, 0, factor[0])
+        if double:
+            keep(work, 1, factor[1])
+            keep(work, 2, factor[2])
+            return 3
+        else:
+            single = join(factor, factor)
+            store(work.batch + ELEMENTS.single, single[0])
+            store(work.batch + ELEMENTS.single + 64, single[1])
+            return 1
+
+    @inner
+    def keep_gradient(work, elements):
+        factor, g_k = elements
+        keep(work, keep_factor(work, factor), g_k)
+
+    @inner
+    def keep_hessian(work, elements):
+        factor, g_k, h_k, slope, curvature = elements
+        n = keep_factor(work, factor)
+        keep(work, n, g_k)
+        keep(work, n + 1, h_k)
+        keep(work, n + 2, slope)
+        keep(work, n + 3, curvature)
+
+    @inner
+    def keep_log_softmax(work, elements):
+        keep(work, 0, elements[0])
+
+    keepers = {
+        "gradient": keep_gradient,
+        "hessian": keep_hessian,
+        "log_softmax": keep_log_softmax,
+        None: None,
+    }
+    return keepers[writes]
+
+
+@lru_cache
+def row_measurer(kernel, operation):
+    """The function that measures the i-th row of a batch and keeps what is known of it."""
+    kind, targets_kind = kernel.kind, kernel.targets_kind
+    leaves_target = operation.leaves == "target"
+    lead, zero = operation.leaves == "largest", real_type(kind)(0)
+    counted, looked_at = operation.targets == "counted", operation.targets == "looked at"
+    from_record, entropy = operation.from_record, operation.entropy
+    poison = operation.poison
+    weighted = operation.dense and targets_kind is not None
+    variant = variant_of(kernel, operation)
+    measure, read_target = measurer(variant), target_reader(kind, targets_kind, not lead)
+    read_logit, probability = logit_reader(kind, kernel.softcap), probability_reader(targets_kind)
+    first_nan, workspace_of = nan_finder(kind), row_workspace(kind)
+
+    @inner
+    def keep_target(plan, at, status, target):
+        # Of a row that counts, but whose target is not a class of this part, 0
+        y = np.float64(larger(target.index, 0)) if status == KEPT else BAD_TARGET
+        put(at + FIELDS.y, IGNORED_TARGET if status == IGNORED else y)
+        put(at + FIELDS.s, 0.0 if status == IGNORED else target.weight)
+        put(at + FIELDS.q, target.q)
+        put(at + FIELDS.w, target.z_weight)
+        put(at + ELEMENTS.q_factor, target.weight * plan.grad_scale / plan.temperature)
+
+    @inner
+    def keep_measured(at, found, k, t):
+        put(at + FIELDS.total, found.total)
+        put(at + FIELDS.lost, 0.0)
+        put(at + FIELDS.reference, found.scale.reference)
+        put(at + FIELDS.power, np.float64(found.scale.power))
+        put(at + FIELDS.row_max, found.row_max)
+        put(at + FIELDS.t, t)
+        put(at + FIELDS.k, np.float64(k))
+        put(at + FIELDS.q_rest, found.q_rest)
+        put(at + FIELDS.a_rest, found.a_rest)
+
+    @inner
+    def keep_statistics(plan, source, at, found, threshold):
+        if entropy:
+            put(at + FIELDS.e_total, found.e_total)
+            put(at + FIELDS.above, found.n_above + (1.0 if found.peak > threshold else 0.0))
+        # NaN or infinite, of which a row without NaN is the second
+        spoilt = not found.total < np.inf or not abs(found.peak) < np.inf
+        nan_at = first_nan(plan, source) if spoilt else NO_CLASS
+        put(at + FIELDS.poison, np.nan if nan_at >= 0 else 0.0)
+        if nan_at >= 0:
+            put(at + FIELDS.k, np.float64(nan_at))
+        elif found.k < 0:
+            put(at + FIELDS.k, 0.0)
+
+    @inner
+    def keep_record(at, record, q_k):
+        """What is known of the whole row, of which this is a part; s is in all of it already."""
+        q_target, q_rest = get(record + 24, 0.0), get(record + 32, 0.0)
+        put(at + FIELDS.total, get(record + 8, 0.0) * 2.0**64)
+        put(at + FIELDS.row_max, get(record, 0.0))
+        put(at + FIELDS.reference, get(record, 0.0))
+        put(at + FIELDS.power, 0.0)
+        put(at + FIELDS.t, get(record + 16, 0.0))
+        put(at + FIELDS.q, q_k)
+        put(at + FIELDS.q_rest, (q_target - q_k) + q_rest)
+        put(at + FIELDS.w, get(record + 48, 0.0))
+        put(at + FIELDS.s, 1.0)
+
+    @inner
+    def measure_row(plan, row, i, work):
+        at, work = work.batch + i * 8, workspace_of(work, i)
+        logits_at, targets_at, weight_at, _, _ = locate(plan, row)
+        source, targets = plan.logits + logits_at, plan.targets + targets_at
+        k, t, threshold, s_q = NO_CLASS, -np.inf, zero, 0.0
+        if counted:
+            target = read_target(plan, source, targets_at, weight_at, work)
+            keep_target(plan, at, target.status, target)
+            if target.status != KEPT:
+                return
+            k = target.index
+            if from_record:
+                t = np.float64(read_logit(plan, source, k)) if k >= 0 else -np.inf
+                if weighted and t != get(plan.record + row * 72 + 16, 0.0):
+                    k = NO_CLASS  # the largest of this part, but not of the row: as any other class
+                s_q = target.weight * target.q if k >= 0 else 0.0
+            elif leaves_target:
+                t = np.float64(read_logit(plan, source, k))
+        elif looked_at:
+            if plan.targets != 0:
+                target = read_target(plan, source, targets_at, weight_at, work)
+                keep_target(plan, at, target.status, target)
+                if target.status == KEPT:
+                    threshold = read_logit(plan, source, target.index)
+            put(at + FIELDS.target_logit, np.float64(threshold))
+        found = measure(plan, source, k, targets, threshold, work)
+        if lead:
+            k, t = found.k, found.peak
+            if weighted and k >= 0:
+                put(at + FIELDS.q, probability(plan, targets, k))
+        keep_measured(at, found, k, t)
+        if poison:
+            keep_statistics(plan, source, at, found, np.float64(threshold))
+        if from_record:
+            keep_record(at, plan.record + row * 72, s_q)
+
+    return measure_row
+
+
+@lru_cache
+def row_writer(kernel, operation):
+    """The function that writes the elements of the i-th row of a batch, which is finished."""
+    kind, grad_kind = kernel.kind, kernel.grad_kind or "float32"
+    variant = variant_of(kernel, operation)
+    counted, has_hess = operation.targets == "counted", operation.writes == "hessian"
+    is_log, workspace_of = operation.writes == "log_softmax", row_workspace(kind)
+    recall = row_recaller(kind, kernel.targets_kind, variant.dense and not has_hess)
+    fill_grad, fill_hess = row_filler(grad_kind), row_filler(kernel.hess_kind or grad_kind)
+    write_log = log_softmax_writer(kind, grad_kind)
+    write_gradient = gradient_writer(variant, grad_kind)
+    write_hess = hess_writer(variant, grad_kind, kernel.hess_kind or grad_kind)
+
+    @inner
+    def write_row(plan, row, i, work):
+        own = workspace_of(work, i)
+        logits_at, targets_at, _, grad_at, hess_at = locate(plan, row)
+        source, targets = plan.logits + logits_at, plan.targets + targets_at
+        grad, hess, y = plan.grad + grad_at, plan.hess + hess_at, 0.0
+        if is_log:
+            at = work.batch + i * 8
+            t, surprise = get(at + FIELDS.t, 0.0), get(at + ELEMENTS.values, 0.0)
+            write_log(plan, source, grad, t, surprise, own)
+            return
+        if counted:
+            y = get(work.batch + i * 8 + FIELDS.y, 0.0)
+            if y < 0.0 or plan.grad_scale == 0.0:
+                value = np.nan if y == BAD_TARGET and plan.grad_scale != 0.0 else 0.0
+                fill_grad(plan, grad, plan.grad_step, plan.grad_swapped, value, work)
+                if has_hess:
+                    fill_hess(plan, hess, plan.hess_step, plan.hess_swapped, value, work)
+                return
+        if has_hess:
+            write_hess(plan, grad, hess, targets, recall(plan, work, i), np.int64(y), own)
+        else:
+            write_gradient(plan, source, grad, targets, recall(plan, work, i), own)
+
+    return write_row

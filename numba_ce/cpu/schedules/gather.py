@@ -6,7 +6,7 @@ Two kinds of arrays are better copied than read or written where they are:
   of another row. Some rows at a time are copied. So whole lines are read and written, where some
   classes a power of two apart push each other out of the caches, and all kernels know them:
   number by number, 150 classes and more moved at 1.2 GB/s, and go at 10 to 16 now.
-* the gradient of `narrow` rows of more than FEW_CLASSES, if all rows lie side by side. Written
+* the gradient of rows across lanes of more than FEW_CLASSES, if all lie side by side. Written
   where it is it goes through the caches; from a copy, in whole lines around them.
 
 The kernels do not notice: they are given a plan that says where the copies are.
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from numba import carray, types
 
+from numba_ce.cpu.choose import rows_gathered, rows_packed
 from numba_ce.cpu.compile.jit import call_address, inner, smaller, whole_kernel
 from numba_ce.cpu.plan import OPERANDS, PLAN_BYTES, PLAN_TYPE, copy_plan, plan_at
 from numba_ce.cpu.schedules.strips import (
@@ -27,7 +28,6 @@ from numba_ce.cpu.schedules.strips import (
     n_together,
     odd_lines,
     padded,
-    rows_together,
     strip_pitch,
     strip_putter,
 )
@@ -36,46 +36,44 @@ from numba_ce.cpu.simd.vector import VECTOR_BYTES, splat, sum_of_lanes
 
 # The operands that have classes, by their index in OPERANDS
 LOGITS, TARGETS, GRAD, HESS = (OPERANDS.index(o) for o in ("logits", "targets", "grad", "hess"))
-NO_OPTIONS = {"operation": "copies", "smoothing": False, "tempered": False, "softcap": False}
 LINE = PLAN_BYTES  # where all rows lie side by side: what is left of a line, then the rows
 PACKED = LINE + 2 * VECTOR_BYTES
 
 
-def rows_packed(n_classes):
-    """Rows written together where all lie side by side: 16 KB of float32, whole lines."""
-    n_rows = 4096 // n_classes // 16 * 16
-    return n_rows if n_rows > 0 else 16
+class Copier(NamedTuple):
+    """What a copying kernel is compiled for: bytes of an element, 0 of what is not there."""
+
+    logits: int
+    targets: int
+    grad: int
+    hess: int
+    across: bool  # for rows across lanes: pieces of a class stay as they are
+    packed: bool  # only the gradient is copied, of rows that all lie side by side
 
 
-def _kinds(kernel):
-    return kernel.kind, kernel.targets_kind, kernel.grad_kind, kernel.hess_kind
+def copier_of(kernel, packed):
+    """The kernel that makes the copies for another one; few kinds of them serve all."""
+    kinds = (kernel.kind, kernel.targets_kind, kernel.grad_kind, kernel.hess_kind)
+    sizes = [KINDS[kind][0] // 8 if kind else 0 for kind in kinds]
+    if packed:
+        return Copier(sizes[2], 0, sizes[2], 0, across=True, packed=True)
+    return Copier(*sizes, across=kernel.schedule == "across", packed=False)
 
 
-def _size(kind):
-    return KINDS[kind][0] // 8 if kind else 0
-
-
-def near_bytes(kernel, n_classes, n_axes):
+def near_bytes(copier, n_classes, n_axes):
     """Bytes that a worker needs, see `Rooms`; for operands that are not there next to none."""
-    n_rows = rows_together(n_classes)
+    if copier.packed:
+        copies = rows_packed(n_classes) * n_classes * copier.grad
+        return PLAN_BYTES + PACKED + copies + VECTOR_BYTES
+    n_rows = rows_gathered(n_classes)
     room = 2 * PLAN_BYTES + odd_lines(n_axes * AXIS_BYTES) + VECTOR_BYTES
     room += CLASSES * odd_lines(VECTOR_BYTES + n_rows * 8) + 2 * n_classes * VECTOR_BYTES
-    for size in map(_size, _kinds(kernel)):
-        if kernel.block:
+    for size in copier[:4]:
+        if copier.across:
             room += n_classes * odd_lines(VECTOR_BYTES + n_rows * size)
         else:
             room += n_rows * odd_lines(n_classes * size)
     return room
-
-
-def packed_bytes(kernel, n_classes, n_axes):
-    """The same where only the gradient is copied, of rows that all lie side by side."""
-    return (
-        PLAN_BYTES
-        + PACKED
-        + rows_packed(n_classes) * n_classes * _size(kernel.grad_kind)
-        + VECTOR_BYTES
-    )
 
 
 class Rooms(NamedTuple):
@@ -91,21 +89,20 @@ class Rooms(NamedTuple):
     hess: int
 
 
-def copy_far(kernel):
+def copy_far(copier):
     """`begin`, `fetch` and `deliver` for rows whose classes are far apart.
 
     Each takes the plan as it was given, and the one that says where the copies are.
     """
-    narrow = kernel.block > 0
-    size, targets_size, grad_size, hess_size = map(_size, _kinds(kernel))
-    _, has_targets, has_grad, has_hess = (kind is not None for kind in _kinds(kernel))
-    fetch_logits, fetch_targets = fetcher(size, narrow), fetcher(targets_size or size, narrow)
-    deliver_grad = deliverer(grad_size or size, narrow)
-    deliver_hess = deliverer(hess_size or size, narrow)
+    size, targets_size, grad_size, hess_size, across, _ = copier
+    has_targets, has_grad, has_hess = targets_size > 0, grad_size > 0, hess_size > 0
+    fetch_logits, fetch_targets = fetcher(size, across), fetcher(targets_size or size, across)
+    deliver_grad = deliverer(grad_size or size, across)
+    deliver_hess = deliverer(hess_size or size, across)
 
     @inner
     def copy_bytes(n_classes, size):
-        if narrow:
+        if across:
             return n_classes * strip_pitch(n_classes, size)
         else:
             return n_together(n_classes) * padded(n_classes * size)
@@ -126,7 +123,7 @@ def copy_far(kernel):
     @inner
     def class_step(n_classes, size):
         """Bytes from class to class of a copied row."""
-        if narrow:
+        if across:
             return strip_pitch(n_classes, size)
         else:
             return size
@@ -134,7 +131,7 @@ def copy_far(kernel):
     @inner
     def row_step(n_classes, size):
         """Bytes from one copied row to the next."""
-        if narrow:
+        if across:
             return size
         else:
             return padded(n_classes * size)
@@ -142,7 +139,7 @@ def copy_far(kernel):
     @inner
     def point(n_classes, first, copies, size):
         """The address for an operand whose copies begin with the row `first`."""
-        if narrow:
+        if across:
             copies += VECTOR_BYTES
         return copies - first * row_step(n_classes, size)
 
@@ -211,9 +208,9 @@ def copy_far(kernel):
     return begin, fetch, deliver
 
 
-def copy_packed(kernel):
+def copy_packed(copier):
     """The same where only the gradient is copied, of rows that all lie side by side."""
-    size = _size(kernel.grad_kind)
+    size = copier.grad
     put_strip = strip_putter(size)
 
     @inner
@@ -234,21 +231,12 @@ def copy_packed(kernel):
     return begin, fetch, deliver
 
 
-def copier_of(kernel, packed):
-    """The kernel that makes the copies for another one; few kinds of them serve all."""
-    if packed:
-        return kernel._replace(
-            **NO_OPTIONS, kind=kernel.grad_kind, targets_kind=None, block=1, many=True
-        )
-    return kernel._replace(**NO_OPTIONS, block=int(kernel.block > 0), many=False)
-
-
 BEGIN, FETCH, DELIVER = 0, 1, 2
 
 
-def compile_copier(kernel):
+def compile_copier(copier):
     """A kernel of its own, for the few calls that need it: the others compile 0.3 s faster."""
-    begin, fetch, deliver = (copy_packed if kernel.many else copy_far)(kernel)
+    begin, fetch, deliver = (copy_packed if copier.packed else copy_far)(copier)
 
     @whole_kernel(types.void(types.CPointer(PLAN_TYPE), types.intp))
     def copy(pointer, task):
@@ -280,8 +268,8 @@ VECTOR_SUMS = Sums(
 )
 
 
-def block_doer(n_rows, do_rows, sums=NO_SUMS):
-    """From ``do_rows(plan, first, count, work)``, for up to `n_rows` rows, to a block of rows."""
+def block_doer(rows_at_a_time, do_rows, sums=NO_SUMS):
+    """From ``do_rows(plan, first, count, work)`` for some rows to a block of rows."""
     nothing, add, total_of = sums
 
     @inner
@@ -309,6 +297,7 @@ def block_doer(n_rows, do_rows, sums=NO_SUMS):
         total = nothing()
         near = plan_at(plan, begin(plan, first, last, work))
         together = last - first if plan.copier == 0 else plan.together
+        n_rows = rows_at_a_time(plan)
         for start in range(first, last, together):
             end = smaller(start + together, last)
             copy(plan, start, end, work, FETCH)

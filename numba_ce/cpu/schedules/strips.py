@@ -1,14 +1,15 @@
 """Neighbouring rows whose classes are far apart, as in images: copied, and written back.
 
-A strip is some neighbouring rows of one class, in a worker's memory. `narrow` computes with strips
-as they are; for all other kernels sixteen classes at a time are transposed, so that the classes of
-a row lie side by side.
+A strip is some neighbouring rows of one class, in a worker's memory. The schedule across lanes
+computes with strips as they are; for the other one sixteen classes at a time are transposed, so
+that the classes of a row lie side by side.
 """
 
 from functools import lru_cache
 
 import numpy as np
 
+from numba_ce.cpu.choose import rows_gathered
 from numba_ce.cpu.compile.jit import inner, larger, smaller
 from numba_ce.cpu.plan import OPERANDS, locate
 from numba_ce.cpu.simd.element import get, stream_line
@@ -21,23 +22,12 @@ AXIS_BYTES = (1 + len(OPERANDS)) * 8
 CLASSES = 16  # transposed at a time
 
 
-def rows_together(n_classes):
-    """Rows that are copied at a time: as many as leave the copies in the cache.
-
-    Pieces of less than a line would break `deliver`. 64 to 128 for few classes: images of 150
-    move at 22.3 GB/s instead of 19.8.
-    """
-    if n_classes <= 256:
-        return 128
-    return 64 if n_classes <= 1024 else 32
-
-
 def odd_lines(n_bytes):
     """So many bytes and more, an odd number of lines, lest columns share a set of the cache."""
     return ((n_bytes + VECTOR_BYTES - 1) // VECTOR_BYTES | 1) * VECTOR_BYTES
 
 
-n_together, padded = inner(rows_together), inner(odd_lines)
+n_together, padded = inner(rows_gathered), inner(odd_lines)
 
 
 @inner
@@ -63,7 +53,7 @@ def mover(size):
 
 
 @lru_cache
-def fetcher(size, narrow):
+def fetcher(size, across):
     """The function that copies rows of elements of so many bytes."""
     transpose, move = transposer(size), mover(size)
 
@@ -83,7 +73,7 @@ def fetcher(size, narrow):
         while row < last:  # in pieces that are neighbours
             count = smaller(last - row, length - row % length)
             far = base + locate(plan, row)[operand]
-            if narrow:
+            if across:
                 to = copies + VECTOR_BYTES + (row - first) * size
                 for c in range(n_classes):
                     move_in(far + c * step, to + c * pitch, count)
@@ -134,7 +124,7 @@ def strip_putter(size):
 
 
 @lru_cache
-def deliverer(size, narrow):
+def deliverer(size, across):
     """The function that writes the copies of rows to where the rows are."""
     transpose, put_strip = transposer(size), strip_putter(size)
 
@@ -155,7 +145,7 @@ def deliverer(size, narrow):
             # Less than a line is not kept: a part of it may belong to other rows
             fresh = (row - begin) * size < VECTOR_BYTES
             is_last = following == end or (following - begin) * size < VECTOR_BYTES
-            if narrow:
+            if across:
                 of = copies + VECTOR_BYTES + (row - first) * size
                 for c in range(n_classes):
                     line, to = lines + c * VECTOR_BYTES, far + c * step

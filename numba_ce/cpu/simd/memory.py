@@ -117,12 +117,11 @@ def move_some(typingctx, width, source, target, count):
 
 @intrinsic
 def store_whole_numbers(typingctx, address, mask, vector):
-    """Write the masked lanes, whole numbers below 2**31, as int64."""
+    """Write the masked lanes, whole numbers, as int64."""
 
     def codegen(context, builder, sig, args):
         address, mask, value = args
-        value = builder.fptosi(value, ir.VectorType(I32, vector.lanes))
-        value = builder.sext(value, ir.VectorType(I64, vector.lanes))
+        value = builder.fptosi(value, ir.VectorType(I64, vector.lanes))
         masked_store(builder, address, mask, value)
         return context.get_dummy_value()
 
