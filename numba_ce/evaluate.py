@@ -45,14 +45,15 @@ def _places(logits: Array, targets: Array, stats: RowStats, axis: int) -> Array:
     Right where it is below TOP; a row without an order keeps its rank, the number of classes.
     """
     assert stats.rank is not None
-    place, n_classes = stats.rank.copy(), logits.shape[axis]
+    place, y, n_classes = stats.rank.ravel(), targets.ravel(), logits.shape[axis]
     # Few rows: the first maximum comes first, and what is not below TOP need not be known
-    unsure = (place < min(TOP, n_classes)) & (stats.argmax != targets)
-    rows = np.moveaxis(logits, axis, -1)[unsure]
-    at = targets[unsure][:, None].astype(np.intp)
-    equal = rows == np.take_along_axis(rows, at, axis=-1)
-    place[unsure] += (equal & (np.arange(n_classes) < at)).sum(axis=-1)
-    return place
+    unsure = np.flatnonzero((place < min(TOP, n_classes)) & (stats.argmax.ravel() != y))
+    # Of short rows, `take` and `flatnonzero` need a fraction of the time of a mask and `nonzero`
+    rows = np.moveaxis(logits, axis, -1).reshape(-1, n_classes).take(unsure, axis=0)
+    y = y.take(unsure).astype(np.intp)
+    row, column = np.divmod(np.flatnonzero(rows == rows[np.arange(len(y)), y][:, None]), n_classes)
+    np.add.at(place, unsure[row[column < y[row]]], 1)
+    return place.reshape(targets.shape)
 
 
 class _Counts:
