@@ -1,6 +1,7 @@
 """Softmax cross-entropy for people who work in NumPy: loss and gradient in one pass."""
 
 from numba_ce import _cache as _cache  # first: it notes from which sources the others are made
+from numba_ce import integrations as integrations
 from numba_ce._backend import available_backends, get_backend, serial, set_backend, use_backend
 from numba_ce.api import (
     RowStats,
@@ -41,3 +42,9 @@ __all__ = [
     "stream",
     "use_backend",
 ]
+
+
+def __dir__() -> list[str]:
+    """What users may build on; other modules are attributes too, once they are imported."""
+    special = [name for name in globals() if name.startswith("__")]
+    return [*special, *__all__, "integrations"]

@@ -175,7 +175,10 @@ def check_targets_array(targets: Any, logits: Array, axis: int) -> tuple[Array, 
         if array.shape == logits.shape:
             return classes_last(array, axis), True
         if array.shape == rows:
-            raise TypeError(f"targets have dtype {array.dtype}: class indices must be integers")
+            raise TypeError(
+                f"targets have dtype {array.dtype}: class indices must be integers; cast them, "
+                "with rows to ignore (NaN, say) as ignore_index"
+            )
     else:
         raise TypeError(f"targets have dtype {array.dtype}: expected {fits}")
     raise ValueError(

@@ -27,7 +27,10 @@ FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
 
 class RowStats(NamedTuple):
-    """What `row_stats` returns; every field has one entry per row."""
+    """What `row_stats` returns; every field has one entry per row.
+
+    Of equal classes `argmax` is the first, and none counts in the `rank` of another.
+    """
 
     row_max: Array
     lse: Array
@@ -394,8 +397,10 @@ def row_stats(
     RowStats
         ``row_max, lse, argmax, entropy`` and ``target_logit, loss, rank`` (None without targets).
         Floats have the dtype of `cross_entropy`'s loss. `argmax` (int64) is the first maximum;
-        `rank` (int64) is the number of classes that score strictly above the target, so that
-        ``rank < k`` is top-k accuracy. A row with NaN or +inf has entropy and loss NaN and rank C.
+        `rank` (int64) is the number of classes that score strictly above the target. Without ties
+        ``rank < k`` says whether the target is among the top k; with ties it says so of all equal
+        classes, while ``argmax == targets`` counts the first alone. A row with NaN or +inf has
+        entropy and loss NaN and rank C.
 
     Raises
     ------

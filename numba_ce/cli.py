@@ -5,28 +5,69 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections.abc import Callable
 from contextlib import closing
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
-import numba
 import numpy as np
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from typer.core import TyperGroup
 
 import numba_ce
 from numba_ce import _cache
+from numba_ce._backend import MODULES, VARIABLE
 from numba_ce.blocks import Source
 from numba_ce.demo import compare
 from numba_ce.evaluate import Evaluation, evaluate
 
-app = typer.Typer(
-    add_completion=False, no_args_is_help=True, help="Softmax cross-entropy for NumPy arrays."
-)
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
+# What is wrong with files, options or this machine; anything else is a fault of ours
+EXPECTED = (OSError, ValueError, TypeError, ImportError, RuntimeError, MemoryError)
+
+
+class _Commands(TyperGroup):
+    """Commands that say what is wrong in one line, with exit status 2."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (typer.Exit, typer.Abort, BrokenPipeError):  # not errors, but some of EXPECTED
+            raise
+        except EXPECTED as error:
+            errors.print(f"numba-ce {ctx.invoked_subcommand}: {_one_line(error)}", markup=False)
+            raise typer.Exit(2) from None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+app = typer.Typer(cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"numba-ce {numba_ce.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Softmax cross-entropy for NumPy arrays."""
 
 
 def _progress() -> Progress:
@@ -37,6 +78,7 @@ def _progress() -> Progress:
         TimeRemainingColumn(),
         console=errors,
         transient=True,
+        disable=not errors.is_terminal,
     )
 
 
@@ -71,8 +113,8 @@ def demo(
 
 @app.command(name="eval")
 def evaluate_files(
-    logits: Annotated[Path, typer.Argument(help=".npy file or Zarr array, two axes, floats.")],
-    targets: Annotated[Path, typer.Argument(help=".npy file, one axis, class indices.")],
+    logits: Annotated[Path, typer.Argument(help=".npy file or Zarr array, two axes or more.")],
+    targets: Annotated[Path, typer.Argument(help=".npy file, class indices, no class axis.")],
     axis: Annotated[int, typer.Option(help="Class axis of the logits.")] = -1,
     reduction: Annotated[str, typer.Option(help="mean or sum.")] = "mean",
     label_smoothing: Annotated[float, typer.Option()] = 0.0,
@@ -85,32 +127,28 @@ def evaluate_files(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Loss, perplexity, accuracy and entropy of stored logits."""
-    try:
-        weight = None
-        if class_weight is not None:
-            with closing(Source(class_weight, "class_weight")) as source:
-                weight = source[()]
-        with _progress() as bar:
-            task = bar.add_task("rows")
-            result = evaluate(
-                logits,
-                targets,
-                axis=axis,
-                reduction=reduction,
-                label_smoothing=label_smoothing,
-                ignore_index=ignore_index,
-                z_loss=z_loss,
-                softcap=softcap,
-                temperature=temperature,
-                class_weight=weight,
-                grad_out=grad_out,
-                progress=lambda done, rows: bar.update(task, completed=done, total=rows),
-            )
-    except (OSError, ValueError, TypeError, ImportError) as error:
-        errors.print(f"numba-ce eval: {error}", markup=False)
-        raise typer.Exit(2) from None
+    weight = None
+    if class_weight is not None:
+        with closing(Source(class_weight, "class_weight")) as source:
+            weight = source[()]
+    with _progress() as bar:
+        task = bar.add_task("rows", total=None)
+        result = evaluate(
+            logits,
+            targets,
+            axis=axis,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+            ignore_index=ignore_index,
+            z_loss=z_loss,
+            softcap=softcap,
+            temperature=temperature,
+            class_weight=weight,
+            grad_out=grad_out,
+            progress=lambda done, rows: bar.update(task, completed=done, total=rows),
+        )
     if as_json:
-        typer.echo(json.dumps(result.as_dict()))
+        typer.echo(json.dumps(result.as_dict(), allow_nan=False))
     else:
         _print_evaluation(result, reduction)
 
@@ -124,7 +162,7 @@ def _print_evaluation(result: Evaluation, reduction: str) -> None:
     table.add_row("accuracy", f"{result.accuracy:.4%}")
     table.add_row("top-5 accuracy", f"{result.top5_accuracy:.4%}")
     table.add_row("mean entropy", f"{result.mean_entropy:.6f}")
-    table.add_row("throughput", f"{result.gb_per_second:.2f} GB/s, {result.seconds:.3f} s")
+    table.add_row("throughput", f"{result.gb_per_second:.3g} GB/s, {result.seconds:.3f} s")
     Console().print(table)
 
 
@@ -145,43 +183,41 @@ def bench(
         str | None, typer.Option(help="torch,JAX,... or none; all installed if not given.")
     ] = None,
     seconds: Annotated[float, typer.Option(min=0.0, help="For each contender of a case.")] = 0.5,
-    as_json: Annotated[
-        Path | None,
-        typer.Option(
-            "--json", help="The file for the results; benchmarks/results/DATE-TIME-cpu.json."
-        ),
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    output: Annotated[
+        Path | None, typer.Option(help="Write the same JSON to this file, after each case.")
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the picture: .png or .svg.")] = None,
     show: Annotated[bool, typer.Option("--list", help="Only list the cases.")] = False,
 ) -> None:
     """Time ours, the memory of this machine and other libraries, in turns in one run."""
     from numba_ce.bench import command, results
+    from numba_ce.bench.report import picture
 
+    cases = command.select(preset, shapes, axis, ops, dtypes, variants)
+    if show:
+        typer.echo("\n".join(map(str, cases)))
+        return
+    command.check(cases, seconds, output, plot)
+    data = results.start({"seconds": seconds, "peers": command.select_peers(peers)})
     try:
-        cases = command.select(preset, shapes, axis, ops, dtypes, variants)
-        if show:
-            typer.echo("\n".join(map(str, cases)))
-            return
-        found = command.select_peers(peers)
-        path = results.default_path() if as_json is None else as_json
         with _progress() as bar:
             task = bar.add_task("", total=len(cases))
-            data = command.run(
+            command.run(
+                data,
                 cases,
-                found,
-                seconds,
-                path,
+                output,
                 lambda done, case: bar.update(task, completed=done, description=case),
             )
-        _print_bench(data)
-        Console().print(f"saved {path}", soft_wrap=True, highlight=False)
-        if plot is not None:
-            from numba_ce.bench.report import picture
-
-            picture(data, plot)
-    except (OSError, ValueError, TypeError, ImportError) as error:
-        errors.print(f"numba-ce bench: {error}", markup=False)
-        raise typer.Exit(2) from None
+    finally:  # what is measured is shown, also of a run that ends early
+        if data["results"] and as_json:
+            typer.echo(results.as_json(data), nl=False)
+        elif data["results"]:
+            _print_bench(data)
+    if plot is not None:
+        picture(data, plot)
+    for path in filter(None, (output, plot)):
+        errors.print(f"saved {path}", markup=False)
 
 
 def _print_bench(data: dict[str, Any]) -> None:
@@ -200,31 +236,60 @@ def _print_bench(data: dict[str, Any]) -> None:
 
 @app.command()
 def info() -> None:
-    """Versions, backend, threads, processor and compiled kernels on disk."""
-    table = Table(show_header=False)
-    table.add_row("numba_ce", numba_ce.__version__)
-    for name, module in (("numba", numba), ("numpy", np)):
-        table.add_row(name, module.__version__)
-    table.add_row("Python", platform.python_version())
-    try:
-        name = numba_ce.get_backend()
-    except (ValueError, RuntimeError) as error:
-        name = f"none: {error}"
-    source = os.environ.get("NUMBA_CE_BACKEND")
-    why = f"NUMBA_CE_BACKEND={source}" if source else "default: where the data lives"
-    table.add_row("backend", escape(f"{name} ({why})"))
-    for backend, reason in numba_ce.available_backends().items():
-        table.add_row(f"  {backend}", escape(reason or "available"))  # names extras in brackets
-    if numba_ce.available_backends()["cpu"] is None:
-        from numba_ce.cpu.run.threads import n_threads
+    """Versions, backend, threads, processor and compiled kernels on disk.
 
-        table.add_row("threads", str(n_threads()))  # first: it lets Numba find TBB
-        numba_ce.cross_entropy(np.zeros((4096, 64), np.float32), np.zeros(4096, np.int64))
-        table.add_row("threading layer", numba.threading_layer())  # type: ignore[attr-defined]
-        table.add_row("processor", _processor())
-        table.add_row("compiled kernels", escape(_cache.describe("cpu")))
-    table.add_row("GPU", _gpu())
+    Prints all that it can; the exit status is 2 if a part of it fails.
+    """
+    table = Table(show_header=False)
+    failures = []
+
+    def row(name: str, value: Callable[[], str]) -> str:
+        try:
+            text = value()
+        except Exception as error:
+            text = f"failed: {_one_line(error)}"
+            failures.append(_one_line(error))
+        table.add_row(name, escape(text))  # names extras in brackets
+        return text
+
+    row("numba_ce", lambda: numba_ce.__version__)
+    row("numba", lambda: import_module("numba").__version__)
+    row("numpy", lambda: np.__version__)
+    row("Python", platform.python_version)
+    row("backend", _backend_in_use)
+    available = {name: row(f"  {name}", partial(_availability, name)) for name in MODULES}
+    if available["cpu"] == "available":
+        row("threads", _threads)  # first: it lets Numba find TBB
+        row("threading layer", _threading_layer)
+    row("processor", _processor)
+    row("compiled kernels", lambda: _cache.describe("cpu"))
+    row("GPU", _gpu)
     Console().print(table)
+    if failures:
+        raise RuntimeError("; ".join(dict.fromkeys(failures)))
+
+
+def _availability(name: str) -> str:
+    return numba_ce.available_backends()[name] or "available"
+
+
+def _backend_in_use() -> str:
+    source = os.environ.get(VARIABLE)
+    why = f"{VARIABLE}={source}" if source else "default: where the data lives"
+    return f"{numba_ce.get_backend()} ({why})"
+
+
+def _threads() -> str:
+    from numba_ce.cpu.run.threads import n_threads
+
+    return str(n_threads())
+
+
+def _threading_layer() -> str:
+    """Known once a call has used it."""
+    with numba_ce.use_backend("cpu"):
+        numba_ce.cross_entropy(np.zeros((4096, 64), np.float32), np.zeros(4096, np.int64))
+    return str(import_module("numba").threading_layer())
 
 
 def _gpu() -> str:

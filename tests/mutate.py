@@ -283,6 +283,8 @@ FAULTS = (
     Fault("blocks of other classes", "blocks.py",
           "if kind != (first := first or kind):", "if False and (first := first or kind):",
           "test_stream.py -k 'errors and other'"),
+    Fault("of equal classes the last counts as the highest", "evaluate.py",
+          "column < y[row]", "column > y[row]", "test_cli.py -k 'of_equal_classes'"),
     Fault("an ignored row counts in the mean", "weights.py",
           "counts &= targets != ignore_index", "counts &= True",
           "test_stream.py -k 'test_options and index and mean'"),

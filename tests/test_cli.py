@@ -6,14 +6,18 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.progress import Progress
 from typer.testing import CliRunner
 
 import numba_ce as nc
 from numba_ce.cli import app
-from numba_ce.evaluate import _Clock, evaluate
+from numba_ce.evaluate import evaluate
+
+ROOT = Path(nc.__file__).resolve().parent.parent  # of the package that is tested
 
 
 @pytest.fixture
@@ -95,19 +99,122 @@ def test_class_weight(files):
     np.testing.assert_allclose(json.loads(result.stdout)["loss"], expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("n_blocks", "speed"), [(10, 1.0), (3, 3 / 22), (0, None)])
-def test_throughput_is_that_without_compiling(monkeypatch, n_blocks, speed):
-    """The first block takes 20 s, all others one second; of 1 GB each."""
-    now = [0.0]
-    monkeypatch.setattr("numba_ce.evaluate.time.perf_counter", lambda: now[0])
-    seen = []
-    clock = _Clock(lambda *a: seen.append(a))
-    for i in range(n_blocks):
-        now[0] += 1.0 if i else 20.0
-        clock(7 * (i + 1), 7 * n_blocks)
-    result = clock.gb_per_second(n_blocks * 10**9)
-    assert np.isnan(result) if speed is None else result == pytest.approx(speed)
-    assert len(seen) == n_blocks
+def test_throughput_and_seconds_are_of_one_clock(files):
+    folder, logits, _ = files
+    values = json.loads(run("eval", folder / "logits.npy", folder / "targets.npy", "--json").stdout)
+    assert values["seconds"] > 0
+    found = values["gb_per_second"] * values["seconds"] * 1e9
+    np.testing.assert_allclose(found, logits.nbytes, rtol=1e-12)
+
+
+def test_progress_has_no_total_before_the_first_block(files, monkeypatch):
+    folder, *_ = files
+    totals, add_task = [], Progress.add_task
+
+    def note(self, *arguments, **options):
+        task = add_task(self, *arguments, **options)
+        totals.append(self.tasks[0].total)
+        return task
+
+    monkeypatch.setattr(Progress, "add_task", note)
+    run("eval", folder / "logits.npy", folder / "targets.npy")
+    assert totals == [None]
+
+
+@pytest.mark.parametrize("axis", [-1, 0, 1])
+def test_three_axes(files, rng, axis, monkeypatch):
+    folder, *_ = files
+    monkeypatch.setattr("numba_ce.blocks.BLOCK_BYTES", 100)
+    logits = rng.integers(-2, 3, (6, 8, 7)).astype(np.float32)  # with ties
+    shape = np.delete(logits.shape, axis)
+    targets = rng.integers(0, logits.shape[axis], shape)
+    targets[0, :2] = -100
+    np.save(folder / "logits.npy", logits)
+    np.save(folder / "targets.npy", targets)
+    result = run("eval", folder / "logits.npy", folder / "targets.npy", "--json", "--axis", axis)
+    assert result.exit_code == 0, result.stderr
+    values, kept = json.loads(result.stdout), targets != -100
+    np.testing.assert_allclose(
+        values["loss"], nc.cross_entropy(logits, targets, axis=axis), rtol=1e-6
+    )
+    assert (values["n_rows"], values["n_kept"]) == (targets.size, kept.sum())
+    order = np.argsort(-logits, axis=axis, kind="stable")
+    hits = np.moveaxis(order, axis, -1) == targets[..., None]
+    np.testing.assert_allclose(values["accuracy"], hits[kept][:, 0].mean(), rtol=1e-12)
+    np.testing.assert_allclose(values["top5_accuracy"], hits[kept][:, :5].any(1).mean(), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (np.zeros, {}),
+        (lambda shape: np.arange(shape[1]) // 2.0 % 3 + np.zeros(shape), {}),
+        (lambda shape: -np.arange(shape[1]) / 1000 + np.full(shape, 50.0), {"softcap": 3.0}),
+    ],
+    ids=["all equal", "some equal", "equal once capped"],
+)
+@pytest.mark.parametrize("n_classes", [1, 2, 4, 5, 6, 100])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", ">f8"])
+def test_of_equal_classes_the_first_counts_as_the_higher(rng, make, options, n_classes, dtype):
+    """As np.argmax and a stable sort have it; softcap changes nothing, it is of stored logits."""
+    dtype = pytest.importorskip("ml_dtypes").bfloat16 if dtype == "bfloat16" else dtype
+    logits = make((300, n_classes)).astype(dtype)
+    targets = rng.integers(0, n_classes, 300).astype(np.uint64)
+    order = np.argsort(-logits.astype(np.float64), axis=1, kind="stable")
+    for ignore_index in (-100, 0):
+        kept = targets != np.uint64(0) if ignore_index == 0 else np.ones(300, bool)
+        if not kept.any():
+            continue
+        found = evaluate(logits, targets, ignore_index=ignore_index, **options)
+        hits = (order == targets[:, None])[kept]
+        np.testing.assert_allclose(found.accuracy, hits[:, 0].mean(), rtol=1e-12)
+        np.testing.assert_allclose(found.top5_accuracy, hits[:, :5].any(1).mean(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("n_classes", [3, 8])
+def test_rows_without_an_order_are_no_hits(n_classes):
+    logits = np.zeros((5, n_classes), np.float32)
+    logits[0, 1], logits[1, 1], logits[2] = np.nan, np.inf, -np.inf
+    logits[3, 0] = -np.inf
+    targets = np.array([1, 1, 0, 1, 0])
+    found = evaluate(logits, targets)
+    assert found.accuracy == found.top5_accuracy == 2 / 5
+
+
+@pytest.mark.parametrize(
+    ("logits", "targets", "nulls"),
+    [
+        ([[1e4, 0, 0]], [1], {"perplexity"}),
+        ([[0, -np.inf, 0]], [1], {"loss", "log_perplexity", "perplexity"}),
+        ([[np.nan, 0, 0]], [1], {"loss", "log_perplexity", "perplexity", "mean_entropy"}),
+        (
+            [[0, 0, 0]],
+            [-100],
+            {"loss", "log_perplexity", "perplexity", "accuracy", "top5_accuracy", "mean_entropy"},
+        ),
+    ],
+)
+def test_json_has_null_for_what_is_not_finite(tmp_path, logits, targets, nulls):
+    np.save(tmp_path / "logits.npy", np.array(logits, np.float32))
+    np.save(tmp_path / "targets.npy", targets)
+    result = run("eval", tmp_path / "logits.npy", tmp_path / "targets.npy", "--json")
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    values = json.loads(result.stdout, parse_constant=refuse)
+    assert {name for name, value in values.items() if value is None} == nulls
+    if nulls == {"perplexity"}:
+        assert values["log_perplexity"] == values["loss"] == 1e4
+
+
+def test_log_perplexity_is_the_mean_also_with_a_sum(files):
+    folder, logits, targets = files
+    found = run(
+        "eval", folder / "logits.npy", folder / "targets.npy", "--json", "--reduction", "sum"
+    )
+    expected = nc.cross_entropy(logits, targets)
+    np.testing.assert_allclose(json.loads(found.stdout)["log_perplexity"], expected, rtol=1e-6)
 
 
 def test_table(files):
@@ -144,7 +251,12 @@ BAD_FILES = {
         lambda f: np.save(f / "logits.npy", np.zeros((300, 12), int)),
         "logits have dtype",
     ),
-    "three axes": (lambda f: np.save(f / "logits.npy", np.zeros((3, 4, 5))), "expected two"),
+    "three axes": (lambda f: np.save(f / "logits.npy", np.zeros((3, 4, 5))), "of shape (3, 4)"),
+    "one axis": (lambda f: np.save(f / "logits.npy", np.zeros(3)), "expected rows and classes"),
+    "probabilities": (
+        lambda f: np.save(f / "targets.npy", np.zeros((300, 12))),
+        "expected class indices",
+    ),
     "too few targets": (lambda f: np.save(f / "targets.npy", np.zeros(299, int)), "(299,)"),
     "float targets": (lambda f: np.save(f / "targets.npy", np.zeros(300)), "must be integers"),
     "bad target": (bad_target, "= 12 is not a class index"),
@@ -197,8 +309,12 @@ def test_info():
 def test_info_shows_all_of_a_reason(monkeypatch):
     """Brackets are markup to the library that prints."""
     reason = "pip install 'numba-ce[cu13]'"
-    monkeypatch.setattr(nc, "available_backends", lambda: {"cpu": "no", "cuda": reason})
-    assert reason in run("info").stdout
+    monkeypatch.setattr(
+        nc, "available_backends", lambda: {"cpu": "no", "cuda": reason, "numpy": None}
+    )
+    result = run("info")
+    assert reason in result.stdout
+    assert result.exit_code == 0
 
 
 def test_demo():
@@ -214,3 +330,86 @@ def test_without_the_extra_it_says_what_to_install():
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 2
     assert "pip install 'numba-ce[cli]'" in result.stderr
+
+
+COMMANDS = {
+    "info": (),
+    "eval": ("logits.npy", "targets.npy"),
+    "demo": ("--steps", "5"),
+    "bench": ("--shapes", "9x5", "--peers", "none", "--seconds", "0", "--output", "results.json"),
+}
+BAD_ENVIRONMENTS = {
+    "unknown backend": ({"NUMBA_CE_BACKEND": "gpu"}, "'gpu', expected one of auto, cpu, cuda"),
+    "no GPU": (
+        {"NUMBA_CE_BACKEND": "cuda", "CUDA_VISIBLE_DEVICES": ""},
+        "backend 'cuda' is not available",
+    ),
+    "Numba's": ({"NUMBA_NUM_THREADS": "0"}, "Number of threads specified must be > 0."),
+}
+
+
+@pytest.mark.parametrize("environment", BAD_ENVIRONMENTS)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_bad_environment_gives_one_line_and_status_2(files, command, environment):
+    """In processes of their own: the variables are read once."""
+    folder, *_ = files
+    variables, message = BAD_ENVIRONMENTS[environment]
+    result = subprocess.run(
+        [sys.executable, "-m", "numba_ce", command, *COMMANDS[command]],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | variables,
+    )
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert result.stderr.startswith(f"numba-ce {command}: ")
+    assert len(result.stderr.splitlines()) == 1
+    if command == "info":  # all the rest is there
+        for word in ("numba_ce", "Python", "backend", "failed", "processor", "GPU"):
+            assert word in result.stdout
+        assert ("threading layer" in result.stdout) == ("NUMBA_CE_BACKEND" in variables)
+    else:
+        assert result.stdout == ""
+        assert not (folder / "results.json").exists()
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("two\nlines"), OSError(5, "disk")])
+def test_what_is_expected_to_fail_gives_one_line(files, monkeypatch, error):
+    folder, *_ = files
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("numba_ce.cli.evaluate", fail)
+    result = run("eval", folder / "logits.npy", folder / "targets.npy")
+    assert result.exit_code == 2
+    message = " ".join(str(error).split()) or "MemoryError"
+    assert result.stderr == f"numba-ce eval: {message}\n"
+
+
+def test_a_fault_of_ours_keeps_its_traceback(files, monkeypatch):
+    folder, *_ = files
+    monkeypatch.setattr("numba_ce.cli.evaluate", lambda *_, **__: {}["key"])
+    result = run("eval", folder / "logits.npy", folder / "targets.npy")
+    assert isinstance(result.exception, KeyError)
+
+
+def test_version():
+    result = run("--version")
+    assert (result.exit_code, result.stdout) == (0, f"numba-ce {nc.__version__}\n")
+
+
+@pytest.mark.parametrize("words", ["numba-ce ev", "numba-ce eval --grad"])
+def test_completion(words):
+    """What the script of `numba-ce --install-completion` asks."""
+    code = "import sys; sys.argv = ['numba-ce']\nfrom numba_ce.__main__ import main\nmain()"
+    asked = {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "_NUMBA_CE_COMPLETE": "complete_bash"} | asked,
+    )
+    assert result.stderr == ""
+    assert result.stdout.split() == ["eval" if words.endswith("ev") else "--grad-out"]

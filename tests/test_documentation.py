@@ -77,6 +77,14 @@ def test_examples_of_public_functions(name, backend):
         run_doctest(test)
 
 
+def test_tab_shows_public_names_alone():
+    """In a process that has imported the private modules too."""
+    importlib.import_module("numba_ce.cpu")
+    shown = {name for name in dir(numba_ce) if not name.startswith("__")}
+    assert shown == {*numba_ce.__all__, "integrations"}
+    assert all(hasattr(numba_ce, name) for name in dir(numba_ce))
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_every_argument_is_documented(name):
     function = getattr(numba_ce, name)

@@ -50,6 +50,12 @@ CASES = {
     "float axis": ((Z, Y), {"axis": 1.0}, TypeError, "axis = 1.0: expected an integer"),
     "axis": ((Z, Y), {"axis": 2}, np.exceptions.AxisError, "axis 2 is out of bounds"),
     "float indices": ((Z, Y.astype(float)), {}, TypeError, "targets have dtype float64: class"),
+    "indices with NaN": (
+        (Z, np.where(Y == 0, np.nan, Y)),
+        {},
+        TypeError,
+        "class indices must be integers; cast them, with rows to ignore (NaN, say) as ignore_index",
+    ),
     "bool targets": ((Z, Y.astype(bool)), {}, TypeError, "targets have dtype bool: expected"),
     "one-hot": ((Z, np.eye(4, 3, dtype=int)), {}, ValueError, "one-hot? cast to float"),
     "too few": ((Z, Y[:3]), {}, ValueError, "targets have shape (3,): for logits of shape (4, 3)"),

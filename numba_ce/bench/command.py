@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+from numba_ce import get_backend
 from numba_ce.bench.cases import DTYPES, ELEMENTS, OPERATIONS, PRESETS, VARIANTS, Case, shape_of
 from numba_ce.bench.libraries import LIBRARIES, installed
 
@@ -96,23 +99,38 @@ def select_peers(text: str | None) -> list[str]:
     return names
 
 
+def check(cases: list[Case], seconds: float, output: Path | None, plot: Path | None) -> None:
+    """Find out before a run what would end it, or lose its results at the end."""
+    from numba_ce.bench.report import check_picture
+    from numba_ce.bench.results import check_output
+
+    get_backend()  # raises for a bad variable
+    if not math.isfinite(seconds):
+        raise ValueError(f"seconds = {seconds}: expected a finite number")
+    for name, path in {"output": output, "plot": plot}.items():
+        if path is not None:
+            check_output(path, name)
+    if plot is not None:
+        check_picture(cases, plot)
+        if output is not None and os.path.realpath(output) == os.path.realpath(plot):
+            raise ValueError(f"output and plot are both {str(plot)!r}: expected two files")
+
+
 def run(
+    data: dict[str, Any],
     cases: list[Case],
-    peers: list[str],
-    seconds: float,
-    path: Path,
+    output: Path | None,
     progress: Callable[[int, str], None],
-) -> dict[str, Any]:
-    """Measure the cases and save the results after each."""
+) -> None:
+    """Measure the cases into `data`, which is saved after each if there is an output."""
     from numba_ce.bench import results
     from numba_ce.bench.measure import measure, touch_memory
 
-    data = results.start({"seconds": seconds, "peers": peers})
-    results.save(data, path)  # a path that cannot be written is found out now
+    peers, seconds = data["settings"]["peers"], data["settings"]["seconds"]
     touch_memory(6 * max(case.counted_bytes for case in cases))
     for done, case in enumerate(cases):
         progress(done, str(case))
         data["results"].append(measure(case, peers, seconds))
-        results.save(data, path)
+        if output is not None:
+            results.save(data, output)
     progress(len(cases), "")
-    return data

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from numba_ce.bench.cases import OPERATIONS
+from numba_ce.bench.cases import OPERATIONS, Case
 from numba_ce.bench.measure import COMPARED, OURS
+from numba_ce.bench.results import replacing
 
 COLOURS = {
     OURS: "#d1495b",
@@ -20,6 +22,7 @@ COLOURS = {
 HEADINGS = (
     "case", "time", "GB/s", "limit", "of the limit", "best peer", "over it", "time over compared",
 )  # fmt: skip
+PICTURES = (".png", ".svg")
 #: A limit measured on arrays smaller than this may be that of a cache
 BEYOND_CACHES = 70_000_000
 
@@ -43,19 +46,23 @@ def line(entry: dict[str, Any]) -> Line:
     seconds, counted = entry["seconds"], entry["counted_bytes"]
     ours, limit = seconds[OURS], seconds[OPERATIONS[entry["op"]].limit]
     peers = peers_of(entry)
+    in_cache = _fits_a_cache(entry["op"], counted)
     peer = min(peers, key=lambda name: peers[name]) if peers else None
-    fits_a_cache = counted / OPERATIONS[entry["op"]].arrays < BEYOND_CACHES
     return Line(
         entry["case"],
         ours,
         counted / ours / 1e9,
         counted / limit / 1e9,
-        None if fits_a_cache else limit * entry["all_bytes"] / counted / ours,
+        None if in_cache else limit * entry["all_bytes"] / counted / ours,
         peer,
         None if peer is None else peers[peer],
         None if peer is None else peers[peer] / ours,
         ours / seconds[COMPARED] if COMPARED in seconds else None,
     )
+
+
+def _fits_a_cache(op: str, counted_bytes: int) -> bool:
+    return counted_bytes / OPERATIONS[op].arrays < BEYOND_CACHES
 
 
 def peers_of(entry: dict[str, Any]) -> dict[str, float]:
@@ -105,30 +112,38 @@ def libraries_table(entries: list[dict[str, Any]]) -> str:
     return markdown_table(("case", "limit", *names), rows)
 
 
-def curve(data: dict[str, Any]) -> list[dict[str, Any]]:
-    """The entries of the picture: gradients of float32 rows, plain, beyond the caches."""
-    wanted = {"op": "grad", "dtype": "float32", "variant": "", "axis": -1}
-    entries = [
-        entry
-        for entry in data["results"]
-        if all(entry[key] == value for key, value in wanted.items())
-        if len(entry["shape"]) == 2 and line(entry).share is not None
-    ]
-    return sorted(entries, key=lambda entry: int(entry["shape"][1]))
+def _in_picture(case: Case) -> bool:
+    """Whether it is a gradient of float32 rows, plain, beyond the caches."""
+    plain = Case("grad", case.shape)
+    return case == plain and len(case.shape) == 2 and not _fits_a_cache("grad", case.counted_bytes)
+
+
+def _case(entry: dict[str, Any]) -> Case:
+    return Case(entry["op"], tuple(entry["shape"]), entry["dtype"], entry["axis"], entry["variant"])
+
+
+def check_picture(cases: list[Case], path: Path) -> None:
+    """Whether there is something to draw, something to draw with, and a format."""
+    if path.suffix not in PICTURES:
+        raise ValueError(f"plot = {str(path)!r}: expected a name that ends in .png or .svg")
+    if not any(map(_in_picture, cases)):
+        raise ValueError(
+            "no case for the picture: expected cases of op grad, float32, two axes, axis -1, "
+            f"without a variant, of {BEYOND_CACHES / 1e6:.0f} MB or more"
+        )
+    try:
+        importlib.import_module("matplotlib")
+    except ImportError:
+        raise ImportError("the picture needs matplotlib: pip install 'numba-ce[bench]'") from None
 
 
 def picture(data: dict[str, Any], path: Path) -> None:
     """Share of the hardware limit over the number of classes, a line for each library."""
-    try:
-        import matplotlib as mpl
-    except ImportError:
-        raise ImportError("the picture needs matplotlib: pip install 'numba-ce[bench]'") from None
-    entries = curve(data)
-    if not entries:
-        raise ValueError(
-            "no entry for the picture: expected cases of op grad, float32, without a variant, "
-            f"of {BEYOND_CACHES / 1e6:.0f} MB or more"
-        )
+    check_picture([_case(entry) for entry in data["results"]], path)
+    entries = [entry for entry in data["results"] if _in_picture(_case(entry))]
+    entries.sort(key=lambda entry: int(entry["shape"][1]))
+    import matplotlib as mpl
+
     mpl.use("agg")
     mpl.rcParams["svg.hashsalt"] = "numba_ce"  # the same bytes every time
     from matplotlib import pyplot
@@ -162,7 +177,8 @@ def picture(data: dict[str, Any], path: Path) -> None:
     axes.legend(frameon=False, loc="upper left", ncols=2)
     axes.spines[["top", "right"]].set_visible(False)
     metadata = {"Date": None} if path.suffix == ".svg" else None
-    figure.savefig(path, dpi=150, metadata=metadata)
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, format=path.suffix[1:], dpi=150, metadata=metadata)
     pyplot.close(figure)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +28,40 @@ def start(settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def default_path() -> Path:
-    """One file for each run."""
-    return Path("benchmarks", "results", f"{datetime.datetime.now():%Y-%m-%d-%H%M}-cpu.json")
+def check_output(path: Path, name: str) -> None:
+    """Refuse what is not, and cannot become, a regular file; follows symbolic links."""
+    real = Path(os.path.realpath(path))
+    if real.exists() and not real.is_file():
+        raise ValueError(
+            f"{name} = {str(path)!r} is not a regular file: expected one, or a new one"
+        )
+    if not os.access(real.parent, os.W_OK | os.X_OK):
+        raise ValueError(f"{name} = {str(path)!r}: expected a file in a folder that can be written")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A new file beside `path`, which takes its place when it is complete."""
+    real = Path(os.path.realpath(path))
+    unfinished = real.with_name(f"{real.name}.{os.urandom(4).hex()}.part")
+    try:
+        yield unfinished
+        if real.exists():
+            shutil.copymode(real, unfinished)
+        os.replace(unfinished, real)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def as_json(data: dict[str, Any]) -> str:
+    """As `load` reads it."""
+    return json.dumps(data, indent=1, allow_nan=False) + "\n"
 
 
 def save(data: dict[str, Any], path: Path) -> None:
     """Whole or not at all, so that a run that is interrupted keeps what it has."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(json.dumps(data, indent=1) + "\n")
-    os.replace(unfinished, path)
+    with replacing(path) as unfinished:
+        unfinished.write_text(as_json(data))
 
 
 def load(paths: Sequence[Path]) -> dict[str, Any]:
