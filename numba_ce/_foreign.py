@@ -12,7 +12,8 @@ def readable(value: Any, name: str) -> Any:
     A CUDA tensor, which speaks for itself, stays one.
     """
     # Subclasses of Tensor live in any module. Half imported, torch may have no Tensor yet
-    if not isinstance(value, getattr(sys.modules.get("torch"), "Tensor", ())):
+    tensor: Any = getattr(sys.modules.get("torch"), "Tensor", ())
+    if not isinstance(value, tensor):
         return value
     if value.requires_grad:
         raise TypeError(
