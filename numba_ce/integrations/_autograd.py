@@ -283,13 +283,16 @@ class _Gradient(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         *tensors, ctx.plan = inputs
+        ctx.set_materialize_grads(False)  # a tangent of zeros looks like one of the target
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
 
     @staticmethod
-    def backward(ctx: Any, direction: Tensor) -> Any:
+    def backward(ctx: Any, direction: Tensor | None) -> Any:
         upstream, *saved = ctx.saved_tensors
         of_upstream = of_logits = None
+        if direction is None:
+            return None, None, None, None, None, None
         if ctx.needs_input_grad[0]:
             of_upstream = _slope(direction, saved, ctx.plan)
         if ctx.needs_input_grad[1]:

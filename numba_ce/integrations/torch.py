@@ -91,21 +91,23 @@ def cross_entropy(
     Returns
     -------
     Tensor
-        Of the dtype of `input`.
+        Of the dtype of `input`; under `torch.autocast` float32 for 16 bits.
 
     Raises
     ------
     Exception
         Of the type and message of torch's own function, for what neither supports.
     NotImplementedError
-        For `target` or `weight` that require a gradient.
+        For `target` or `weight` that require a gradient or have a tangent, and for a `weight` that
+        vmap maps.
 
     Notes
     -----
     Up to 2**18 logits, and for any number of them on a CUDA device, the gradient is computed in the
     forward pass and kept. Beyond, the forward pass keeps nine float64 numbers per row, and the
-    backward pass reads the logits again. There is
-    no second derivative. In an ignored row, infinite logits or NaN give loss and gradient 0; where
+    backward pass reads the logits again. Second derivatives (docs/mathematics.md), forward mode and
+    the transforms of `torch.func` work for `input`; vmap does not map `weight`.
+    In an ignored row, infinite logits or NaN give loss and gradient 0; where
     every row is ignored, the mean is NaN as in torch and the gradient 0.
 
     Examples
