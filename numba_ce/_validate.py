@@ -20,6 +20,7 @@ import numpy as np
 # a child that is forked meanwhile would wait for it for ever. 6 ms
 from numpy.ma import MaskedArray
 
+from numba_ce._foreign import readable
 from numba_ce._fork import importing
 from numba_ce.options import LossOptions
 
@@ -98,6 +99,7 @@ def as_array(value: Any, name: str) -> Array:
             f"{name} is a MaskedArray, whose mask would be lost: fill it (-inf masks a class, "
             "ignore_index a row) and pass an ordinary array"
         )
+    value = readable(value, name)
     # Asked for once: torch and CuPy make it anew each time
     interface = getattr(value, "__cuda_array_interface__", None)
     if interface is not None:
@@ -106,6 +108,8 @@ def as_array(value: Any, name: str) -> Array:
         return np.asarray(value)
     except ValueError as error:  # rows of different lengths
         raise ValueError(f"{name} cannot be made an array: {error}") from None
+    except (RuntimeError, TypeError) as error:  # a list of tensors that NumPy cannot read
+        raise TypeError(f"{name} cannot be made an array: {error}") from None
 
 
 def _shape(shape: tuple[int, ...]) -> str:
@@ -404,7 +408,7 @@ def _check_fits(out: Any, logits: Any, name: str) -> None:
 
 def check_out(out: Any, logits: Array, others: tuple[Any, ...] = (), name: str = "out") -> Array:
     """An output of the shape of the logits: writeable, and overlapping nothing but them exactly."""
-    if on_device(logits) or hasattr(out, "__cuda_array_interface__"):
+    if on_device(logits) or hasattr(readable(out, name), "__cuda_array_interface__"):
         return _check_device_out(out, logits, others, name)  # type: ignore[no-any-return]
     if type(out) is not np.ndarray and (
         not isinstance(out, np.ndarray) or isinstance(out, MaskedArray)

@@ -10,6 +10,7 @@ from numba_ce._backend import backend
 from numba_ce._validate import (
     Array,
     Problem,
+    as_array,
     check_choice,
     check_logits,
     check_options,
@@ -296,7 +297,7 @@ def inputs(problem: Problem, class_weight: Any) -> tuple[tuple[Any, str], ...]:
         class_weight = problem.class_weight
     elif class_weight is not None:
         # the problem holds a copy, unless it was float64
-        class_weight = np.asarray(class_weight)
+        class_weight = as_array(class_weight, "class_weight")
     return (
         (problem.targets, "targets"),
         (class_weight, "class_weight"),

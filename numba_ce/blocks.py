@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.ma import MaskedArray
 
+from numba_ce._foreign import readable
 from numba_ce._fork import importing
 from numba_ce._validate import Array, as_array, check_logits, shown
 from numba_ce.npy import Index, NpyReader
@@ -50,7 +51,8 @@ class Source:
         self.name = name
         if isinstance(value, (str, os.PathLike)):
             value = _open(Path(value), name)
-        elif not (hasattr(value, "shape") and numpy_dtype(value) is not None):
+        value = readable(value, name)
+        if not (hasattr(value, "shape") and numpy_dtype(value) is not None):
             value = as_array(value, name)
         if isinstance(value, MaskedArray):
             as_array(value, name)  # raises
@@ -171,7 +173,7 @@ def read_ahead(items: Generator[Block]) -> Generator[Block]:
 
 def is_blocks(value: Any, name: str) -> bool:
     """Whether an argument is an iterable of blocks and not one array."""
-    if isinstance(value, (str, os.PathLike, Source)) or hasattr(value, "shape"):
+    if isinstance(value, (str, os.PathLike, Source)) or hasattr(readable(value, name), "shape"):
         return False
     if not hasattr(value, "__iter__"):
         raise TypeError(

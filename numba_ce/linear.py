@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from numba_ce._foreign import readable
 from numba_ce._validate import (
     FLOATS,
     Array,
@@ -63,7 +64,9 @@ class Layer(NamedTuple):
 
 def _array_module(arrays: dict[str, Any]) -> Any:
     """NumPy, or CuPy if all arrays are its own."""
-    device = [name for name, a in arrays.items() if hasattr(a, "__cuda_array_interface__")]
+    device = [
+        name for name, a in arrays.items() if hasattr(readable(a, name), "__cuda_array_interface__")
+    ]
     if not device:
         return np
     for name in device:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from numba_ce._foreign import readable
 from numba_ce._validate import Array, as_array, check_integer, check_number, shown
 from numba_ce.linear import Gradients, Layer, check_matrix, make_layer, run
 from numba_ce.options import LossOptions
@@ -30,7 +31,7 @@ class MultinomialObjective:
 
     def unpack(self, x: Any) -> tuple[Array, Array]:
         """`coef` of shape (C, D) and `intercept` of shape (C,), as scikit-learn names them."""
-        matrix = np.asarray(x, np.float64).reshape(self._shape)
+        matrix = as_array(x, "x").astype(np.float64, copy=False).reshape(self._shape)
         return matrix[:, :-1], matrix[:, -1]
 
     def __call__(self, x: Any) -> tuple[float, Array]:
@@ -107,7 +108,7 @@ def multinomial_objective(
     array([0, 0, 1, 1])
     """
     for value, name in ((X, "X"), (y, "y"), (sample_weight, "sample_weight")):
-        if hasattr(value, "__cuda_array_interface__"):
+        if hasattr(readable(value, name), "__cuda_array_interface__"):
             raise TypeError(
                 f"{name} ({type(value).__name__}) is on a CUDA device: expected it on the host, "
                 "where SciPy is"

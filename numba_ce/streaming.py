@@ -20,6 +20,7 @@ import numpy as np
 from numba_ce._validate import (
     Array,
     Problem,
+    as_array,
     check_logits,
     check_options,
     check_out,
@@ -170,7 +171,7 @@ def _prepare(
     sink = None
     if grad_out is not None:
         arrays = [(other.array, name) for name, other in others.items() if other is not None]
-        weights = np.asarray(options.class_weight), "class_weight"
+        weights = as_array(options.class_weight, "class_weight"), "class_weight"
         sink = _sink(grad_out, source, axis, (*arrays, weights))
     rows = shape[:axis] + shape[axis + 1 :]
     losses = result_dtype(stand_in(shape, dtype))

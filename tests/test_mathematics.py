@@ -436,3 +436,31 @@ def test_23_what_remains_of_rounding(rng, dtype):
     assert largest > 4  # it is no idle bound
     # A term's own error beside the largest term of S
     assert max(v * float(exp(-v)) for v in np.linspace(0, 80, 4001)) <= 0.37
+
+
+def test_24_hessian_times_a_vector(rng):
+    x, q, u = numbers(rng, 5), numbers(rng, 5), numbers(rng, 5)
+    v, z_loss, step = mpf(0.7), mpf(0.3), mpf(10) ** -16
+    total, lse, p = mp.fsum(q), lse_of(x), softmax_of(x)
+
+    def gradient(x, j):  # (4)
+        return (total + 2 * v * z_loss * lse_of(x)) * softmax_of(x)[j] - q[j]
+
+    along = mp.fsum(pc * uc for pc, uc in zip(p, u, strict=True))
+    for j in range(5):
+        h = (total + 2 * v * z_loss * lse) * p[j] * (u[j] - along) + 2 * v * z_loss * p[j] * along
+        up, down = ([a + s * b for a, b in zip(x, u, strict=True)] for s in (step, -step))
+        assert same_derivative((gradient(up, j) - gradient(down, j)) / (2 * step), h)
+    # Without the number that all of u have in common
+    k = max(range(5), key=lambda c: x[c])
+    others = [uc - u[k] for uc in u]
+    rest = mp.fsum(p[c] * others[c] for c in range(5) if c != k)
+    assert close(u[k] - along, -rest)
+    torch = pytest.importorskip("torch", reason="needs torch")
+    from numba_ce.integrations.torch import cross_entropy
+
+    z, t = torch.tensor(floats(x), requires_grad=True), torch.tensor(floats(q))
+    (grad,) = torch.autograd.grad(cross_entropy(z, t), z, create_graph=True)
+    (hessian,) = torch.autograd.grad(grad, z, torch.tensor(floats(u)))
+    expected = floats([total * p[j] * (others[j] - rest) for j in range(5)])
+    np.testing.assert_allclose(hessian.numpy(), expected, rtol=1e-13)

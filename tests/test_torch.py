@@ -12,6 +12,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs torch")
 import torch.nn.functional as F  # noqa: E402, N812
 
+from numba_ce.integrations import _autograd  # noqa: E402
 from numba_ce.integrations import torch as integration  # noqa: E402
 
 cross_entropy = integration.cross_entropy
@@ -115,7 +116,7 @@ def test_strides_are_used_in_place(rng, path):
     logits, target = make(rng, (6, 7))
     expected = both(logits, target, {})[1]
     for view in (logits.T.contiguous().T, torch.stack([logits, logits], -1)[..., 0]):
-        assert integration._array(view).ctypes.data == view.data_ptr()
+        assert _autograd.array_of(view, "input").ctypes.data == view.data_ptr()
         z = view.detach().requires_grad_()
         loss = cross_entropy(z, target)
         (grad,) = torch.autograd.grad(loss, z)
@@ -170,15 +171,16 @@ def test_only_the_record_is_kept(rng, monkeypatch):
     *kept, weight = loss.grad_fn.saved_tensors
     assert [t.data_ptr() for t in kept] == [logits.data_ptr(), target.data_ptr()]
     assert weight is None
-    assert loss.grad_fn.record.shape == (5, 9)
+    assert loss.grad_fn.kept.shape == (5, 9)
 
 
+@pytest.mark.parametrize("n_rows", [5, 600])
 @pytest.mark.parametrize("changed", ["input", "target", "weight"])
-def test_what_was_changed_before_the_backward_pass_is_found(rng, changed):
-    z = torch.randn(600, 1000, requires_grad=True)
+def test_what_was_changed_before_the_backward_pass_is_found(n_rows, changed):
+    z = torch.randn(n_rows, 1000, requires_grad=True)
     tensors = {
         "input": z * 1.0,
-        "target": torch.arange(600),
+        "target": torch.arange(n_rows),
         "weight": torch.linspace(0.5, 2.0, 1000),
     }
     loss = cross_entropy(**tensors)
@@ -225,30 +227,19 @@ def test_errors_are_those_of_torch(rng, path, name):
     assert str(ours.value) == str(theirs.value)
 
 
-def test_a_second_derivative_is_an_error_and_not_zero(rng, path):
-    logits, target = make(rng, (5, 7))
-    z, upstream = logits.requires_grad_(), torch.ones((), requires_grad=True)
-    loss = cross_entropy(z, target)
-    (grad,) = torch.autograd.grad(loss, z, upstream.double(), create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiate twice"):
-        grad.sum().backward()
-
-
 def test_what_only_torch_supports(rng):
     logits, target = make(rng, (5, 7), "probabilities")
     with pytest.raises(NotImplementedError, match="target requires a gradient"):
         cross_entropy(logits, target.requires_grad_())
-    z = logits.clone().requires_grad_()
-    (grad,) = torch.autograd.grad(cross_entropy(z, target.detach()), z, create_graph=True)
-    with pytest.raises(RuntimeError, match="does not require grad"):
-        grad.sum().backward()
 
 
 def test_compiled(rng):
-    """A graph break and no more; in a process of its own, for the compiler is slow to import."""
+    """A graph break and no warning; in a process of its own, for the compiler is slow to import."""
     code = """
+import warnings
 import torch
 from numba_ce.integrations.torch import cross_entropy
+warnings.filterwarnings("error", "Dynamo")
 @torch.compile(backend="eager")
 def f(x, y):
     return cross_entropy(x * 2, y) * 3
@@ -257,6 +248,7 @@ f(x, y).backward()
 got, x.grad = x.grad, None
 (torch.nn.functional.cross_entropy(x * 2, y) * 3).backward()
 torch.testing.assert_close(got, x.grad)
+f(x, y).backward()
 print(cross_entropy.__module__)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import numba_ce
-from numba_ce._validate import check_choice, check_integer, shown
+from numba_ce._validate import as_array, check_choice, check_integer, shown
 
 LIBRARIES = ("xgboost", "lightgbm")
 
@@ -35,20 +35,20 @@ def _arguments(first: Any, second: Any, weight: Any, n_classes: int) -> tuple[An
         scores, labels, weight = first, second.get_label(), second.get_weight()
     else:
         labels, scores = first, second
-    scores = np.asarray(scores)
+    scores = as_array(scores, "scores")
     if scores.ndim != 2 or scores.shape[1] != n_classes:
         raise ValueError(
             f"the scores have shape {scores.shape}: expected (n_rows, {n_classes}); set num_class "
             f"= {n_classes} in the parameters"
         )
-    labels = np.asarray(labels)
+    labels = as_array(labels, "labels")
     with np.errstate(invalid="ignore"):  # NaN, of which the next lines say that it is no class
         targets = labels.astype(np.int64)
     if not np.array_equal(targets, labels):
         row = int(np.flatnonzero(targets != labels)[0])
         raise ValueError(f"label[{row}] = {labels[row]}: expected a class index")
     if weight is not None:
-        weight = np.asarray(weight)
+        weight = as_array(weight, "sample_weight")
         if weight.size == 0:  # how XGBoost says that there is none
             weight = None
         elif weight.dtype.kind != "f":

@@ -19,6 +19,7 @@ from mpi4py import MPI
 from numpy.lib.array_utils import normalize_axis_index
 
 import numba_ce
+from numba_ce._foreign import readable
 from numba_ce._validate import check_reduction
 from numba_ce.api import reduced, result_dtype
 from numba_ce.records import N_FIELDS, scaled
@@ -250,7 +251,10 @@ def cross_entropy_and_grad(
     # Whatever this rank finds wrong, the others wait for it: it takes part, and raises afterwards
     try:
         n_rows = _n_rows(targets, local_logits, axis)
-        logits, targets = np.asanyarray(local_logits), np.asanyarray(targets)
+        logits = np.asanyarray(readable(local_logits, "local_logits"))
+        targets = np.asanyarray(readable(targets, "targets"))
+        sample_weight = readable(sample_weight, "sample_weight")
+        options["class_weight"] = class_weight = readable(class_weight, "class_weight")
         here = logits.shape[normalize_axis_index(axis, logits.ndim)] if logits.ndim else 0
         _check_choices(reduction, collectives)
     except Exception as caught:
@@ -353,7 +357,10 @@ def row_sharded_cross_entropy_and_grad(
     grad: Any = None
     try:
         check_reduction(reduction)
-        logits, targets = np.asanyarray(local_logits), np.asanyarray(local_targets)
+        logits = np.asanyarray(readable(local_logits, "local_logits"))
+        targets = np.asanyarray(readable(local_targets, "local_targets"))
+        sample_weight = readable(sample_weight, "sample_weight")
+        class_weight = readable(class_weight, "class_weight")
         loss, grad = numba_ce.cross_entropy_and_grad(
             logits,
             targets,
