@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +18,6 @@ from rich.table import Table
 
 import numba_ce
 from numba_ce import _cache
-from numba_ce.blocks import Source
 from numba_ce.demo import compare
 from numba_ce.evaluate import Evaluation, evaluate
 
@@ -82,14 +80,13 @@ def evaluate_files(
     temperature: Annotated[float, typer.Option()] = 1.0,
     class_weight: Annotated[Path | None, typer.Option(help=".npy file, one per class.")] = None,
     grad_out: Annotated[Path | None, typer.Option(help="Write the gradient to this file.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="What |V2 in a file stands for, as bfloat16.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Loss, perplexity, accuracy and entropy of stored logits."""
     try:
-        weight = None
-        if class_weight is not None:
-            with closing(Source(class_weight, "class_weight")) as source:
-                weight = source[()]
         with _progress() as bar:
             task = bar.add_task("rows")
             result = evaluate(
@@ -102,8 +99,9 @@ def evaluate_files(
                 z_loss=z_loss,
                 softcap=softcap,
                 temperature=temperature,
-                class_weight=weight,
+                class_weight=class_weight,
                 grad_out=grad_out,
+                dtype=dtype,
                 progress=lambda done, rows: bar.update(task, completed=done, total=rows),
             )
     except (OSError, ValueError, TypeError, ImportError) as error:

@@ -12,7 +12,7 @@ import numpy as np
 
 from numba_ce import row_stats
 from numba_ce._validate import Array, check_options, check_reduction
-from numba_ce.blocks import AHEAD, Block, Source
+from numba_ce.blocks import AHEAD, Block, Source, float_dtype
 from numba_ce.streaming import Options, Progress, run
 
 TOP = 5
@@ -104,24 +104,27 @@ def evaluate(
     reduction: str = "mean",
     grad_out: Path | None = None,
     progress: Progress | None = None,
+    dtype: Any = None,
     **options: Any,
 ) -> Evaluation:
     """Everything that the command `eval` prints.
 
     logits : path or array, (n_rows, n_classes), or classes first with axis 0
     targets : path or array, class indices (n_rows,)
+    class_weight, dtype : as for `stream`
     grad_out : .npy file for the gradient; it appears under its name when it is complete
     """
     if check_reduction(reduction) == "none":
         raise ValueError("reduction = 'none': expected 'mean' or 'sum'")
     arguments = Options(axis, class_weight, check_options(**options), reduction)
     counts, clock = _Counts(arguments), _Clock(progress)
-    with closing(Source(logits, "logits")) as z, closing(Source(targets, "targets")) as y:
+    dtype = None if dtype is None else float_dtype(dtype)
+    with closing(Source(logits, "logits", dtype)) as z, closing(Source(targets, "targets")) as y:
         if len(z.shape) != 2 or len(y.shape) != 1:
             raise ValueError(
                 f"logits have {len(z.shape)} axes and targets {len(y.shape)}: expected two and one"
             )
-        result = run(z, y, None, arguments, grad_out, clock, counts.visit)
+        result = run(z, y, None, arguments, grad_out, clock, counts.visit, dtype)
     nan, kept = float("nan"), counts.kept
     mean = float(result.loss)
     if reduction == "sum":
