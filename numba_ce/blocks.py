@@ -60,7 +60,11 @@ class Source:
         if isinstance(value, MaskedArray):
             as_array(value, name)  # raises
         self.array, self.shape = value, tuple(value.shape)
-        self.dtype = _element(np.dtype(value.dtype), name, dtype)
+        try:
+            self.dtype = _element(np.dtype(value.dtype), name, dtype)
+        except BaseException:
+            self.close()
+            raise
         if isinstance(value, np.ndarray) and value.dtype != self.dtype:
             self.array = value.view(self.dtype)
         if any(n != n for n in self.shape):  # NaN, of Dask
