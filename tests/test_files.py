@@ -298,3 +298,17 @@ def test_lists_are_arrays(cpu, rng):
     np.testing.assert_allclose(blocks.loss, loss, rtol=1e-14)
     with pytest.raises(TypeError, match="logits have dtype int64: expected float16"):
         nc.stream([[1, 2], [3, 4]], [0, 1])
+
+
+def test_eval(cpu, folder, rng):
+    evaluation = pytest.importorskip("numba_ce.evaluate")
+    targets, weight = rng.integers(0, C, N), "class_weight.npy"
+    before = contents(folder)
+    with pytest.raises(ValueError, match=r"grad_out = .* is a file of class_weight"):
+        evaluation.evaluate("logits.npy", targets, class_weight=weight, grad_out=weight)
+    assert contents(folder) == before
+    logits = np.load("logits.npy").astype(ml_dtypes.bfloat16)
+    np.save("b.npy", logits)
+    got = evaluation.evaluate("b.npy", targets, class_weight=weight, dtype="bfloat16")
+    wanted = nc.cross_entropy(logits, targets, class_weight=np.load(weight))
+    np.testing.assert_allclose(got.loss, wanted, rtol=1e-6)
