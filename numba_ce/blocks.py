@@ -6,7 +6,8 @@ import math
 import os
 import threading
 from _thread import start_new_thread
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple
@@ -16,8 +17,9 @@ from numpy.ma import MaskedArray
 
 from numba_ce._foreign import readable
 from numba_ce._fork import importing
-from numba_ce._validate import Array, as_array, check_logits, shown
+from numba_ce._validate import FLOATS, Array, as_array, check_logits, float_name, shown
 from numba_ce.npy import Index, NpyReader
+from numba_ce.weights import stand_in
 
 # Requests to the disk and wake-ups of the threads cost little; longer ones leave the caches
 BLOCK_BYTES = 8 << 20
@@ -46,37 +48,103 @@ def numpy_dtype(value: Any) -> np.dtype[Any] | None:
 class Source:
     """An array in a file, in memory, or in a store that is indexed with slices."""
 
-    def __init__(self, value: Any, name: str) -> None:
-        """Open a path; anything with a shape, a dtype and slices is taken as it is."""
+    def __init__(self, value: Any, name: str, dtype: Any = None) -> None:
+        """Open a path; anything with a shape, a dtype and slices is taken as it is.
+
+        dtype : what "|V2" stands for, as which NumPy stores bfloat16
+        """
         self.name = name
-        if isinstance(value, (str, os.PathLike)):
+        if is_path(value):
             value = _open(Path(value), name)
-        value = readable(value, name)
-        if not (hasattr(value, "shape") and numpy_dtype(value) is not None):
-            value = as_array(value, name)
+        else:
+            value = readable(value, name)
+            if not (hasattr(value, "shape") and numpy_dtype(value) is not None):
+                value = as_array(_no_container(value, name), name)
         if isinstance(value, MaskedArray):
             as_array(value, name)  # raises
-        self.array, self.shape, self.dtype = value, tuple(value.shape), np.dtype(value.dtype)
+        self.array, self.shape = value, tuple(value.shape)
+        try:
+            self.dtype = _element(np.dtype(value.dtype), name, dtype)
+        except BaseException:
+            self.close()
+            raise
+        if isinstance(value, np.ndarray) and value.dtype != self.dtype:
+            self.array = value.view(self.dtype)
+        if any(n != n for n in self.shape):  # NaN, of Dask
+            raise ValueError(
+                f"{name} have unknown chunk sizes: expected {name}.compute_chunk_sizes()"
+            )
         # In memory a view will do; a map would be read by the kernel, page fault by page fault
         # What others hand out (xarray, for one) may be a view of what belongs to the caller
         self.ours = isinstance(value, (np.memmap, NpyReader))
 
     @classmethod
-    def of(cls, value: Any, name: str) -> Source:
+    def of(cls, value: Any, name: str, dtype: Any = None) -> Source:
         """`value` itself if it is a source."""
-        return value if isinstance(value, cls) else cls(value, name)
+        return value if isinstance(value, cls) else cls(value, name, dtype)
 
     def __getitem__(self, index: Index) -> Array:
         """A part of it, read into memory."""
         part = self.array[index]
         if isinstance(self.array, np.memmap):
             return np.array(part, order="K", subok=False)
-        return as_array(part, self.name)
+        part = as_array(part, self.name)
+        return part if part.dtype.kind != "V" else part.view(self.dtype)
 
     def close(self) -> None:
         """Close what was opened here."""
         if isinstance(self.array, NpyReader):
             self.array.close()
+
+
+def is_path(value: Any) -> bool:
+    """Whether an argument names a file or folder."""
+    return isinstance(value, (str, os.PathLike))
+
+
+def _no_container(value: Any, name: str) -> Any:
+    """The same, but for an open file or an archive, which NumPy would make an array of bytes."""
+    if isinstance(value, (bytes, bytearray, Mapping)) or hasattr(value, "read"):
+        raise TypeError(
+            f"{name} = {shown(value)}: expected a path, an array or an iterable of arrays (of an "
+            "open file its path, of an .npz archive one array, as numpy.load(path)[name])"
+        )
+    return value
+
+
+def float_dtype(dtype: Any) -> np.dtype[Any]:
+    """A dtype that may be given as "bfloat16", which NumPy alone does not know."""
+    try:
+        if dtype == "bfloat16":
+            with importing:
+                import ml_dtypes
+
+            dtype = ml_dtypes.bfloat16
+        found: np.dtype[Any] = np.dtype(dtype)
+    except ImportError:
+        raise ImportError("dtype = 'bfloat16' needs pip install ml_dtypes") from None
+    except TypeError:
+        found = np.dtype(object)
+    if float_name(found) is None:
+        raise ValueError(f"dtype = {shown(dtype)}: expected one of {', '.join(FLOATS)}")
+    return found
+
+
+def _element(found: np.dtype[Any], name: str, dtype: np.dtype[Any] | None) -> np.dtype[Any]:
+    """The dtype of an array's elements: its own, or that given for bytes without a type."""
+    untyped = found.kind == "V" and found.names is None and float_name(found) is None
+    if not untyped:
+        if dtype is not None and name == "logits" and found.name != dtype.name:
+            raise ValueError(f"dtype = {dtype.name!r}: logits have dtype {found}, expected |V")
+        return found
+    if dtype is None:
+        raise TypeError(
+            f"{name} have dtype {found}, bytes without a type: expected what they are as dtype "
+            "(--dtype of eval), 'bfloat16' where NumPy saved that"
+        )
+    if dtype.itemsize != found.itemsize:
+        raise ValueError(f"dtype = {dtype.name!r}: {name} have elements of {found.itemsize} bytes")
+    return dtype
 
 
 def _open(path: Path, name: str) -> Any:
@@ -171,15 +239,24 @@ def read_ahead(items: Generator[Block]) -> Generator[Block]:
             wanted.put(False)
 
 
-def is_blocks(value: Any, name: str) -> bool:
-    """Whether an argument is an iterable of blocks and not one array."""
-    if isinstance(value, (str, os.PathLike, Source)) or hasattr(readable(value, name), "shape"):
+def is_blocks(value: Any, name: str, n_axes: int, lists: bool = False) -> bool:
+    """Whether an argument is an iterable of blocks and not one array.
+
+    n_axes : a list of arrays of so many axes is one of blocks
+    lists : whether a list in that list counts as an array
+    """
+    if is_path(value) or isinstance(value, Source) or hasattr(readable(value, name), "shape"):
         return False
-    if not hasattr(value, "__iter__"):
+    if not hasattr(_no_container(value, name), "__iter__"):
         raise TypeError(
             f"{name} = {shown(value)}: expected a path, an array or an iterable of arrays"
         )
-    return not isinstance(value, (list, tuple)) or any(np.ndim(item) for item in value[:1])
+    if not isinstance(value, (list, tuple)):
+        return True
+    return any(
+        is_path(item) or (np.ndim(item) if lists else len(getattr(item, "shape", ()))) >= n_axes
+        for item in value[:1]
+    )
 
 
 def full_index(index: Index, axis: int) -> Index:
@@ -199,42 +276,80 @@ def blocks_of_arrays(
         yield Block(index, logits[full], y, s, logits.ours)
 
 
-def blocks_of_blocks(logits: Iterable[Any], others: dict[str, Any], axis: int) -> Generator[Block]:
+def _block(item: Any, name: str, number: int, dtype: Any) -> Source:
+    """An array of an iterable, or a file in its place."""
+    if isinstance(item, tuple) and any(
+        is_path(part) or len(getattr(part, "shape", ())) > 1 for part in item[:1]
+    ):
+        raise TypeError(
+            f"{name} block {number} is a tuple of {len(item)}: expected an array or a path (make "
+            "two iterables of pairs, with itertools.tee)"
+        )
+    return Source(item if is_path(item) else as_array(_no_container(item, name), name), name, dtype)
+
+
+def blocks_of_blocks(
+    logits: Iterable[Any], others: dict[str, Any], axis: int, dtype: Any
+) -> Generator[Block]:
     """Blocks that follow each other along the first axis, each with its rows of the others.
 
     others : targets and sample_weight, each a `Source`, an iterator of blocks, or None
+    dtype : as for `Source`
     """
     n_rows, first = 0, None
     for number, item in enumerate(logits):
-        z, last = check_logits(item, axis)
-        if last == 0:
-            raise ValueError(
-                f"logits are blocks of shape {z.shape} with axis = {axis}: expected rows along the "
-                "first axis and classes along another"
-            )
-        kind = (z.shape[1:], z.dtype.name)
-        if kind != (first := first or kind):
-            raise ValueError(
-                f"logits block {number} has dtype {kind[1]} and rows of shape {kind[0]}: expected "
-                f"{first[1]} and {first[0]}, as the first"
-            )
-        rows = z.shape[:last] + z.shape[last + 1 :]
-        index = (slice(n_rows, n_rows + rows[0]), *(slice(0, n) for n in rows[1:]))
-        n_rows += rows[0]
-        parts: dict[str, Any] = {}
-        for name, other in others.items():
-            if isinstance(other, Source):
-                if n_rows > other.shape[0]:
-                    raise ValueError(f"{name} have {other.shape[0]} rows: logits have more")
-                parts[name] = other[
-                    full_index(index, last) if len(other.shape) == z.ndim else index
-                ]
-            elif other is not None:
-                part = next(other, None)
-                if part is None:
-                    raise ValueError(f"{name} have fewer blocks than logits")
-                parts[name] = as_array(part, name)
-        yield Block(index, z, parts["targets"], parts.get("sample_weight"), False)
+        with ExitStack() as stack:
+            z = stack.enter_context(closing(_block(item, "logits", number, dtype)))
+            _, last = check_logits(stand_in(z.shape, z.dtype), axis)
+            if last == 0:
+                raise ValueError(
+                    f"logits are blocks of shape {z.shape} with axis = {axis}: expected rows along "
+                    "the first axis and classes along another"
+                )
+            kind = (z.shape[1:], z.dtype.name)
+            if kind != (first := first or kind):
+                raise ValueError(
+                    f"logits block {number} has dtype {kind[1]} and rows of shape {kind[0]}: "
+                    f"expected {first[1]} and {first[0]}, as the first"
+                )
+            parts: dict[str, Source] = {}
+            for name, other in others.items():
+                if isinstance(other, Source):
+                    parts[name] = other
+                    if n_rows + z.shape[0] > other.shape[0]:
+                        raise ValueError(f"{name} have {other.shape[0]} rows: logits have more")
+                elif other is not None:
+                    part = next(other, None)
+                    if part is None:
+                        raise ValueError(f"{name} have fewer blocks than logits")
+                    parts[name] = _block(part, name, number, dtype)
+                    stack.callback(parts[name].close)
+                    if parts[name].shape[:1] != z.shape[:1]:
+                        raise ValueError(
+                            f"{name} block {number} has shape {parts[name].shape}: expected "
+                            f"{z.shape[0]} rows"
+                        )
+            rows = z.shape[:last] + z.shape[last + 1 :]
+            cuts: Iterable[Index] = [tuple(slice(0, n) for n in rows)]
+            if is_path(item):
+                chunks = getattr(z.array, "chunks", None)
+                cuts = block_indices(z.shape, last, z.dtype.itemsize, chunks)
+            for cut in cuts:
+                moved = (slice(n_rows + cut[0].start, n_rows + cut[0].stop), *cut[1:])
+                at = {}
+                for name, source in parts.items():
+                    index = moved if source is others[name] else cut
+                    at[name] = source[
+                        full_index(index, last) if len(source.shape) == len(z.shape) else index
+                    ]
+                yield Block(
+                    moved,
+                    z[full_index(cut, last)],
+                    at["targets"],
+                    at.get("sample_weight"),
+                    z.ours,
+                )
+            n_rows += z.shape[0]
     for name, other in others.items():
         if isinstance(other, Source) and other.shape[0] != n_rows:
             raise ValueError(f"{name} have {other.shape[0]} rows: logits have {n_rows}")

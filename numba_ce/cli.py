@@ -6,7 +6,6 @@ import json
 import os
 import platform
 from collections.abc import Callable
-from contextlib import closing
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -23,7 +22,6 @@ from typer.core import TyperGroup
 import numba_ce
 from numba_ce import _cache
 from numba_ce._backend import MODULES, VARIABLE
-from numba_ce.blocks import Source
 from numba_ce.demo import compare
 from numba_ce.evaluate import Evaluation, evaluate
 
@@ -124,13 +122,12 @@ def evaluate_files(
     temperature: Annotated[float, typer.Option()] = 1.0,
     class_weight: Annotated[Path | None, typer.Option(help=".npy file, one per class.")] = None,
     grad_out: Annotated[Path | None, typer.Option(help="Write the gradient to this file.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="What |V2 in a file stands for, as bfloat16.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Loss, perplexity, accuracy and entropy of stored logits."""
-    weight = None
-    if class_weight is not None:
-        with closing(Source(class_weight, "class_weight")) as source:
-            weight = source[()]
     with _progress() as bar:
         task = bar.add_task("rows", total=None)
         result = evaluate(
@@ -143,8 +140,9 @@ def evaluate_files(
             z_loss=z_loss,
             softcap=softcap,
             temperature=temperature,
-            class_weight=weight,
+            class_weight=class_weight,
             grad_out=grad_out,
+            dtype=dtype,
             progress=lambda done, rows: bar.update(task, completed=done, total=rows),
         )
     if as_json:

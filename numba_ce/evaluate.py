@@ -12,7 +12,7 @@ import numpy as np
 
 from numba_ce import RowStats, row_stats
 from numba_ce._validate import Array, check_options, check_reduction
-from numba_ce.blocks import Block, Source
+from numba_ce.blocks import Block, Source, float_dtype
 from numba_ce.streaming import Options, Progress, run
 
 TOP = 5
@@ -98,25 +98,28 @@ def evaluate(
     reduction: str = "mean",
     grad_out: Path | None = None,
     progress: Progress | None = None,
+    dtype: Any = None,
     **options: Any,
 ) -> Evaluation:
     """Everything that the command `eval` prints.
 
     logits : path or array of at least two axes, the classes along `axis`
     targets : path or array, class indices of the shape of the other axes
+    class_weight, dtype : as for `stream`
     grad_out : .npy file for the gradient; it appears under its name when it is complete
     """
     if check_reduction(reduction) == "none":
         raise ValueError("reduction = 'none': expected 'mean' or 'sum'")
     arguments = Options(axis, class_weight, check_options(**options), reduction)
     counts = _Counts(arguments)
-    with closing(Source(logits, "logits")) as z, closing(Source(targets, "targets")) as y:
+    dtype = None if dtype is None else float_dtype(dtype)
+    with closing(Source(logits, "logits", dtype)) as z, closing(Source(targets, "targets")) as y:
         if y.shape == z.shape and y.dtype.kind not in "iu":
             raise TypeError(
                 f"targets have dtype {y.dtype} and the shape {y.shape} of the logits: expected "
                 "class indices, integers of that shape without the class axis"
             )
-        result = run(z, y, None, arguments, grad_out, progress, counts.visit)
+        result = run(z, y, None, arguments, grad_out, progress, counts.visit, dtype)
     nan, kept = float("nan"), counts.kept
     mean = float(result.loss)
     if reduction == "sum":

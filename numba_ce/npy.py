@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from numba_ce._files import Inputs, OutputFile, check_regular
 from numba_ce._validate import Array
 
 Index = tuple[slice, ...]
@@ -57,6 +58,7 @@ class NpyReader:
     def __init__(self, path: Path, name: str) -> None:
         """Read the header. ValueError for what is not an .npy file as long as its header says."""
         self._where = f"{name} {path}"
+        check_regular(path, self._where)  # of a pipe nothing is read twice, and open() would wait
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed by `close`
         try:
             self._read_header()
@@ -67,13 +69,20 @@ class NpyReader:
     def _read_header(self) -> None:
         file, header = self._file, np.lib.format
         if file.read(2) == b"PK":
-            raise ValueError(f"{self._where}: an archive of arrays, expected one .npy array")
+            raise ValueError(
+                f"{self._where}: an archive of arrays, expected one .npy array, or an array of it "
+                "as numpy.load(path)[name]"
+            )
         file.seek(0)
         try:
             version = header.read_magic(file)
-            read = {(1, 0): header.read_array_header_1_0, (2, 0): header.read_array_header_2_0}
-            self.shape, self._fortran, self.dtype = read[version](file)
-        except (ValueError, EOFError, KeyError) as error:
+            if version not in ((1, 0), (2, 0), (3, 0)):
+                raise ValueError(f"format {version}, expected 1.0, 2.0 or 3.0")
+            first = version == (1, 0)
+            # 3.0 differs from 2.0 in the encoding alone, of the names of fields
+            read = header.read_array_header_1_0 if first else header.read_array_header_2_0
+            self.shape, self._fortran, self.dtype = read(file)
+        except (ValueError, EOFError) as error:
             raise ValueError(f"{self._where}: not a readable .npy file ({error})") from None
         if self.dtype.hasobject:
             raise ValueError(f"{self._where}: not a readable .npy file (it holds Python objects)")
@@ -106,30 +115,39 @@ class NpyReader:
                 raise OSError(f"{self._where}: became shorter while it was read")
             rest = rest[n:]
 
+    def fileno(self) -> int:
+        """The number of the open file."""
+        return self._file.fileno()
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()
 
 
-class NpyWriter:
+class NpyWriter(OutputFile):
     """An .npy file in the making, which appears under its name when it is complete."""
 
-    def __init__(self, path: Path, shape: tuple[int, ...], dtype: Any, fortran: bool) -> None:
+    def __init__(
+        self,
+        path: Any,
+        name: str,
+        shape: tuple[int, ...],
+        dtype: Any,
+        fortran: bool,
+        inputs: Inputs = (),
+    ) -> None:
         """Start an unfinished file beside `path`, and claim its place on the disk."""
-        self._path, self._shape, self._fortran = path, shape, fortran
-        self._itemsize = np.dtype(dtype).itemsize
-        # A file of its own, made as open() makes files: tempfile would keep it from other users
-        self._unfinished = path.with_name(f"{path.name}.{os.urandom(4).hex()}.part")
-        self._file = open(self._unfinished, "xb", buffering=0)  # noqa: SIM115
+        super().__init__(path, name, inputs)
+        self._shape, self._fortran, self._itemsize = shape, fortran, np.dtype(dtype).itemsize
         try:
             header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "shape": shape}
-            np.lib.format.write_array_header_1_0(self._file, header | {"fortran_order": fortran})
-            self._data = self._file.tell()
+            np.lib.format.write_array_header_1_0(self.file, header | {"fortran_order": fortran})
+            self._data = self.file.tell()
             size = self._data + math.prod(shape) * self._itemsize
             if hasattr(os, "posix_fallocate"):  # a full disk is an error now and not in an hour
-                os.posix_fallocate(self._file.fileno(), 0, size)
+                os.posix_fallocate(self.file.fileno(), 0, size)
             else:
-                self._file.truncate(size)
+                self.file.truncate(size)
         except BaseException:
             self.discard()
             raise
@@ -141,18 +159,7 @@ class NpyWriter:
             index, shape, part = index[::-1], shape[::-1], part.T
         if part.size:
             for element, piece in _runs(shape, index):
-                self._file.seek(self._data + element * self._itemsize)
+                self.file.seek(self._data + element * self._itemsize)
                 rest = _bytes(np.ascontiguousarray(_at(part, piece)))
                 while rest:
-                    rest = rest[self._file.write(rest) :]
-
-    def commit(self) -> None:
-        """Give the file its name."""
-        os.fsync(self._file.fileno())
-        self._file.close()
-        os.replace(self._unfinished, self._path)
-
-    def discard(self) -> None:
-        """Remove the unfinished file."""
-        self._file.close()
-        self._unfinished.unlink(missing_ok=True)
+                    rest = rest[self.file.write(rest) :]

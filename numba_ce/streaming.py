@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import time
 from collections.abc import Callable, Generator, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from numba_ce._files import check_array, origin
 from numba_ce._validate import (
     Array,
     Problem,
-    as_array,
     check_logits,
     check_options,
     check_out,
@@ -34,8 +32,10 @@ from numba_ce.blocks import (
     block_indices,
     blocks_of_arrays,
     blocks_of_blocks,
+    float_dtype,
     full_index,
     is_blocks,
+    is_path,
     numpy_dtype,
     read_ahead,
 )
@@ -102,16 +102,14 @@ def _weigh(
 def _sink(grad_out: Any, logits: Source, axis: int, others: tuple[Any, ...]) -> Any:
     """Where gradients go: a new file, or anything that fits and takes slices.
 
-    others : what it must not overlap, with names, as for `check_out`
+    others : what it must not overwrite, with names, as for `check_out`
     """
     dtype = logits.dtype.newbyteorder("=")
-    if isinstance(grad_out, (str, os.PathLike)):
+    if is_path(grad_out):
         # Rows in one piece each, so that a block is written in one piece
-        fortran, path = axis == 0 and len(logits.shape) > 1, Path(grad_out)
-        if path.is_dir():  # also "", which is the current folder; the file gets its name at the end
-            name = os.fspath(grad_out)
-            raise ValueError(f"grad_out = {name!r} is a folder: expected the path of a file")
-        return NpyWriter(path, logits.shape, dtype, fortran)
+        fortran = axis == 0 and len(logits.shape) > 1
+        inputs = [(name, origin(array)) for array, name in ((logits.array, "logits"), *others)]
+        return NpyWriter(grad_out, "grad_out", logits.shape, dtype, fortran, inputs)
     if not hasattr(grad_out, "__setitem__") or numpy_dtype(grad_out) is None:
         raise TypeError(f"grad_out is a {type(grad_out).__name__}: expected a path or an array")
     if tuple(grad_out.shape) != logits.shape:
@@ -122,6 +120,7 @@ def _sink(grad_out: Any, logits: Source, axis: int, others: tuple[Any, ...]) -> 
         in_memory = isinstance(logits.array, np.ndarray)
         like = logits.array if in_memory else stand_in(logits.shape, dtype)
         check_out(grad_out, like, others, "grad_out")
+    check_array(grad_out, "grad_out", logits.array, others)
     return grad_out
 
 
@@ -138,24 +137,38 @@ class _Job(NamedTuple):
 
 
 def _prepare(
-    logits: Any, others: dict[str, Any], options: Options, grad_out: Any, close_later: Any
+    logits: Any,
+    others: dict[str, Any],
+    options: Options,
+    grad_out: Any,
+    dtype: Any,
+    close_later: Any,
 ) -> _Job:
     """Open everything and check what can be checked."""
+    class_weight = options.class_weight
+    if is_path(class_weight):
+        class_weight = Source(class_weight, "class_weight", dtype)
+        close_later(class_weight.close)
+        options = options._replace(class_weight=class_weight[()])
+        class_weight = class_weight.array
+    in_blocks = is_blocks(logits, "logits", 2)
     for name, value in others.items():
         if value is None:
             continue
-        others[name] = iter(value) if is_blocks(value, name) else Source.of(value, name)
+        blocks_too = is_blocks(value, name, 1, lists=in_blocks)
+        others[name] = iter(value) if blocks_too else Source.of(value, name, dtype)
         if isinstance(others[name], Source):
             close_later(others[name].close)
-    if is_blocks(logits, "logits"):
+    if in_blocks:
         if grad_out is not None:
             raise ValueError("grad_out: not with blocks of logits, expected them in one array")
-        blocks = blocks_of_blocks(logits, others, options.axis)
+        blocks = blocks_of_blocks(logits, others, options.axis, dtype)
         return _Job(blocks, options, None, 0, np.dtype(np.float64), 0.0, None)
-    source = Source.of(logits, "logits")
+    source = Source.of(logits, "logits", dtype)
     close_later(source.close)
-    shape, dtype = source.shape, source.dtype
-    _, axis = check_logits(stand_in(shape, dtype), options.axis)
+    shape = source.shape
+    like = stand_in(shape, source.dtype)
+    _, axis = check_logits(like, options.axis)
     if len(shape) < 2:
         raise ValueError(f"logits have shape {shape}: expected rows and classes")
     for name, other in others.items():
@@ -163,7 +176,7 @@ def _prepare(
             raise TypeError(f"{name} are blocks and logits are not: expected an array")
     options = options._replace(axis=axis)
     indices = list(
-        block_indices(shape, axis, dtype.itemsize, getattr(source.array, "chunks", None))
+        block_indices(shape, axis, source.dtype.itemsize, getattr(source.array, "chunks", None))
     )
     targets, sample_weight = others["targets"], others["sample_weight"]
     weight = _weigh(source, targets, sample_weight, options, indices)
@@ -171,11 +184,10 @@ def _prepare(
     sink = None
     if grad_out is not None:
         arrays = [(other.array, name) for name, other in others.items() if other is not None]
-        weights = as_array(options.class_weight, "class_weight"), "class_weight"
-        sink = _sink(grad_out, source, axis, (*arrays, weights))
+        arrays.append((class_weight, "class_weight"))
+        sink = _sink(grad_out, source, axis, tuple(arrays))
     rows = shape[:axis] + shape[axis + 1 :]
-    losses = result_dtype(stand_in(shape, dtype))
-    return _Job(blocks, options, rows, shape[axis], losses, weight, sink)
+    return _Job(blocks, options, rows, shape[axis], result_dtype(like), weight, sink)
 
 
 def _compute(block: Block, job: _Job) -> tuple[float, Array | None]:
@@ -208,6 +220,7 @@ def run(
     grad_out: Any = None,
     progress: Progress | None = None,
     visit: Callable[[Block], None] | None = None,
+    dtype: Any = None,
 ) -> StreamResult:
     """`stream`, which shows each block to `visit` before its gradient may overwrite it."""
     begin = time.perf_counter()
@@ -216,7 +229,8 @@ def run(
     total = 0.0
     with contextlib.ExitStack() as stack:
         others = {"targets": targets, "sample_weight": sample_weight}
-        job = _prepare(logits, others, options, grad_out, stack.callback)
+        given = None if dtype is None else float_dtype(dtype)
+        job = _prepare(logits, others, options, grad_out, given, stack.callback)
         options, weight, dtype, n_classes = job.options, job.weight, job.dtype, job.n_classes
         if isinstance(job.sink, NpyWriter):
             stack.callback(job.sink.discard)  # of nothing, once it is committed
@@ -287,6 +301,7 @@ def stream(
     reduction: str = "mean",
     grad_out: Any = None,
     progress: Progress | None = None,
+    dtype: Any = None,
 ) -> StreamResult:
     """`cross_entropy`, and its gradient, of logits that need not fit into memory.
 
@@ -295,24 +310,28 @@ def stream(
 
     Parameters
     ----------
-    logits : path, array or iterable of arrays
+    logits : path, array, or iterable of arrays and paths
         An .npy file, or the directory of a Zarr array (extra `zarr`); a memory map, a Zarr or HDF5
         array, or whatever else has a shape, a dtype and slices; or blocks that follow each other
-        along their first axis. At least two axes.
-    targets, sample_weight : path, array or iterable of arrays
+        along their first axis, each an array or a file. At least two axes.
+    targets, sample_weight : path, array, or iterable of arrays and paths
         As for `cross_entropy`. With blocks of logits they may be blocks too, of the same rows.
-    class_weight : array_like of shape (C,), optional
+    class_weight : path or array_like of shape (C,), optional
         As for `cross_entropy`.
     axis, label_smoothing, ignore_index, z_loss, softcap, temperature, check_targets, reduction
         As for `cross_entropy`.
     grad_out : path or array, optional
         Where the gradient goes: an .npy file, which appears under its name when it is complete, or
         an array of the shape and dtype of the logits, as a memory map; ``grad_out=logits`` works
-        in place. Not with blocks. NumPy knows bfloat16 in a file as two bytes, "|V2": read it with
-        ``numpy.load(path).view(ml_dtypes.bfloat16)``.
+        in place. Not with blocks. A file that exists keeps its mode, and a link leads to the new
+        file; anything but a file, and a file that is read, is refused.
     progress : callable, optional
         Called as ``progress(rows done, rows in all)`` after each block; the second is None if the
         logits are blocks.
+    dtype : dtype_like, optional
+        What "|V2" stands for, in files and arrays: NumPy stores bfloat16 (also as a gradient) as
+        two bytes without a type. ``dtype="bfloat16"`` needs `ml_dtypes`; elsewhere
+        ``numpy.load(path).view(ml_dtypes.bfloat16)`` does the same.
 
     Returns
     -------
@@ -328,7 +347,7 @@ def stream(
         From reading or writing, as for a full disk. No file is left under the name `grad_out`; an
         array may be partly written, as a note on the exception says.
     ImportError
-        For a directory, without Zarr.
+        For a directory, without Zarr; for bfloat16, without ml_dtypes.
 
     Notes
     -----
@@ -348,4 +367,4 @@ def stream(
         raise TypeError("targets is None: expected a path, an array or an iterable of arrays")
     loss = check_options(label_smoothing, ignore_index, z_loss, softcap, temperature, check_targets)
     options = Options(axis, class_weight, loss, check_reduction(reduction))
-    return run(logits, targets, sample_weight, options, grad_out, progress)
+    return run(logits, targets, sample_weight, options, grad_out, progress, dtype=dtype)

@@ -353,3 +353,40 @@ def test_a_killed_worker_changes_nothing(cpu, rng, tmp_path):
         assert set(client.run(os.getpid).values()) != set(pids.values())
     np.testing.assert_allclose(loss, expected, rtol=1e-13)
     np.testing.assert_allclose(grad, expected_grad, rtol=1e-12)
+
+
+# ---------------------------------------------------------------- chunks of any kind
+
+
+@pytest.mark.parametrize("classes", [(0, 5), (2, 0, 3), (5, 0), (0, 0, 5)])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_blocks_without_classes(cpu, rng, classes, axis):
+    logits, targets = make_logits(rng, (6, 5)), rng.integers(0, 5, 6)
+    chunks = ((4, 2), classes) if axis else (classes, (4, 2))
+    z = lazy(logits if axis else logits.T, chunks)
+    stats = dask.compute(*integration.row_stats(z, targets, axis=axis))
+    for got, expected in zip(stats, nc.row_stats(logits, targets), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-13)
+    _, grad = integration.cross_entropy_and_grad(z, targets, axis=axis)
+    assert grad.chunks == z.chunks
+
+
+def test_unknown_chunk_sizes_are_named(cpu, rng):
+    logits, targets = make_logits(rng, (6, 5)), rng.integers(0, 5, 6)
+
+    def unknown(array):
+        array = da.from_array(array, chunks=3)
+        return array[da.ones(len(array), dtype=bool, chunks=3)]
+
+    weight = np.ones(6)
+    for name in ("logits", "targets", "sample_weight", "class_weight"):
+        values = {"logits": logits, "targets": targets, "sample_weight": weight}
+        values["class_weight"] = np.ones(5)
+        values[name] = unknown(values[name])
+        known = values | {"logits": da.from_array(logits, chunks=3)} | {name: values[name]}
+        message = rf"{name} have unknown chunk sizes: expected {name}\.compute_chunk_sizes\(\)"
+        with pytest.raises(ValueError, match=message):
+            integration.cross_entropy(**known)
+        if name != "class_weight":
+            with pytest.raises(ValueError, match=message):
+                nc.stream(**values)

@@ -56,6 +56,40 @@ def test_recipe(name, tmp_path):
     assert result.returncode == 0, result.stderr
 
 
+OF_JAX = """
+for dtype in (jnp.float16, jnp.bfloat16):
+    z = logits.astype(dtype)
+    value, grad = jax.value_and_grad(lambda z: cross_entropy(z, targets).sum())(z)
+    exact = jax.grad(lambda z: -jax.nn.log_softmax(z)[jnp.arange(32), targets].sum())(
+        z.astype(jnp.float32)
+    )
+    assert value.dtype == jnp.float32 and grad.dtype == dtype
+    half_ulp = jnp.finfo(dtype).eps / 2
+    np.testing.assert_allclose(grad.astype(jnp.float32), exact, rtol=1.1 * half_ulp)
+several = jnp.stack([logits, 2 * logits, -logits])
+other = jnp.stack([targets, targets[::-1], targets])
+for axes in ((0, None), (None, 0), (0, 0)):
+    z, y = (logits, several)[axes[0] == 0], (targets, other)[axes[1] == 0]
+    losses = jax.vmap(cross_entropy, in_axes=axes)(z, y)
+    grads = jax.vmap(jax.grad(lambda z, y: cross_entropy(z, y).sum()), in_axes=axes)(z, y)
+    for i in range(3):
+        one = [a[i] if axis == 0 else a for a, axis in zip((z, y), axes)]
+        expected = numba_ce.cross_entropy_and_grad(*map(np.asarray, one), reduction="none")
+        np.testing.assert_array_equal(losses[i], expected[0])
+        np.testing.assert_array_equal(grads[i], expected[1])
+print("all of it")
+"""
+
+
+def test_recipe_of_jax_with_16_bits_and_vmap(tmp_path):
+    pytest.importorskip("jax")
+    (tmp_path / "recipe.py").write_text("\n".join([*python_blocks_of(SECTIONS["jax"]), OF_JAX]))
+    result = subprocess.run(
+        [sys.executable, "recipe.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert result.stdout == "all of it\n", result.stderr
+
+
 def test_every_row_of_the_table_leads_to_a_recipe():
     readme = (ROOT / "README.md").read_text("utf-8")
     table = re.search(r"^\| your data is.*?(?=\n\n)", readme, re.MULTILINE | re.DOTALL).group()

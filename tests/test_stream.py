@@ -482,7 +482,7 @@ def test_parts_of_files(rng, tmp_path, shape, fortran):
     if fortran:
         array = np.asfortranarray(array)
     reader = NpyReader(npy(tmp_path, "a.npy", array), "a")
-    writer = NpyWriter(tmp_path / "b.npy", shape, array.dtype, fortran)
+    writer = NpyWriter(tmp_path / "b.npy", "b", shape, array.dtype, fortran)
     for _ in range(20):
         index = tuple(slice(*sorted(rng.integers(0, n + 1, 2).tolist())) for n in shape)
         assert (reader[index] == array[index]).all()

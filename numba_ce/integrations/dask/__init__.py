@@ -297,6 +297,8 @@ def row_stats(
     """
     given = targets is not None
     axis = check_logits(logits, axis)
+    if 0 in logits.chunks[axis]:  # a block without classes has no maximum
+        logits = logits.rechunk({axis: tuple(n for n in logits.chunks[axis] if n) or (0,)})
     if not given:
         chunks = [lengths for i, lengths in enumerate(logits.chunks) if i != axis]
         targets = da.zeros([sum(lengths) for lengths in chunks], chunks=chunks, dtype=np.int8)

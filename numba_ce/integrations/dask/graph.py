@@ -71,12 +71,16 @@ class Arrays(NamedTuple):
         )
 
 
+def _check_known(array: Any, name: str) -> None:
+    if any(math.isnan(n) for n in np.shape(array)):
+        raise ValueError(f"{name} have unknown chunk sizes: expected {name}.compute_chunk_sizes()")
+
+
 def check_logits(logits: Any, axis: Any) -> int:
     """The class axis of a Dask array with known chunks."""
     if not isinstance(logits, da.Array):
         raise TypeError(f"logits are a {type(logits).__name__}: expected a dask.array.Array")
-    if any(math.isnan(n) for n in logits.shape):
-        raise ValueError("logits have unknown chunk sizes: expected logits.compute_chunk_sizes()")
+    _check_known(logits, "logits")
     if logits.ndim < 2:
         raise ValueError(f"logits have shape {logits.shape}: expected rows and classes")
     return normalize_axis_index(axis, logits.ndim)
@@ -85,6 +89,7 @@ def check_logits(logits: Any, axis: Any) -> int:
 def _like(value: Any, chunks: Any, name: str) -> Any:
     """An argument with a value for each row, in the blocks of the rows."""
     shape = tuple(map(sum, chunks))
+    _check_known(value, name)
     array = (
         value
         if isinstance(value, da.Array)
@@ -112,6 +117,7 @@ def make_arrays(
     if sample_weight is not None:
         s = _like(sample_weight, row_chunks, "sample_weight")
     if class_weight is not None:
+        _check_known(class_weight, "class_weight")
         class_weight = np.asarray(readable(class_weight, "class_weight"))
     # No rows, all classes: raises now for whatever the tasks would raise but for bad targets
     nothing = [0 if i != axis else n for i, n in enumerate(logits.shape)]
