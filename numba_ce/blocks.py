@@ -7,6 +7,7 @@ import os
 import threading
 from _thread import start_new_thread
 from collections.abc import Generator, Iterable, Iterator
+from contextvars import copy_context
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple
@@ -127,6 +128,7 @@ def read_ahead(items: Generator[Block]) -> Generator[Block]:
     wanted: SimpleQueue[bool] = SimpleQueue()
     made: SimpleQueue[tuple[Block | None, BaseException | None]] = SimpleQueue()
     reading, closed, process = threading.RLock(), False, os.getpid()
+    context = copy_context()  # the backend and the error state of NumPy are the caller's there too
 
     def read() -> None:
         while wanted.get():
@@ -141,7 +143,9 @@ def read_ahead(items: Generator[Block]) -> Generator[Block]:
     def start() -> None:
         """Start a thread that debuggers see, as it runs code of the user, where no signal comes."""
         try:
-            threading.Thread(target=read, name="numba_ce-read-ahead", daemon=True).start()
+            threading.Thread(
+                target=context.run, args=(read,), name="numba_ce-read-ahead", daemon=True
+            ).start()
         except BaseException as error:
             made.put((None, error))
 

@@ -19,6 +19,7 @@ from mpi4py import MPI
 from numpy.lib.array_utils import normalize_axis_index
 
 import numba_ce
+from numba_ce._quiet import quiet
 from numba_ce._validate import check_reduction
 from numba_ce.api import reduced, result_dtype
 from numba_ce.records import N_FIELDS, scaled
@@ -151,6 +152,7 @@ def _weights(
 # ---------------------------------------------------------------- public functions
 
 
+@quiet
 def cross_entropy_and_grad(
     local_logits: Any,
     targets: Any,
@@ -285,12 +287,12 @@ def cross_entropy_and_grad(
     )
     if reduction == "mean" and not weight:
         grad[...] = 0  # also where a bad target that was not to be checked gave NaN
-    with np.errstate(all="ignore"):  # a loss beyond float32, or infinities of both signs
-        if reduction == "none":
-            return loss.astype(dtype), grad
-        return reduced(float(loss.sum()), weight, reduction, dtype), grad
+    if reduction == "none":
+        return loss.astype(dtype), grad
+    return reduced(float(loss.sum()), weight, reduction, dtype), grad
 
 
+@quiet
 def row_sharded_cross_entropy_and_grad(
     local_logits: Any,
     local_targets: Any,
@@ -369,8 +371,7 @@ def row_sharded_cross_entropy_and_grad(
             targets, np.shape(loss), class_weight, sample_weight, True,
             n_classes=logits.shape[axis], ignore_index=ignore_index,
         )  # fmt: skip
-        with np.errstate(all="ignore"):
-            numbers[:2] = np.sum(loss, dtype=np.float64), weights.sum()
+        numbers[:2] = np.sum(loss, dtype=np.float64), weights.sum()
     except Exception as caught:  # the other ranks are waiting for this one
         error, numbers[2] = caught, 1.0
     everybody = np.empty((comm.Get_size(), 3))
@@ -379,11 +380,10 @@ def row_sharded_cross_entropy_and_grad(
     _raise_together(error, failed.size, failed.max(initial=-1))
     if reduction == "none":
         return loss, grad
-    with np.errstate(all="ignore"):
-        total, weight = everybody[:, :2].sum(axis=0).tolist()
-        if reduction == "mean" and weight:
-            # The factor unrounded: in the dtype of a 16-bit gradient it cost one ULP more
-            np.multiply(grad, np.float64(1.0 / weight), out=grad, casting="same_kind")
-        elif reduction == "mean":
-            grad[...] = 0
+    total, weight = everybody[:, :2].sum(axis=0).tolist()
+    if reduction == "mean" and weight:
+        # The factor unrounded: in the dtype of a 16-bit gradient it cost one ULP more
+        np.multiply(grad, np.float64(1.0 / weight), out=grad, casting="same_kind")
+    elif reduction == "mean":
+        grad[...] = 0
     return reduced(total, weight, reduction, result_dtype(logits)), grad

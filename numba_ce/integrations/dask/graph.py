@@ -136,14 +136,14 @@ def denominator_of(arrays: Arrays, ignore_index: int | None, class_weight: Any) 
     """What the mean divides by, 0-d; it never waits for the logits."""
     if arrays.y.ndim == arrays.z.ndim:
         n_rows = math.prod(arrays.z.shape[i] for i in arrays.rows)
-        return da.asarray(np.float64(n_rows)) if arrays.s is None else arrays.s.sum(dtype="f8")
+        return da.asarray(np.float64(n_rows)) if arrays.s is None else total_of(arrays.s)
     weights = arrays.call(
         row_weights, arrays.rows, arrays.y, arrays.rows,
         None if class_weight is None else np.asarray(class_weight, np.float64), None,
         arrays.s, arrays.rows,
         dtype=np.dtype("f8"), n_classes=arrays.z.shape[arrays.axis], ignore_index=ignore_index,
     )  # fmt: skip
-    return weights.sum(dtype="f8")
+    return total_of(weights)
 
 
 def records_of(arrays: Arrays, **options: Any) -> Any:
@@ -169,10 +169,10 @@ def rounded(array: Any, dtype: Any) -> Any:
     return array.map_blocks(tasks.rounded, dtype.name, dtype=dtype)
 
 
-def total_of(losses: Any) -> Any:
+def total_of(values: Any) -> Any:
     """Their sum in float64, 0-d."""
     return da.reduction(
-        losses, chunk=tasks.total, aggregate=tasks.total, dtype=np.dtype("f8"), concatenate=True
+        values, chunk=tasks.total, aggregate=tasks.total, dtype=np.dtype("f8"), concatenate=True
     )
 
 
