@@ -65,6 +65,7 @@ class Options(NamedTuple):
     loss: LossOptions = LossOptions()
     reduction: str = "mean"
 
+    @quiet
     def problem(self, logits: Array, targets: Any, sample_weight: Any) -> Problem:
         """The arguments of one call, checked."""
         array, axis = check_logits(logits, self.axis)
