@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.ma import MaskedArray
 
+from numba_ce._foreign import is_sparse
 from numba_ce._fork import importing
 from numba_ce._validate import Array, as_array, check_logits, shown
 from numba_ce.npy import Index, NpyReader
@@ -53,7 +54,7 @@ class Source:
             value = _open(Path(value), name)
         elif not (hasattr(value, "shape") and numpy_dtype(value) is not None):
             value = as_array(value, name)
-        if isinstance(value, MaskedArray):
+        if isinstance(value, MaskedArray) or is_sparse(value):
             as_array(value, name)  # raises
         self.array, self.shape, self.dtype = value, tuple(value.shape), np.dtype(value.dtype)
         # In memory a view will do; a map would be read by the kernel, page fault by page fault
@@ -181,7 +182,9 @@ def is_blocks(value: Any, name: str) -> bool:
         raise TypeError(
             f"{name} = {shown(value)}: expected a path, an array or an iterable of arrays"
         )
-    return not isinstance(value, (list, tuple)) or any(np.ndim(item) for item in value[:1])
+    return not isinstance(value, (list, tuple)) or any(
+        as_array(item, name).ndim for item in value[:1]
+    )
 
 
 def full_index(index: Index, axis: int) -> Index:

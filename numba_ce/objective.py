@@ -48,7 +48,12 @@ class MultinomialObjective:
     @quiet
     def unpack(self, x: Any) -> tuple[Array, Array]:
         """`coef` of shape (C, D) and `intercept` of shape (C,), as scikit-learn names them."""
-        matrix = as_array(x, "x").astype(np.float64, copy=False).reshape(self._shape)
+        array, size = as_array(x, "x"), self._shape[0] * self._shape[1]
+        if array.dtype.kind not in "iuf":
+            raise TypeError(f"x has dtype {array.dtype}: expected real numbers")
+        if array.size != size:
+            raise ValueError(f"x has shape {array.shape}: expected ({size},)")
+        matrix = array.astype(np.float64, copy=False).reshape(self._shape)
         return matrix[:, :-1], matrix[:, -1]
 
     @quiet

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from numba_ce._foreign import is_sparse
 from numba_ce._quiet import quiet
 from numba_ce._validate import (
     Array,
@@ -113,7 +114,8 @@ def _sink(grad_out: Any, logits: Source, axis: int, others: tuple[Any, ...]) -> 
             name = os.fspath(grad_out)
             raise ValueError(f"grad_out = {name!r} is a folder: expected the path of a file")
         return NpyWriter(path, logits.shape, dtype, fortran)
-    if not hasattr(grad_out, "__setitem__") or numpy_dtype(grad_out) is None:
+    takes = hasattr(grad_out, "__setitem__") and not is_sparse(grad_out)
+    if not takes or numpy_dtype(grad_out) is None:
         raise TypeError(f"grad_out is a {type(grad_out).__name__}: expected a path or an array")
     if tuple(grad_out.shape) != logits.shape:
         raise ValueError(f"grad_out has shape {grad_out.shape}: expected {logits.shape}")

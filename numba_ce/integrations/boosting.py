@@ -43,6 +43,10 @@ def _arguments(first: Any, second: Any, weight: Any, n_classes: int) -> tuple[An
             f"= {n_classes} in the parameters"
         )
     labels = as_array(labels, "labels")
+    if labels.shape != scores.shape[:1]:
+        raise ValueError(f"labels have shape {labels.shape}: expected {scores.shape[:1]}")
+    if labels.dtype.kind not in "biuf":
+        raise TypeError(f"labels have dtype {labels.dtype}: expected class indices")
     targets = labels.astype(np.int64)
     if not np.array_equal(targets, labels):
         row = int(np.flatnonzero(targets != labels)[0])
@@ -51,7 +55,7 @@ def _arguments(first: Any, second: Any, weight: Any, n_classes: int) -> tuple[An
         weight = as_array(weight, "sample_weight")
         if weight.size == 0:  # how XGBoost says that there is none
             weight = None
-        elif weight.dtype.kind != "f":
+        elif weight.dtype.kind in "biu":
             weight = weight.astype(np.float64)
     return scores, targets, weight
 

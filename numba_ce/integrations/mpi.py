@@ -19,6 +19,7 @@ from mpi4py import MPI
 from numpy.lib.array_utils import normalize_axis_index
 
 import numba_ce
+from numba_ce._foreign import numpy_array
 from numba_ce._quiet import quiet
 from numba_ce._validate import check_reduction
 from numba_ce.api import reduced, result_dtype
@@ -74,11 +75,16 @@ def _merged(parts: Any, comm: Any, collectives: int) -> Any:
 
 def _n_rows(targets: Any, logits: Any, axis: Any) -> int:
     """The number of rows as the targets tell it, which every rank has; also if all else is bad."""
-    shape = list(np.shape(targets))
-    with contextlib.suppress(ValueError, TypeError, IndexError):
-        if len(shape) == np.ndim(logits):  # probabilities
+    shape = [0]
+    with contextlib.suppress(Exception):  # it is raised when they are made arrays
+        shape = list(_shape(targets))
+        if len(shape) == len(_shape(logits)):  # probabilities
             del shape[axis]
     return math.prod(shape)
+
+
+def _shape(value: Any) -> Any:
+    return value.shape if hasattr(value, "shape") else np.shape(value)
 
 
 def _flag(error: BaseException | None, rank: int) -> Any:
@@ -252,7 +258,8 @@ def cross_entropy_and_grad(
     # Whatever this rank finds wrong, the others wait for it: it takes part, and raises afterwards
     try:
         n_rows = _n_rows(targets, local_logits, axis)
-        logits, targets = np.asanyarray(local_logits), np.asanyarray(targets)
+        logits = numpy_array(local_logits, "local_logits")
+        targets = numpy_array(targets, "targets")
         here = logits.shape[normalize_axis_index(axis, logits.ndim)] if logits.ndim else 0
         _check_choices(reduction, collectives)
     except Exception as caught:
@@ -355,7 +362,8 @@ def row_sharded_cross_entropy_and_grad(
     grad: Any = None
     try:
         check_reduction(reduction)
-        logits, targets = np.asanyarray(local_logits), np.asanyarray(local_targets)
+        logits = numpy_array(local_logits, "local_logits")
+        targets = numpy_array(local_targets, "local_targets")
         loss, grad = numba_ce.cross_entropy_and_grad(
             logits,
             targets,

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.lib.array_utils import normalize_axis_index
 
 import numba_ce
+from numba_ce._foreign import numpy_array
 from numba_ce.api import result_dtype
 from numba_ce.integrations.dask import tasks
 from numba_ce.records import N_FIELDS
@@ -84,7 +85,9 @@ def check_logits(logits: Any, axis: Any) -> int:
 def _like(value: Any, chunks: Any, name: str) -> Any:
     """An argument with a value for each row, in the blocks of the rows."""
     shape = tuple(map(sum, chunks))
-    array = value if isinstance(value, da.Array) else da.from_array(np.asarray(value), chunks=-1)
+    array = (
+        value if isinstance(value, da.Array) else da.from_array(numpy_array(value, name), chunks=-1)
+    )
     if array.shape != shape:
         raise ValueError(f"{name} have shape {array.shape}: expected {shape}")
     return array.rechunk(chunks)
@@ -101,13 +104,13 @@ def make_arrays(
     row_chunks = tuple(logits.chunks[i] for i in rows)
     classes = logits.chunks[axis]
     if not isinstance(targets, da.Array):
-        targets = np.asarray(targets)
+        targets = numpy_array(targets, "targets")
     y = _like(targets, logits.chunks if targets.ndim == logits.ndim else row_chunks, "targets")
     s = w = None
     if sample_weight is not None:
         s = _like(sample_weight, row_chunks, "sample_weight")
     if class_weight is not None:
-        class_weight = np.asarray(class_weight)
+        class_weight = numpy_array(class_weight, "class_weight")
     # No rows, all classes: raises now for whatever the tasks would raise but for bad targets
     nothing = [0 if i != axis else n for i, n in enumerate(logits.shape)]
     numba_ce.cross_entropy(
