@@ -15,12 +15,9 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
-
-# NumPy imports this when it is first asked for, as by the first call of any function of Numba's:
-# a child that is forked meanwhile would wait for it for ever. 6 ms
 from numpy.ma import MaskedArray
 
-from numba_ce._foreign import readable
+from numba_ce._foreign import numpy_array, readable
 from numba_ce._fork import importing
 from numba_ce.options import LossOptions
 
@@ -94,22 +91,12 @@ def as_array(value: Any, name: str) -> Array:
     """`value` as a plain array that shares its memory."""
     if type(value) is np.ndarray:
         return value
-    if isinstance(value, MaskedArray):
-        raise TypeError(
-            f"{name} is a MaskedArray, whose mask would be lost: fill it (-inf masks a class, "
-            "ignore_index a row) and pass an ordinary array"
-        )
     value = readable(value, name)
     # Asked for once: torch and CuPy make it anew each time
     interface = getattr(value, "__cuda_array_interface__", None)
     if interface is not None:
         return _device_array(value, name, interface)  # type: ignore[no-any-return]
-    try:
-        return np.asarray(value)
-    except ValueError as error:  # rows of different lengths
-        raise ValueError(f"{name} cannot be made an array: {error}") from None
-    except (RuntimeError, TypeError) as error:  # a list of tensors that NumPy cannot read
-        raise TypeError(f"{name} cannot be made an array: {error}") from None
+    return numpy_array(value, name)
 
 
 def _shape(shape: tuple[int, ...]) -> str:
@@ -414,6 +401,7 @@ def check_out(out: Any, logits: Array, others: tuple[Any, ...] = (), name: str =
         not isinstance(out, np.ndarray) or isinstance(out, MaskedArray)
     ):
         raise TypeError(f"{name} is a {type(out).__name__}: expected a NumPy array")
+    out = np.asarray(out)  # a subclass may have functions of its own in the place of NumPy's
     _check_fits(out, logits, name)
     if not out.flags.writeable:
         raise ValueError(f"{name} is read-only: expected a writeable array")
@@ -426,4 +414,4 @@ def check_out(out: Any, logits: Array, others: tuple[Any, ...] = (), name: str =
     for other, other_name in others:
         if isinstance(other, np.ndarray) and _share_memory(out, other):
             raise ValueError(f"{name} overlaps {other_name}: expected separate memory")
-    return np.asarray(out)
+    return out  # type: ignore[no-any-return]

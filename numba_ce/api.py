@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numba_ce._backend import backend
+from numba_ce._quiet import quiet
 from numba_ce._validate import (
     Array,
     Problem,
@@ -78,10 +79,7 @@ def reduced(total: float, weight: float, reduction: str, dtype: np.dtype[Any]) -
     """The mean or sum as it is returned, from the sums of the losses and of the weights."""
     if reduction == "mean":
         total = total / weight if weight != 0.0 else float("nan")
-    if abs(total) < 3e38:
-        return dtype.type(total)
-    with np.errstate(over="ignore"):
-        return dtype.type(total)
+    return dtype.type(total)
 
 
 def loss_sums(
@@ -123,6 +121,7 @@ def compute_loss(
     return per_row if rows else per_row[()]
 
 
+@quiet
 def cross_entropy(
     logits: Any,
     targets: Any,
@@ -214,6 +213,7 @@ def cross_entropy(
     return compute_loss(problem, array, axis, None)
 
 
+@quiet
 def cross_entropy_and_grad(
     logits: Any,
     targets: Any,
@@ -305,6 +305,7 @@ def inputs(problem: Problem, class_weight: Any) -> tuple[tuple[Any, str], ...]:
     )
 
 
+@quiet
 def cross_entropy_grad_and_hess(
     logits: Any,
     targets: Any,
@@ -375,6 +376,7 @@ def cross_entropy_grad_and_hess(
     return (returned(grad), returned(hessian)) if out is None else (out[0], out[1])
 
 
+@quiet
 def row_stats(
     logits: Any, targets: Any = None, *, axis: int = -1, ignore_index: int | None = -100
 ) -> RowStats:

@@ -8,6 +8,7 @@ import threading
 from _thread import start_new_thread
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
+from contextvars import copy_context
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.ma import MaskedArray
 
-from numba_ce._foreign import readable
+from numba_ce._foreign import is_sparse, readable
 from numba_ce._fork import importing
 from numba_ce._validate import FLOATS, Array, as_array, check_logits, float_name, shown
 from numba_ce.npy import Index, NpyReader
@@ -60,7 +61,7 @@ class Source:
             value = readable(value, name)
             if not (hasattr(value, "shape") and numpy_dtype(value) is not None):
                 value = as_array(_no_container(value, name), name)
-        if isinstance(value, MaskedArray):
+        if isinstance(value, MaskedArray) or is_sparse(value):
             as_array(value, name)  # raises
         self.array, self.shape = value, tuple(value.shape)
         try:
@@ -197,6 +198,7 @@ def read_ahead(items: Generator[Block]) -> Generator[Block]:
     wanted: SimpleQueue[bool] = SimpleQueue()
     made: SimpleQueue[tuple[Block | None, BaseException | None]] = SimpleQueue()
     reading, closed, process = threading.RLock(), False, os.getpid()
+    context = copy_context()  # the backend and the error state of NumPy are the caller's there too
 
     def read() -> None:
         while wanted.get():
@@ -211,7 +213,9 @@ def read_ahead(items: Generator[Block]) -> Generator[Block]:
     def start() -> None:
         """Start a thread that debuggers see, as it runs code of the user, where no signal comes."""
         try:
-            threading.Thread(target=read, name="numba_ce-read-ahead", daemon=True).start()
+            threading.Thread(
+                target=context.run, args=(read,), name="numba_ce-read-ahead", daemon=True
+            ).start()
         except BaseException as error:
             made.put((None, error))
 

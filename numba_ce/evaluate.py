@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from numba_ce import RowStats, row_stats
+from numba_ce._quiet import quiet
 from numba_ce._validate import Array, check_options, check_reduction
 from numba_ce.blocks import Block, Source, float_dtype
 from numba_ce.streaming import Options, Progress, run
@@ -89,6 +90,7 @@ class _Counts:
             return np.asarray(z / dtype.type(self.options.loss.temperature))
 
 
+@quiet
 def evaluate(
     logits: Any,
     targets: Any,

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numba_ce._foreign import readable
+from numba_ce._quiet import quiet
 from numba_ce._validate import (
     FLOATS,
     Array,
@@ -160,7 +161,6 @@ def make_layer(
     return Layer(hidden, weight, bias, targets, problem, min(chunk_rows, max(n_rows, 1)), xp)
 
 
-@np.errstate(all="ignore")  # infinities and NaN are results here, not accidents
 def run(layer: Layer, gradients: Callable[[slice, Array], None] | None) -> Any:
     """The loss; hands the gradient of each chunk's logits to `gradients`."""
     hidden, weight, bias, targets, problem, step, xp = layer
@@ -234,6 +234,7 @@ class Gradients:
             self.bias += grad.sum(axis=0, dtype=np.float64)
 
 
+@quiet
 def linear_cross_entropy(
     hidden: Any,
     weight: Any,
@@ -298,6 +299,7 @@ check_targets, reduction
     return run(layer, None)
 
 
+@quiet
 def linear_cross_entropy_and_grad(
     hidden: Any,
     weight: Any,

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from numba_ce._backend import backend
+from numba_ce._quiet import quiet
 from numba_ce._validate import (
     Array,
     check_flag,
@@ -18,6 +19,7 @@ from numba_ce._validate import (
 from numba_ce.api import fresh_output, fresh_rows, result_dtype, returned
 
 
+@quiet
 def logsumexp(logits: Any, axis: int = -1, *, keepdims: bool = False) -> Any:
     """``log(sum(exp(logits)))`` along an axis.
 
@@ -77,6 +79,7 @@ def _normalized(logits: Any, axis: Any, out: Any, what: str) -> Array:
     return returned(result) if out is None else out  # type: ignore[no-any-return]
 
 
+@quiet
 def softmax(logits: Any, axis: int = -1, *, out: Any = None) -> Array:
     """``exp(logits) / sum(exp(logits))`` along an axis.
 
@@ -113,6 +116,7 @@ def softmax(logits: Any, axis: int = -1, *, out: Any = None) -> Array:
     return _normalized(logits, axis, out, "softmax")
 
 
+@quiet
 def log_softmax(logits: Any, axis: int = -1, *, out: Any = None) -> Array:
     """``logits - logsumexp(logits)`` along an axis, without its cancellation.
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from numba_ce._foreign import readable
+from numba_ce._quiet import quiet
 from numba_ce._validate import Array, as_array, check_integer, check_number, shown
 from numba_ce.linear import Gradients, Layer, check_matrix, make_layer, run
 from numba_ce.options import LossOptions
@@ -29,11 +30,34 @@ class MultinomialObjective:
         self._shape = (n_classes, n_features + 1)
         self.x0 = np.zeros(n_classes * (n_features + 1))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By the arguments: a layer holds a module, and logits without their memory."""
+        layer, state = self._layer, {"x0": self.x0}
+        y, sample_weight = layer.problem.targets, layer.problem.sample_weight
+        return _again, (layer.hidden, y, self._shape[0], self._l2, sample_weight), state
+
+    def __repr__(self) -> str:
+        """The arguments, arrays by their shapes."""
+        hidden, problem = self._layer.hidden, self._layer.problem
+        arrays = {"X": hidden, "y": problem.targets, "sample_weight": problem.sample_weight}
+        X, y, sample_weight = (
+            f"{name}=" + ("None" if a is None else f"<{a.dtype} {a.shape}>")
+            for name, a in arrays.items()
+        )
+        return f"MultinomialObjective({X}, {y}, {self._shape[0]}, l2={self._l2}, {sample_weight})"
+
+    @quiet
     def unpack(self, x: Any) -> tuple[Array, Array]:
         """`coef` of shape (C, D) and `intercept` of shape (C,), as scikit-learn names them."""
-        matrix = as_array(x, "x").astype(np.float64, copy=False).reshape(self._shape)
+        array, size = as_array(x, "x"), self._shape[0] * self._shape[1]
+        if array.dtype.kind not in "iuf":
+            raise TypeError(f"x has dtype {array.dtype}: expected real numbers")
+        if array.size != size:
+            raise ValueError(f"x has shape {array.shape}: expected ({size},)")
+        matrix = array.astype(np.float64, copy=False).reshape(self._shape)
         return matrix[:, :-1], matrix[:, -1]
 
+    @quiet
     def __call__(self, x: Any) -> tuple[float, Array]:
         """The objective and its gradient at `x`."""
         coef, intercept = self.unpack(x)
@@ -51,6 +75,11 @@ class MultinomialObjective:
         return loss, grad.ravel()
 
 
+def _again(X: Any, y: Any, n_classes: int, l2: float, sample_weight: Any) -> MultinomialObjective:
+    return multinomial_objective(X, y, n_classes, l2=l2, sample_weight=sample_weight)
+
+
+@quiet
 def multinomial_objective(
     X: Any, y: Any, n_classes: int, *, l2: float = 0.0, sample_weight: Any = None
 ) -> MultinomialObjective:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from numba_ce._backend import backend
+from numba_ce._quiet import quiet
 from numba_ce._validate import (
     Array,
     Problem,
@@ -73,11 +74,11 @@ def _check_offset(offset: int, here: int, n_classes: int) -> None:
         )
 
 
+@quiet
 def scaled(record: Array, weight: Any) -> Array:
     """The records of rows whose losses count `weight` times; 0 times NaN is 0."""
     result = record.copy()
-    with np.errstate(all="ignore"):
-        result[..., _LINEAR] = times(np.asarray(weight)[..., None], record[..., _LINEAR])
+    result[..., _LINEAR] = times(np.asarray(weight)[..., None], record[..., _LINEAR])
     return result
 
 
@@ -88,6 +89,7 @@ def _check_targets(problem: Problem, n_classes: int) -> Array | None:
     return check_indices(problem, n_classes)
 
 
+@quiet
 def row_record(
     logits: Any,
     targets: Any,
@@ -173,6 +175,7 @@ def row_record(
     return record
 
 
+@quiet
 def merge_records(a: Any, b: Any) -> Array:
     """The record of the classes of two shards together.
 
@@ -214,38 +217,38 @@ def merge_records(a: Any, b: Any) -> Array:
     m_a, s_a, t_a, k_a, q_a, r_a, z_a, temp_a, n_a = np.moveaxis(a, -1, 0)
     m_b, s_b, t_b, k_b, q_b, r_b, z_b, temp_b, n_b = np.moveaxis(b, -1, 0)
     temperature = np.fmax(temp_a, temp_b)
-    with np.errstate(all="ignore"):
-        m, t, loser = np.maximum(m_a, m_b), np.maximum(t_a, t_b), np.minimum(t_a, t_b)
-        # With probabilities each side leaves out its own largest logit: the smaller one of the two
-        # joins the others. With class indices only one side has one.
-        joins = loser > -np.inf
-        m = np.where(joins, np.maximum(m, loser), m)
-        first = t_a == t
-        tie = joins & (t_a == t_b)
-        k_loser = np.where(first, k_b, k_a)
-        k_winner = np.where(first, k_a, k_b)
-        # In a tie either may stay; the choice must not depend on the order
-        k_winner = np.where(tie, np.maximum(k_a, k_b), k_winner)
-        k_loser = np.where(tie, np.minimum(k_a, k_b), k_loser)
+    m, t, loser = np.maximum(m_a, m_b), np.maximum(t_a, t_b), np.minimum(t_a, t_b)
+    # With probabilities each side leaves out its own largest logit: the smaller one of the two
+    # joins the others. With class indices only one side has one.
+    joins = loser > -np.inf
+    m = np.where(joins, np.maximum(m, loser), m)
+    first = t_a == t
+    tie = joins & (t_a == t_b)
+    k_loser = np.where(first, k_b, k_a)
+    k_winner = np.where(first, k_a, k_b)
+    # In a tie either may stay; the choice must not depend on the order
+    k_winner = np.where(tie, np.maximum(k_a, k_b), k_winner)
+    k_loser = np.where(tie, np.minimum(k_a, k_b), k_loser)
 
-        def scaled(s: Array, m_part: Array) -> Array:
-            return np.where(s == 0.0, 0.0, s * np.exp((m_part - m) / temperature))
+    def scaled(s: Array, m_part: Array) -> Array:
+        return np.where(s == 0.0, 0.0, s * np.exp((m_part - m) / temperature))
 
-        def lifted(q: Array, r: Array, m_part: Array) -> Array:
-            below = np.where(m_part == m, 0.0, np.where(np.isinf(m_part), 0.0, m - m_part))
-            return r + np.where(q == 0.0, 0.0, q * below / temperature)
+    def lifted(q: Array, r: Array, m_part: Array) -> Array:
+        below = np.where(m_part == m, 0.0, np.where(np.isinf(m_part), 0.0, m - m_part))
+        return r + np.where(q == 0.0, 0.0, q * below / temperature)
 
-        # A sum over masked classes only (m = -inf) holds their infinities and no finite part
-        s = scaled(s_a, m_a) + scaled(s_b, m_b)
-        r = lifted(q_a, r_a, m_a) + lifted(q_b, r_b, m_b)
-        s = s + np.where(joins, np.exp((loser - m) / temperature), 0.0)
-        r = r + np.where(joins & (k_loser != 0.0), k_loser * (m - loser) / temperature, 0.0)
-        q = (q_a + q_b) + np.where(joins, k_loser, 0.0)
-        k = np.where(joins, k_winner, k_a + k_b)
+    # A sum over masked classes only (m = -inf) holds their infinities and no finite part
+    s = scaled(s_a, m_a) + scaled(s_b, m_b)
+    r = lifted(q_a, r_a, m_a) + lifted(q_b, r_b, m_b)
+    s = s + np.where(joins, np.exp((loser - m) / temperature), 0.0)
+    r = r + np.where(joins & (k_loser != 0.0), k_loser * (m - loser) / temperature, 0.0)
+    q = (q_a + q_b) + np.where(joins, k_loser, 0.0)
+    k = np.where(joins, k_winner, k_a + k_b)
     n_classes = np.fmax(n_a, n_b)
     return np.stack([m, s, t, k, q, r, z_a + z_b, temperature, n_classes], axis=-1)
 
 
+@quiet
 def loss_from_record(record: Any) -> Array:
     """The loss of each row, from the record of all its classes.
 
@@ -279,11 +282,11 @@ def loss_from_record(record: Any) -> Array:
     """
     record = _check_record(record, "record")
     m, s, t, k, q, a, z_weight, temperature, _ = np.moveaxis(record, -1, 0)
-    with np.errstate(all="ignore"):
-        row = finish(m, s, t, temperature)
-        return np.asarray(row_loss(k, row, q, a, z_weight))
+    row = finish(m, s, t, temperature)
+    return np.asarray(row_loss(k, row, q, a, z_weight))
 
 
+@quiet
 def grad_from_record(
     logits: Any,
     targets: Any,

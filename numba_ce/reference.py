@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from numba_ce._quiet import quiet
 from numba_ce._validate import Array, Problem
 from numba_ce.weights import check_indices
 
 INF, NAN = np.inf, np.nan
-quiet = np.errstate(all="ignore")  # infinities and NaN are results here, not accidents
 
 
 # ---------------------------------------------------------------- a row

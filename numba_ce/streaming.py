@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numba_ce._files import check_array, origin
+from numba_ce._foreign import is_sparse
+from numba_ce._quiet import quiet
 from numba_ce._validate import (
     Array,
     Problem,
@@ -65,6 +67,7 @@ class Options(NamedTuple):
     loss: LossOptions = LossOptions()
     reduction: str = "mean"
 
+    @quiet
     def problem(self, logits: Array, targets: Any, sample_weight: Any) -> Problem:
         """The arguments of one call, checked."""
         array, axis = check_logits(logits, self.axis)
@@ -110,7 +113,8 @@ def _sink(grad_out: Any, logits: Source, axis: int, others: tuple[Any, ...]) -> 
         fortran = axis == 0 and len(logits.shape) > 1
         inputs = [(name, origin(array)) for array, name in ((logits.array, "logits"), *others)]
         return NpyWriter(grad_out, "grad_out", logits.shape, dtype, fortran, inputs)
-    if not hasattr(grad_out, "__setitem__") or numpy_dtype(grad_out) is None:
+    takes = hasattr(grad_out, "__setitem__") and not is_sparse(grad_out)
+    if not takes or numpy_dtype(grad_out) is None:
         raise TypeError(f"grad_out is a {type(grad_out).__name__}: expected a path or an array")
     if tuple(grad_out.shape) != logits.shape:
         raise ValueError(f"grad_out has shape {grad_out.shape}: expected {logits.shape}")
@@ -136,6 +140,7 @@ class _Job(NamedTuple):
     sink: Any
 
 
+@quiet
 def _prepare(
     logits: Any,
     others: dict[str, Any],
@@ -190,8 +195,9 @@ def _prepare(
     return _Job(blocks, options, rows, shape[axis], result_dtype(like), weight, sink)
 
 
-def _compute(block: Block, job: _Job) -> tuple[float, Array | None]:
-    """The sum of a block's losses, and each of them if wanted; the gradient goes to the sink."""
+@quiet
+def _compute(block: Block, job: _Job) -> tuple[float, Array | None, Array | None]:
+    """The sum of a block's losses, and if wanted each of them, and the gradient."""
     options, s = job.options, block.sample_weight
     if job.sink is not None and options.reduction == "mean":
         s = mean_weights(s, tuple(i.stop - i.start for i in block.rows), job.weight)
@@ -205,11 +211,9 @@ def _compute(block: Block, job: _Job) -> tuple[float, Array | None]:
         in_place = block.ours and block.logits.dtype.isnative
         grad = block.logits if in_place else fresh_output(block.logits)
     total, _ = loss_sums(problem, block.logits, options.axis, per_row, grad)
-    if grad is not None:
-        if job.options.reduction == "mean" and job.weight == 0.0:
-            grad[...] = 0  # also where a bad target that was not to be checked gave NaN
-        job.sink[full_index(block.rows, options.axis)] = grad
-    return total, per_row
+    if grad is not None and job.options.reduction == "mean" and job.weight == 0.0:
+        grad[...] = 0  # also where a bad target that was not to be checked gave NaN
+    return total, per_row, grad
 
 
 def run(
@@ -244,7 +248,9 @@ def run(
                 weight += total_weight(problem, tuple(i.start for i in block.rows))
             if visit is not None:
                 visit(block)
-            loss, losses = _compute(block, job)
+            loss, losses, grad = _compute(block, job)
+            if grad is not None:
+                job.sink[full_index(block.rows, options.axis)] = grad
             total += loss
             if losses is not None:
                 per_row.append((block.rows, losses))
@@ -253,7 +259,7 @@ def run(
             n_classes, dtype = block.logits.shape[options.axis], result_dtype(block.logits)
             if progress is not None:
                 progress(n_rows, None if job.rows is None else math.prod(job.rows))
-            del block  # before another is asked for: no more than three are in memory
+            del block, grad  # before another is asked for: no more than three are in memory
         if isinstance(job.sink, NpyWriter):
             job.sink.commit()
     result: Any
@@ -262,7 +268,7 @@ def run(
     else:
         # With a gradient the rows came out divided already
         divisor = weight if job.sink is None else float(weight != 0.0)
-        result = reduced(total, divisor, options.reduction, dtype)
+        result = quiet(reduced)(total, divisor, options.reduction, dtype)
     return StreamResult(result, weight, n_rows, n_classes, n_bytes, time.perf_counter() - begin)
 
 

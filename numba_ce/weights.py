@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from numba_ce._quiet import quiet
 from numba_ce._validate import Array, Problem, bad_target_error
 
 
@@ -44,7 +45,7 @@ def check_indices(problem: Problem, n_classes: int, origin: tuple[int, ...] = ()
     return bad
 
 
-@np.errstate(all="ignore")
+@quiet
 def row_weights(
     targets: Array,
     class_weight: Array | None,
@@ -71,7 +72,7 @@ def row_weights(
     return weights.astype(np.float64, copy=False)
 
 
-@np.errstate(all="ignore")
+@quiet
 def total_weight(problem: Problem, origin: tuple[int, ...] = ()) -> float:
     """The denominator of the mean: the sum of s_i w_{y_i}, or of s_i for probabilities.
 
@@ -92,7 +93,7 @@ def total_weight(problem: Problem, origin: tuple[int, ...] = ()) -> float:
     return float(weights.sum())
 
 
-@np.errstate(all="ignore")
+@quiet
 def mean_weights(sample_weight: Array | None, rows: tuple[int, ...], denominator: float) -> Array:
     """The sample weights whose sum of losses is the mean; zero where there is nothing to average.
 

@@ -34,6 +34,13 @@ class Fault(NamedTuple):
 
 GUARD = "test_guard_pages.py -k beside"
 FAULTS = (
+    # ------------------------------------------------ the error state of the caller
+    Fault("errors as numpy.seterr says", "_quiet.py",
+          'quiet = np.errstate(all="ignore")', "quiet = np.errstate()",
+          "test_error_state.py -k 'records-numpy'"),
+    Fault("blocks made in another context", "blocks.py",
+          "target=context.run, args=(read,)", "target=read",
+          "test_error_state.py -k blocks_are_made"),
     # ------------------------------------------------ the linear layer on a device
     Fault("16-bit parts added up in 16 bits", "linear.py",
           "xp.zeros_like(layer.weight, result_dtype(layer.problem.logits))",

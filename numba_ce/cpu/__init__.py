@@ -179,8 +179,7 @@ class _Call:
     def point_class_weight(self, weight, kind):
         """The class weights, as they are and in the type of the tiles."""
         padded = np.zeros(len(weight) + 16, real_type(kind))
-        with np.errstate(over="ignore"):
-            padded[: len(weight)] = weight
+        padded[: len(weight)] = weight
         self.point("class_weight", weight)
         self.point("class_weight_real", padded)
 

@@ -7,12 +7,13 @@ memory order and dtype in which the library holds them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 import numba_ce
+from numba_ce._quiet import quiet
 from numba_ce._validate import as_array, check_choice, check_integer, shown
 
 LIBRARIES = ("xgboost", "lightgbm")
@@ -42,8 +43,11 @@ def _arguments(first: Any, second: Any, weight: Any, n_classes: int) -> tuple[An
             f"= {n_classes} in the parameters"
         )
     labels = as_array(labels, "labels")
-    with np.errstate(invalid="ignore"):  # NaN, of which the next lines say that it is no class
-        targets = labels.astype(np.int64)
+    if labels.shape != scores.shape[:1]:
+        raise ValueError(f"labels have shape {labels.shape}: expected {scores.shape[:1]}")
+    if labels.dtype.kind not in "biuf":
+        raise TypeError(f"labels have dtype {labels.dtype}: expected class indices")
+    targets = labels.astype(np.int64)
     if not np.array_equal(targets, labels):
         row = int(np.flatnonzero(targets != labels)[0])
         raise ValueError(f"label[{row}] = {labels[row]}: expected a class index")
@@ -51,12 +55,54 @@ def _arguments(first: Any, second: Any, weight: Any, n_classes: int) -> tuple[An
         weight = as_array(weight, "sample_weight")
         if weight.size == 0:  # how XGBoost says that there is none
             weight = None
-        elif weight.dtype.kind != "f":
+        elif weight.dtype.kind in "biu":
             weight = weight.astype(np.float64)
     return scores, targets, weight
 
 
-def softmax_objective(library: str, n_classes: int) -> Callable[..., tuple[Any, Any]]:
+@dataclass(frozen=True)
+class _Objective:
+    """What `softmax_objective` returns."""
+
+    library: str
+    n_classes: int
+
+    __name__ = "softmax"  # asked for by XGBoost, as that of a function
+
+    def __repr__(self) -> str:
+        return f"softmax_objective({self.library!r}, {self.n_classes})"
+
+    @quiet
+    def __call__(self, first: Any, second: Any, sample_weight: Any = None) -> tuple[Any, Any]:
+        scores, targets, weight = _arguments(first, second, sample_weight, self.n_classes)
+        return numba_ce.cross_entropy_grad_and_hess(
+            scores, targets, sample_weight=weight, hess=self.library
+        )
+
+
+@dataclass(frozen=True)
+class _Metric:
+    """What `softmax_metric` returns."""
+
+    library: str
+    n_classes: int
+
+    __name__ = "softmax_loss"  # XGBoost shows it
+
+    def __repr__(self) -> str:
+        return f"softmax_metric({self.library!r}, {self.n_classes})"
+
+    @quiet
+    def __call__(self, first: Any, second: Any, sample_weight: Any = None) -> Any:
+        scores, targets, weight = _arguments(first, second, sample_weight, self.n_classes)
+        value = float(numba_ce.cross_entropy(scores, targets, sample_weight=weight))
+        if self.library == "lightgbm":
+            return "multi_logloss", value, False
+        native = hasattr(second, "get_label")  # scikit-learn's interface wants the number alone
+        return ("mlogloss", value) if native else value
+
+
+def softmax_objective(library: str, n_classes: int) -> _Objective:
     """The multi-class objective of a boosting library, by `cross_entropy_grad_and_hess`.
 
     ``grad = w (p - y)``, y one-hot, and ``hess = w max(2 p (1 - p), 1e-16)`` for XGBoost,
@@ -73,7 +119,7 @@ def softmax_objective(library: str, n_classes: int) -> Callable[..., tuple[Any, 
     -------
     callable
         For `xgboost.train(obj=...)`, for the parameter `objective` of `lightgbm.train`, and for the
-        argument `objective` of their scikit-learn estimators.
+        argument `objective` of their scikit-learn estimators. It can be pickled, alone or in them.
 
     Raises
     ------
@@ -98,18 +144,10 @@ def softmax_objective(library: str, n_classes: int) -> Callable[..., tuple[Any, 
            [ 0.5, -0.5]]), array([[0.5, 0.5],
            [0.5, 0.5]]))
     """
-    n_classes = _check(library, n_classes)
-
-    def objective(first: Any, second: Any, sample_weight: Any = None) -> tuple[Any, Any]:
-        scores, targets, weight = _arguments(first, second, sample_weight, n_classes)
-        return numba_ce.cross_entropy_grad_and_hess(
-            scores, targets, sample_weight=weight, hess=library
-        )
-
-    return objective
+    return _Objective(library, _check(library, n_classes))
 
 
-def softmax_metric(library: str, n_classes: int) -> Callable[..., Any]:
+def softmax_metric(library: str, n_classes: int) -> _Metric:
     """The mean cross-entropy of the scores, the metric that belongs to `softmax_objective`.
 
     ``sum of w (lse - z_y) / sum of w``: `mlogloss` and `multi_logloss`, but from scores, which is
@@ -125,7 +163,7 @@ def softmax_metric(library: str, n_classes: int) -> Callable[..., Any]:
     -------
     callable
         For `custom_metric` of `xgboost.train`, `feval` of `lightgbm.train`, and `eval_metric` of
-        their scikit-learn estimators.
+        their scikit-learn estimators. It can be pickled.
 
     Raises
     ------
@@ -141,14 +179,4 @@ def softmax_metric(library: str, n_classes: int) -> Callable[..., Any]:
     >>> name, round(float(value), 6), higher_is_better
     ('multi_logloss', 1.386294, False)
     """
-    n_classes = _check(library, n_classes)
-
-    def softmax_loss(first: Any, second: Any, sample_weight: Any = None) -> Any:
-        scores, targets, weight = _arguments(first, second, sample_weight, n_classes)
-        value = float(numba_ce.cross_entropy(scores, targets, sample_weight=weight))
-        if library == "lightgbm":
-            return "multi_logloss", value, False
-        native = hasattr(second, "get_label")  # scikit-learn's interface wants the number alone
-        return ("mlogloss", value) if native else value
-
-    return softmax_loss
+    return _Metric(library, _check(library, n_classes))

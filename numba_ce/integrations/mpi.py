@@ -19,7 +19,8 @@ from mpi4py import MPI
 from numpy.lib.array_utils import normalize_axis_index
 
 import numba_ce
-from numba_ce._foreign import readable
+from numba_ce._foreign import numpy_array
+from numba_ce._quiet import quiet
 from numba_ce._validate import check_reduction
 from numba_ce.api import reduced, result_dtype
 from numba_ce.records import N_FIELDS, scaled
@@ -74,11 +75,16 @@ def _merged(parts: Any, comm: Any, collectives: int) -> Any:
 
 def _n_rows(targets: Any, logits: Any, axis: Any) -> int:
     """The number of rows as the targets tell it, which every rank has; also if all else is bad."""
-    shape = list(np.shape(targets))
-    with contextlib.suppress(ValueError, TypeError, IndexError):
-        if len(shape) == np.ndim(logits):  # probabilities
+    shape = [0]
+    with contextlib.suppress(Exception):  # it is raised when they are made arrays
+        shape = list(_shape(targets))
+        if len(shape) == len(_shape(logits)):  # probabilities
             del shape[axis]
     return math.prod(shape)
+
+
+def _shape(value: Any) -> Any:
+    return value.shape if hasattr(value, "shape") else np.shape(value)
 
 
 def _flag(error: BaseException | None, rank: int) -> Any:
@@ -152,6 +158,7 @@ def _weights(
 # ---------------------------------------------------------------- public functions
 
 
+@quiet
 def cross_entropy_and_grad(
     local_logits: Any,
     targets: Any,
@@ -251,10 +258,8 @@ def cross_entropy_and_grad(
     # Whatever this rank finds wrong, the others wait for it: it takes part, and raises afterwards
     try:
         n_rows = _n_rows(targets, local_logits, axis)
-        logits = np.asanyarray(readable(local_logits, "local_logits"))
-        targets = np.asanyarray(readable(targets, "targets"))
-        sample_weight = readable(sample_weight, "sample_weight")
-        options["class_weight"] = class_weight = readable(class_weight, "class_weight")
+        logits = numpy_array(local_logits, "local_logits")
+        targets = numpy_array(targets, "targets")
         here = logits.shape[normalize_axis_index(axis, logits.ndim)] if logits.ndim else 0
         _check_choices(reduction, collectives)
     except Exception as caught:
@@ -289,12 +294,12 @@ def cross_entropy_and_grad(
     )
     if reduction == "mean" and not weight:
         grad[...] = 0  # also where a bad target that was not to be checked gave NaN
-    with np.errstate(all="ignore"):  # a loss beyond float32, or infinities of both signs
-        if reduction == "none":
-            return loss.astype(dtype), grad
-        return reduced(float(loss.sum()), weight, reduction, dtype), grad
+    if reduction == "none":
+        return loss.astype(dtype), grad
+    return reduced(float(loss.sum()), weight, reduction, dtype), grad
 
 
+@quiet
 def row_sharded_cross_entropy_and_grad(
     local_logits: Any,
     local_targets: Any,
@@ -357,10 +362,8 @@ def row_sharded_cross_entropy_and_grad(
     grad: Any = None
     try:
         check_reduction(reduction)
-        logits = np.asanyarray(readable(local_logits, "local_logits"))
-        targets = np.asanyarray(readable(local_targets, "local_targets"))
-        sample_weight = readable(sample_weight, "sample_weight")
-        class_weight = readable(class_weight, "class_weight")
+        logits = numpy_array(local_logits, "local_logits")
+        targets = numpy_array(local_targets, "local_targets")
         loss, grad = numba_ce.cross_entropy_and_grad(
             logits,
             targets,
@@ -376,8 +379,7 @@ def row_sharded_cross_entropy_and_grad(
             targets, np.shape(loss), class_weight, sample_weight, True,
             n_classes=logits.shape[axis], ignore_index=ignore_index,
         )  # fmt: skip
-        with np.errstate(all="ignore"):
-            numbers[:2] = np.sum(loss, dtype=np.float64), weights.sum()
+        numbers[:2] = np.sum(loss, dtype=np.float64), weights.sum()
     except Exception as caught:  # the other ranks are waiting for this one
         error, numbers[2] = caught, 1.0
     everybody = np.empty((comm.Get_size(), 3))
@@ -386,11 +388,10 @@ def row_sharded_cross_entropy_and_grad(
     _raise_together(error, failed.size, failed.max(initial=-1))
     if reduction == "none":
         return loss, grad
-    with np.errstate(all="ignore"):
-        total, weight = everybody[:, :2].sum(axis=0).tolist()
-        if reduction == "mean" and weight:
-            # The factor unrounded: in the dtype of a 16-bit gradient it cost one ULP more
-            np.multiply(grad, np.float64(1.0 / weight), out=grad, casting="same_kind")
-        elif reduction == "mean":
-            grad[...] = 0
+    total, weight = everybody[:, :2].sum(axis=0).tolist()
+    if reduction == "mean" and weight:
+        # The factor unrounded: in the dtype of a 16-bit gradient it cost one ULP more
+        np.multiply(grad, np.float64(1.0 / weight), out=grad, casting="same_kind")
+    elif reduction == "mean":
+        grad[...] = 0
     return reduced(total, weight, reduction, result_dtype(logits)), grad

@@ -17,6 +17,7 @@ from dask.graph_manipulation import clone
 
 import numba_ce
 from numba_ce import RowStats
+from numba_ce._quiet import quiet
 from numba_ce.integrations.dask import tasks
 from numba_ce.integrations.dask.graph import (
     Arrays,
@@ -31,6 +32,7 @@ from numba_ce.integrations.dask.graph import (
 )
 
 
+@quiet
 def cross_entropy(
     logits: Any,
     targets: Any,
@@ -108,6 +110,7 @@ def cross_entropy(
     return rounded(total, arrays.dtype)
 
 
+@quiet
 def cross_entropy_and_grad(
     logits: Any,
     targets: Any,
@@ -217,6 +220,7 @@ softcap, temperature, check_targets, reduction
     return rounded(total, arrays.dtype), grad
 
 
+@quiet
 def logsumexp(logits: Any, axis: int = -1, *, keepdims: bool = False) -> Any:
     """`numba_ce.logsumexp` of a Dask array, lazily.
 
@@ -263,6 +267,7 @@ def logsumexp(logits: Any, axis: int = -1, *, keepdims: bool = False) -> Any:
     return da.expand_dims(lse, axis) if keepdims else lse
 
 
+@quiet
 def row_stats(
     logits: Any, targets: Any = None, *, axis: int = -1, ignore_index: int | None = -100
 ) -> RowStats:

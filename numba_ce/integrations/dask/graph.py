@@ -10,7 +10,7 @@ import numpy as np
 from numpy.lib.array_utils import normalize_axis_index
 
 import numba_ce
-from numba_ce._foreign import readable
+from numba_ce._foreign import numpy_array
 from numba_ce.api import result_dtype
 from numba_ce.integrations.dask import tasks
 from numba_ce.records import N_FIELDS
@@ -91,9 +91,7 @@ def _like(value: Any, chunks: Any, name: str) -> Any:
     shape = tuple(map(sum, chunks))
     _check_known(value, name)
     array = (
-        value
-        if isinstance(value, da.Array)
-        else da.from_array(np.asarray(readable(value, name)), chunks=-1)
+        value if isinstance(value, da.Array) else da.from_array(numpy_array(value, name), chunks=-1)
     )
     if array.shape != shape:
         raise ValueError(f"{name} have shape {array.shape}: expected {shape}")
@@ -111,14 +109,14 @@ def make_arrays(
     row_chunks = tuple(logits.chunks[i] for i in rows)
     classes = logits.chunks[axis]
     if not isinstance(targets, da.Array):
-        targets = np.asarray(readable(targets, "targets"))
+        targets = numpy_array(targets, "targets")
     y = _like(targets, logits.chunks if targets.ndim == logits.ndim else row_chunks, "targets")
     s = w = None
     if sample_weight is not None:
         s = _like(sample_weight, row_chunks, "sample_weight")
     if class_weight is not None:
         _check_known(class_weight, "class_weight")
-        class_weight = np.asarray(readable(class_weight, "class_weight"))
+        class_weight = numpy_array(class_weight, "class_weight")
     # No rows, all classes: raises now for whatever the tasks would raise but for bad targets
     nothing = [0 if i != axis else n for i, n in enumerate(logits.shape)]
     numba_ce.cross_entropy(
@@ -147,14 +145,14 @@ def denominator_of(arrays: Arrays, ignore_index: int | None, class_weight: Any) 
     """What the mean divides by, 0-d; it never waits for the logits."""
     if arrays.y.ndim == arrays.z.ndim:
         n_rows = math.prod(arrays.z.shape[i] for i in arrays.rows)
-        return da.asarray(np.float64(n_rows)) if arrays.s is None else arrays.s.sum(dtype="f8")
+        return da.asarray(np.float64(n_rows)) if arrays.s is None else total_of(arrays.s)
     weights = arrays.call(
         row_weights, arrays.rows, arrays.y, arrays.rows,
         None if class_weight is None else np.asarray(class_weight, np.float64), None,
         arrays.s, arrays.rows,
         dtype=np.dtype("f8"), n_classes=arrays.z.shape[arrays.axis], ignore_index=ignore_index,
     )  # fmt: skip
-    return weights.sum(dtype="f8")
+    return total_of(weights)
 
 
 def records_of(arrays: Arrays, **options: Any) -> Any:
@@ -180,10 +178,10 @@ def rounded(array: Any, dtype: Any) -> Any:
     return array.map_blocks(tasks.rounded, dtype.name, dtype=dtype)
 
 
-def total_of(losses: Any) -> Any:
+def total_of(values: Any) -> Any:
     """Their sum in float64, 0-d."""
     return da.reduction(
-        losses, chunk=tasks.total, aggregate=tasks.total, dtype=np.dtype("f8"), concatenate=True
+        values, chunk=tasks.total, aggregate=tasks.total, dtype=np.dtype("f8"), concatenate=True
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 import numba_ce
+from numba_ce._quiet import quiet
 from numba_ce._validate import make_problem
 from numba_ce.options import LossOptions
 from numba_ce.reference import finish
@@ -97,18 +98,17 @@ def divided(like: Any, s: Any, denominator: Any) -> Any:
     return mean_weights(s, like.shape, float(denominator))
 
 
-# Infinities and NaN are results here, not accidents
-@np.errstate(all="ignore")
-def total(losses: Any, axis: Any, keepdims: bool) -> Any:
-    return np.sum(losses, axis=axis, keepdims=keepdims, dtype=np.float64)
+@quiet
+def total(values: Any, axis: Any, keepdims: bool) -> Any:
+    return np.sum(values, axis=axis, keepdims=keepdims, dtype=np.float64)
 
 
-@np.errstate(all="ignore")
+@quiet
 def mean(total: Any, denominator: Any) -> Any:
     return np.asarray(total / denominator if denominator else np.nan)
 
 
-@np.errstate(all="ignore")
+@quiet
 def rounded(values: Any, dtype: str) -> Any:
     return values.astype(dtype, copy=False)
 
@@ -121,7 +121,7 @@ def zero_without(denominator: Any, grad: Any) -> Any:
     return grad if denominator else np.zeros_like(grad)
 
 
-@np.errstate(all="ignore")
+@quiet
 def lse_of_record(record: Any) -> Any:
     m, s, t = (record[..., i] for i in range(3))
     return np.where(np.isinf(t), t, finish(m, s, t, 1.0).lse)
@@ -129,6 +129,7 @@ def lse_of_record(record: Any) -> Any:
 
 # Statistics of a block of classes: maximum, lse minus maximum, entropy, first maximum
 @_serial
+@quiet
 def part(z: Any, offset: Any, *, axis: int) -> Any:
     z = np.moveaxis(z, axis, -1)
     part = np.empty((*z.shape[:-1], 1, 4))
@@ -145,28 +146,29 @@ def part(z: Any, offset: Any, *, axis: int) -> Any:
     return part
 
 
+@quiet
 def merged_parts(parts: Any, axis: Any, keepdims: bool, **_: Any) -> Any:
     """With P the share of a block, H = sum of P (H_block - log P)."""
     top, lse, entropy, first = np.moveaxis(parts, -1, 0)
     peak = top.max(axis=-1)
-    with np.errstate(all="ignore"):
-        shift = np.where(np.isfinite(peak), peak, 0.0)[..., None]
-        shifted = np.where(np.isfinite(top), (top - shift) + lse, top)
-        k = np.argmax(shifted, axis=-1)[..., None]
-        largest = np.take_along_axis(shifted, k, axis=-1)
-        others = np.exp(np.where(np.arange(top.shape[-1]) == k, -np.inf, shifted) - largest)
-        excess = np.log1p(others.sum(axis=-1, keepdims=True))
-        share = np.exp(shifted - largest - excess)
-        surprise = (largest - shifted) + excess
-        terms = np.where(share == 0.0, 0.0, share * (entropy + surprise))
-        total = np.where(np.isfinite(peak), (largest + excess)[..., 0], peak)
-        spread = np.where(np.isfinite(peak), terms.sum(axis=-1), np.nan)
+    shift = np.where(np.isfinite(peak), peak, 0.0)[..., None]
+    shifted = np.where(np.isfinite(top), (top - shift) + lse, top)
+    k = np.argmax(shifted, axis=-1)[..., None]
+    largest = np.take_along_axis(shifted, k, axis=-1)
+    others = np.exp(np.where(np.arange(top.shape[-1]) == k, -np.inf, shifted) - largest)
+    excess = np.log1p(others.sum(axis=-1, keepdims=True))
+    share = np.exp(shifted - largest - excess)
+    surprise = (largest - shifted) + excess
+    terms = np.where(share == 0.0, 0.0, share * (entropy + surprise))
+    total = np.where(np.isfinite(peak), (largest + excess)[..., 0], peak)
+    spread = np.where(np.isfinite(peak), terms.sum(axis=-1), np.nan)
     where = (top == peak[..., None]) | np.isnan(top)
     index = np.take_along_axis(first, np.argmax(where, axis=-1)[..., None], axis=-1)[..., 0]
     merged = np.stack([peak, total, spread, index], axis=-1)
     return merged[..., None, :] if keepdims else merged
 
 
+@quiet
 def stat(part: Any, *, stat: str) -> Any:
     top, lse, entropy, first = np.moveaxis(part, -1, 0)
     if stat == "lse":
