@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from bits import assert_same_bits
 from cases import BFLOAT16, DTYPE_IDS, DTYPES, make_logits, make_targets
-from exact import assert_same_bits
 
 import numba_ce as nc
 from numba_ce import cpu
