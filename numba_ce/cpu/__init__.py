@@ -52,7 +52,7 @@ from numba_ce.cpu.narrow import FEW_CLASSES, NARROW_CLASSES
 from numba_ce.cpu.operations import OPERATIONS, Kernel
 from numba_ce.cpu.plan import CALL_DEFAULTS, FIXED_DEFAULTS, OPERANDS, address_of, collapse
 from numba_ce.cpu.tile import TILE, real_type
-from numba_ce.cpu.turn import BLOCK_CLASSES, ROWS
+from numba_ce.cpu.turn import BLOCK_CLASSES, EXACT_CLASSES, ROWS
 from numba_ce.options import LossOptions
 from numba_ce.weights import stand_in
 
@@ -128,7 +128,8 @@ def _layout(forms):
     fields["axes"], fields["n_axes"] = axes.buffer_info()[0], len(axes) // (1 + len(strides))
     for name, form, stride in zip(OPERANDS, forms, axes[-len(OPERANDS) :], strict=True):
         step = fields.get(name + "_step", 0)
-        if step != 0 and stride == form[2].itemsize != step:
+        # Copies of few classes cost more than they save, see `copies`
+        if shape[-1] > EXACT_CLASSES and step != 0 and stride == form[2].itemsize != step:
             fields[name + "_far"] = True
     return fields, axes
 
