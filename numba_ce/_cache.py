@@ -19,11 +19,14 @@ import os
 import stat
 import sys
 import tempfile
+import zipfile
+import zlib
 from pathlib import Path
 
 VARIABLE = "NUMBA_CE_CACHE_DIR"
 # Of one folder. The file of a kernel has 15 to 60 KB; those of other versions are the first to go.
 LIMIT_BYTES = 64 << 20
+SUFFIXES = (".py", ".pyc")
 _READ = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 
 
@@ -57,18 +60,39 @@ def distrust(status: os.stat_result) -> str | None:
     return None
 
 
-def sources() -> bytes | None:
-    """A hash of the package's source files as they are now; None if they cannot be read."""
-    digest = hashlib.sha256()
+def _code() -> list[tuple[str, bytes]]:
+    """Name and content of every file from which Python may import a module of the package."""
     here = Path(__file__).parent
+    if here.is_dir():
+        return [
+            (path.relative_to(here).as_posix(), path.read_bytes())
+            for path in here.rglob("*.py*")
+            if path.suffix in SUFFIXES and path.parent.name != "__pycache__"  # made from the others
+        ]
+    archive = next((path for path in here.parents if path.is_file()), here)
+    folder = here.relative_to(archive).as_posix()
+    with zipfile.ZipFile(archive) as file:
+        return [
+            (name, file.read(name))
+            for name in file.namelist()
+            if name.startswith(folder + "/") and name.endswith(SUFFIXES)
+        ]
+
+
+def sources() -> bytes | None:
+    """A hash of the package's code as it is in its files now; None if they cannot be read.
+
+    Of source files, or, where there are none, of compiled ones; in a folder or in a zip file.
+    """
     try:
-        paths = sorted(here.rglob("*.py"))
-        for path in paths:
-            digest.update(f"{path.relative_to(here)}\0".encode())
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
-    except OSError:
+        code = _code()
+    except (OSError, zipfile.BadZipFile, zlib.error):
         return None
-    return digest.digest() if paths else None
+    digest = hashlib.sha256()
+    for name, content in sorted(code):
+        digest.update(f"{name}\0".encode())
+        digest.update(hashlib.sha256(content).digest())
+    return digest.digest() if code else None
 
 
 # Of the code that this process runs: `numba_ce` imports this module before all others. Once the
@@ -152,6 +176,9 @@ def describe(backend: str) -> str:
     if where is None:
         chosen = os.environ.get(VARIABLE)
         return f"nowhere: {f'{VARIABLE}={chosen}' if chosen else 'there is no home folder'}"
+    if not _sources_are_known():
+        why = "cannot be read" if SOURCES is None else "have changed since the import"
+        return f"{where}: not used, the files of the package {why}"
     try:
         reason = distrust(os.stat(where))
         if reason:

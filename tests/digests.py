@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from bits import bits_of
 from cases import BFLOAT16
 
 FEATURES = ("avx", "avx2", "avx512f", "fma", "neon", "sve")
@@ -72,10 +73,7 @@ def results():
 
 def digests():
     """{case: digest of its results}"""
-    return {
-        name: digest(*(np.ascontiguousarray(a).tobytes() for a in arrays))
-        for name, arrays in results()
-    }
+    return {name: digest(*(bits_of(a) for a in arrays)) for name, arrays in results()}
 
 
 def kept():

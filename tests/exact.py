@@ -356,17 +356,3 @@ def assert_same(actual, expected):
         assert expected.dtype == actual.dtype
         actual, expected = actual.astype(np.float32), expected.astype(np.float32)
     np.testing.assert_array_equal(actual, expected)
-
-
-def assert_same_bits(actual, expected):
-    """Equal bytes: -0.0 is not 0.0. Dtypes are equal too, but for their byte order."""
-    if isinstance(actual, tuple):
-        assert len(actual) == len(expected)
-        for one, other in zip(actual, expected, strict=True):
-            assert_same_bits(one, other)
-        return
-    actual, expected = (np.asarray(a) for a in (actual, expected))
-    actual, expected = (a.astype(a.dtype.newbyteorder("=")) for a in (actual, expected))
-    assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape)
-    differ = actual != expected
-    assert actual.tobytes() == expected.tobytes(), f"{differ.sum()} of {differ.size} differ"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import numpy as np
+from bits import bits_of
 from cases import FEW_OPTION_SETS, make_logits, make_options, make_targets
 from mpi4py import MPI
 
@@ -77,9 +78,9 @@ def check_classes(kind, dtype, names, edges):
                 mixed = names or kind == "probabilities"
                 atol = 4 * eps * np.nanmax(np.abs(whole)) if mixed else 0
                 np.testing.assert_allclose(grad, whole[:, here], rtol=40 * eps, atol=atol)
-                everywhere = comm.allgather(np.asarray(loss).tobytes())
+                everywhere = comm.allgather(bits_of(loss))
                 assert len(set(everywhere)) == 1  # the same bits on all ranks
-                results.append((np.asarray(loss).tobytes(), grad.tobytes()))
+                results.append(bits_of((loss, grad)))
             assert results[0] == results[2]  # and in every run
             if reduction == "none" and not names:
                 finite = np.isfinite(expected)
@@ -111,7 +112,7 @@ def check_rows(dtype):
                 assert (loss == expected[here]).all()
             else:
                 np.testing.assert_allclose(loss, expected, rtol=4 * np.finfo(dtype).eps)
-                assert len(set(comm.allgather(loss.tobytes()))) == 1
+                assert len(set(comm.allgather(bits_of(loss)))) == 1
             if reduction == "mean":
                 eps = np.finfo(dtype).eps  # of smoothing: terms of opposite sign
                 atol = 4 * eps * np.abs(whole).max()

@@ -26,6 +26,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+from bits import bits_of
 
 LAYERS = ("tbb", "omp", "workqueue")
 
@@ -101,10 +102,6 @@ def usual_jobs(few):
     return make_jobs(rng, shapes[1:3] if few else shapes, dtypes[:1] if few else dtypes, few)
 
 
-def as_bytes(result):
-    return [np.asarray(x).tobytes() for x in (result if isinstance(result, tuple) else (result,))]
-
-
 class Checked:
     """Jobs and the bytes of their results, computed by one thread."""
 
@@ -113,10 +110,10 @@ class Checked:
 
         self.jobs = jobs
         with nc.serial():
-            self.expected = [as_bytes(job()) for job in jobs]
+            self.expected = [bits_of(job()) for job in jobs]
 
     def check(self, index):
-        assert as_bytes(self.jobs[index]()) == self.expected[index], f"job {index}: other bits"
+        assert bits_of(self.jobs[index]()) == self.expected[index], f"job {index}: other bits"
 
     def check_all(self):
         for index in range(len(self.jobs)):
@@ -532,7 +529,7 @@ def interrupt(arguments):
     for name, call in calls.items():
         if arguments.few and name != "loss":
             continue
-        before = np.asarray(call(100)).tobytes()
+        before = bits_of(call(100))
         for repetition in range(1 if arguments.few else 5):
             sent = []
 
@@ -552,7 +549,7 @@ def interrupt(arguments):
             sender.join()
             assert notes is not None, f"{name} was not interrupted"
             assert "partly written" in notes[0]
-            assert np.asarray(call(100)).tobytes() == before
+            assert bits_of(call(100)) == before
         took[name] = round(late[name], 3)
     assert max(late.values()) < arguments.within, late
     return {"layer": layer_name(), **took}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import ctypes
 import json
 import os
@@ -9,8 +10,10 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import zipfile
 from pathlib import Path
 
+import every_kernel
 import numba
 import numpy as np
 import pytest
@@ -58,7 +61,7 @@ ALL_KINDS = PROGRAM.format(
 EXPECTED = np.linspace(-9, 9, 600 * 300, dtype=np.float32).reshape(600, 300)[:9]
 
 
-def start(program, **environment):
+def start(program, cwd=None, **environment):
     environment = {"PYTHONPATH": str(PACKAGE.parent), **os.environ} | environment
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-c", textwrap.dedent(program)],
@@ -66,7 +69,7 @@ def start(program, **environment):
         stderr=subprocess.PIPE,
         text=True,
         env={key: value for key, value in environment.items() if value is not None},
-        cwd=environment.get("PYTHONPATH"),
+        cwd=cwd or environment.get("PYTHONPATH"),
     )
 
 
@@ -123,6 +126,13 @@ def test_the_next_process_compiles_nothing(tmp_path):
     assert run(ALL_KINDS, tmp_path) == ([], result)
     environment = {"NUMBA_NUM_THREADS": "1", "NUMBA_THREADING_LAYER": "workqueue"}
     assert run(ALL_KINDS, tmp_path, **environment) == ([], result)
+
+
+def test_the_next_process_compiles_no_kernel_of_any_kind(tmp_path):
+    """Some of each kind; `python -m tests.every_kernel --all` takes all of them."""
+    compiled = every_kernel.in_a_process(folder=tmp_path)
+    assert len(compiled) > 20
+    assert every_kernel.in_a_process(folder=tmp_path) == []
 
 
 def test_eight_processes_start_cold(tmp_path, plain):
@@ -452,11 +462,73 @@ def test_every_module_counts(tmp_path, monkeypatch):
     assert len(seen) == 4 + len(paths)
 
 
-def test_without_sources_nothing_is_kept(cache, tmp_path, monkeypatch):
-    """Of a package in a zip file nobody could tell whether it changed."""
-    monkeypatch.setattr(_cache, "__file__", str(tmp_path / "absent.zip" / "_cache.py"))
+def zipped(package):
+    """The package in a zip file, and a function that edits a module there."""
+    archive = package.parent / "package.zip"
+
+    def pack():
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+            for path in package.rglob("*.py"):
+                file.write(path, path.relative_to(package.parent))
+
+    def edit():
+        edit_row(package)
+        pack()
+
+    pack()
+    return archive, edit
+
+
+def compiled(package):
+    """The package without its source files, and a function that edits a module there."""
+    target = package.parent / "compiled"
+    target.mkdir()
+
+    def compile_all():
+        assert compileall.compile_dir(package, quiet=1, legacy=True)
+        for path in package.rglob("*.pyc"):
+            to = target / path.relative_to(package.parent)
+            to.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(to)
+
+    def edit():
+        edit_row(package)
+        compile_all()
+
+    compile_all()
+    return target, edit
+
+
+def edit_row(package):
+    with open(package / "_row.py", "a") as file:
+        file.write("EDITED = 1\n")
+
+
+@pytest.mark.parametrize("deliver", [zipped, compiled])
+def test_a_package_without_source_files(tmp_path, plain, deliver):
+    path, edit = deliver(copy_of_package(tmp_path / "code"))
+    environment = {"PYTHONPATH": str(path)}
+    program = ONE_KERNEL.replace("z = np", f"assert nc.__file__.startswith({str(path)!r}); z = np")
+    cache = tmp_path / "cache"
+    made, result = run(program, cache, cwd=tmp_path, **environment)
+    assert len(made) == 1
+    assert result == plain
+    assert run(program, cache, cwd=tmp_path, **environment) == ([], plain)
+    edit()
+    assert len(run(program, cache, cwd=tmp_path, **environment)[0]) == 1
+    assert run(program, cache, cwd=tmp_path, **environment) == ([], plain)
+
+
+@pytest.mark.parametrize("content", [None, b"no zip file"], ids=["absent", "damaged"])
+def test_without_sources_nothing_is_kept(cache, tmp_path, monkeypatch, content):
+    archive = tmp_path / "package.zip"
+    if content is not None:
+        archive.write_bytes(content)
+    monkeypatch.setattr(_cache, "__file__", str(archive / "numba_ce" / "_cache.py"))
     assert _cache.sources() is None
+    assert "not used, the files of the package have changed" in _cache.describe("cpu")
     monkeypatch.setattr(_cache, "SOURCES", None)
+    assert "not used, the files of the package cannot be read" in _cache.describe("cpu")
     get = a_function(cache)
     assert [get(), get()] == [1, 2]
     assert not (tmp_path / "cpu").exists()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from bits import assert_same_bits
 from cases import BFLOAT16, DTYPE_IDS, DTYPES, make_logits, make_targets
-from exact import assert_same_bits
 
 import numba_ce as nc
 from numba_ce import cpu
@@ -139,3 +139,12 @@ def test_layouts_of_both(rng):
     there = np.zeros(shape, BFLOAT16)
     nc.cross_entropy_and_grad(rows_of(image), targets, out=np.moveaxis(there, 1, -1), **options)
     assert_same_bits(rows_of(there), grad)
+
+
+@pytest.mark.parametrize(("n_classes", "copied"), [(2, False), (5, False), (6, True), (24, True)])
+def test_few_classes_are_not_copied(n_classes, copied):
+    """Copies take longer than what they save."""
+    form = (640, n_classes), (4, 2560), np.dtype(np.float32)
+    fields, _ = cpu._layout((form, None, None, form, None))
+    assert bool(fields["logits_far"]) is copied
+    assert bool(fields["grad_far"]) is copied

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from bits import assert_same_bits
 from cases import (
     BFLOAT16,
     DTYPE_IDS,
@@ -15,7 +16,7 @@ from cases import (
     make_logits,
     make_targets,
 )
-from exact import assert_same_bits, check_grad, check_loss, exact_rows, working
+from exact import check_grad, check_loss, exact_rows, working
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -7,6 +7,7 @@ import warnings
 
 import numpy as np
 import pytest
+from bits import assert_same_bits
 from cases import (
     BFLOAT16,
     DTYPE_IDS,
@@ -18,7 +19,7 @@ from cases import (
     make_options,
     make_targets,
 )
-from exact import assert_same_bits, working
+from exact import working
 
 import numba_ce as nc
 from numba_ce import _row, reference

@@ -7,6 +7,7 @@ import itertools
 import numba
 import numpy as np
 import pytest
+from bits import assert_same_bits
 from cases import (
     BFLOAT16,
     DTYPE_IDS,
@@ -20,7 +21,6 @@ from cases import (
     make_targets,
     option_id,
 )
-from exact import assert_same_bits
 
 import numba_ce as nc
 

@@ -45,7 +45,7 @@ from struct import pack
 import numpy as np
 
 from numba_ce._validate import bad_target_error, check_scale, encoded_ignore_index
-from numba_ce.cpu.choose import STREAMING_BYTES, choose_schedule
+from numba_ce.cpu.choose import IN_PLACE_CLASSES, STREAMING_BYTES, choose_schedule
 from numba_ce.cpu.plan import CALL_DEFAULTS, FIXED_DEFAULTS, OPERANDS, Kernel, address_of, collapse
 from numba_ce.cpu.rows.tile import real_type
 from numba_ce.cpu.run.launch import prepare, run
@@ -125,7 +125,7 @@ def _layout(forms):
     fields["axes"], fields["n_axes"] = axes.buffer_info()[0], len(axes) // (1 + len(strides))
     for name, form, stride in zip(OPERANDS, forms, axes[-len(OPERANDS) :], strict=True):
         step = fields.get(name + "_step", 0)
-        if step != 0 and stride == form[2].itemsize != step:
+        if shape[-1] > IN_PLACE_CLASSES and step != 0 and stride == form[2].itemsize != step:
             fields[name + "_far"] = True
     return fields, axes
 

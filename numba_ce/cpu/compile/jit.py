@@ -74,6 +74,9 @@ class KernelLibrary(codegen.JITCodeLibrary):
         passes, builder = self._codegen._module_pass_manager(
             opt=2, loop_vectorize=False, slp_vectorize=False
         )
+        # What is declared only, as the counting of references that was optimised away, would count
+        # as wanted: see `cache`
+        passes.add_strip_dead_prototype_pass()
         passes.run(self._final_module, builder)
 
 

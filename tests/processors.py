@@ -1,0 +1,66 @@
+"""`python -m tests.processors`: the tests of the kernels, compiled for other processors than this.
+
+Numba compiles for the processor that NUMBA_CPU_NAME names, but keeps the instructions of this one
+unless NUMBA_CPU_FEATURES says otherwise: it is empty here, so that those of the name are left.
+float16 is refused without its conversions, and tests that use it are skipped then. More arguments
+are for pytest; `--only nehalem` takes one processor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+#: name -> how it differs
+PROCESSORS = {
+    "haswell": "AVX2 and fused multiply-add, no AVX-512",
+    "nehalem": "SSE 4.2 alone: no fused multiply-add, no float16",
+}
+#: Tests of what kernels compute, in every way they are called.
+FILES = (
+    "accuracy",
+    "copies",
+    "digests",
+    "edge_cases",
+    "guard_pages",
+    "hess",
+    "layouts",
+    "narrow",
+    "normalize",
+    "options",
+    "records",
+    "reproducible",
+    "row_stats",
+)
+
+
+def run(name, arguments):
+    """Run the tests for a processor; returns pytest's exit status."""
+    environment = os.environ | {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": ""}
+    command = [sys.executable, "-m", "pytest", "-q", "-k", "not [numpy and not [cuda", *arguments]
+    command += [f"tests/test_{file}.py" for file in FILES]
+    print(f"{name}: {PROCESSORS[name]}", flush=True)
+    start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    folder = Path(__file__).resolve().parent.parent
+    status = subprocess.run(command, env=environment, cwd=folder).returncode
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(f"{name}: {time.monotonic() - start:.0f} s, {used:.0f} s of processor time", flush=True)
+    return status
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m tests.processors", description=__doc__)
+    parser.add_argument("--only", choices=PROCESSORS)
+    chosen, arguments = parser.parse_known_args()
+    names = [chosen.only] if chosen.only else PROCESSORS
+    sys.exit(max([run(name, arguments) for name in names]))
+
+
+if __name__ == "__main__":
+    main()
