@@ -19,11 +19,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
-from numba_ce.cpu.operations.wide import OPERATIONS, OTHERS, SCHEDULES
-
 from numba_ce import _cache
 from numba_ce.cpu.choose import choose_schedule
 from numba_ce.cpu.compile import cache
+from numba_ce.cpu.operations import OPERATIONS, OTHERS, SCHEDULES
 from numba_ce.cpu.plan import Kernel
 from numba_ce.cpu.run import launch, threads
 from numba_ce.cpu.schedules.gather import copier_of

@@ -219,7 +219,7 @@ FAULTS = (
     Fault("negative targets accepted, sixteen at a time", "cpu/simd/element.py",
           'builder.icmp_unsigned("<", y', 'builder.icmp_signed("<", y',
           "test_bad_targets.py -k a_bad_target_among_many"),
-    Fault("a bad row is NaN over a zero denominator", "cpu/operations/wide.py",
+    Fault("a bad row is NaN over a zero denominator", "cpu/operations/__init__.py",
           "0.0 if plan.grad_scale == 0.0 else loss", "loss",
           "test_bad_targets.py -k 'only_bad_targets and cpu'"),
     Fault("NaN rows over a zero denominator", "cpu/operations/narrow.py",

@@ -12,9 +12,9 @@ ACROSS_CLASSES = 256
 # Up to so many, all of the next sixteen rows is asked for at once, and gradients go through the
 # caches; beyond, see `across_tile.asker` and `gather`: with 40 classes 11.8 ns a row, not 14.9
 FEW_CLASSES = 24
-# Rows of so many classes that are far apart are used where they are, with more classes copied first:
-# float32 softmax of 2 takes 2.9 instead of 4.3 ms on one core for 1.5 million rows, of 3 3.7 instead
-# of 5.1; float64 of 24 would take 6.6 instead of 4.0
+# Rows of up to so many classes that are far apart are used where they are; with more, copied first:
+# float32 softmax of 2 takes 2.9 ms instead of 4.3 on one core for 1.5 million rows, of 3 3.7 not
+# 5.1; float64 of 24 would take 6.6 instead of 4.0
 IN_PLACE_CLASSES = EXACT_CLASSES
 # Outputs larger than this do not fit the caches anyway: write around them
 STREAMING_BYTES = 4 << 20

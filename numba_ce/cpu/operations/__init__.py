@@ -1,14 +1,14 @@
 """WHAT is done with rows, and HOW they are walked: the product of the two."""
 
-from numba_ce.cpu.operations.wide.hess import hess_operation
-from numba_ce.cpu.operations.wide.loss import loss_operation
-from numba_ce.cpu.operations.wide.record import make_record
-from numba_ce.cpu.operations.wide.softmax import (
+from numba_ce.cpu.operations.hess import hess_operation
+from numba_ce.cpu.operations.loss import loss_operation
+from numba_ce.cpu.operations.record import make_record
+from numba_ce.cpu.operations.softmax import (
     log_softmax_operation,
     logsumexp_operation,
     softmax_operation,
 )
-from numba_ce.cpu.operations.wide.stats import stats_operation
+from numba_ce.cpu.operations.stats import stats_operation
 from numba_ce.cpu.rows.targets import scan
 from numba_ce.cpu.schedules.across import make_across
 from numba_ce.cpu.schedules.along import make_along

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from numba_ce.cpu.compile.jit import inlined
-from numba_ce.cpu.operations.wide.softmax import lse_of
+from numba_ce.cpu.operations.softmax import lse_of
 from numba_ce.cpu.plan import Operation
 from numba_ce.cpu.rows.finish import F64_0, finishing, make_putters
 from numba_ce.cpu.rows.targets import BAD_TARGET

@@ -23,7 +23,7 @@ from numba_ce._backend import is_serial
 from numba_ce.cpu.choose import SERIAL_ELEMENTS, rows_gathered, rows_packed, rows_per_block
 from numba_ce.cpu.compile.cache import cached
 from numba_ce.cpu.compile.jit import call_address, collector_paused, smaller, whole_kernel
-from numba_ce.cpu.operations.wide import make_rows
+from numba_ce.cpu.operations import make_rows
 from numba_ce.cpu.plan import PLAN_BYTES, PLAN_TYPE, Kernel, address_of, fixed_part, pack_plan
 from numba_ce.cpu.rows.output import begin_line, end_line
 from numba_ce.cpu.rows.workspace import workspace_bytes, workspace_finder
