@@ -15,7 +15,8 @@ the sum of the others, not from p_k) loses a digit. The derivation is in docs/ma
 
 `make_formulas` takes the few functions in which backends differ. The CPU makes formulas of vectors,
 eight rows in the lanes, once for float32 and once for float64; CUDA makes those of numbers. There
-are no branches: `select` takes a lane or a number from one of two values.
+are no branches: `select` takes a lane or a number from one of two values. A term whose weights are
+None, as those of the other classes where only one has any, is not compiled.
 """
 
 import math
@@ -82,18 +83,32 @@ def make_formulas(
 
         a_rest = sum over c != k of q_c (m - z_c) / T,   q_rest = sum over c != k of q_c
         """
-        plain = times0(q_k, surprise) + (a_rest + times0(q_rest, above))
-        return plain + times0(z_weight, lse * lse)
+        loss = times0(q_k, surprise)
+        if q_rest is not None:
+            loss = loss + (a_rest + times0(q_rest, above))
+        if z_weight is not None:
+            loss = loss + times0(z_weight, lse * lse)
+        return loss
 
     @function
     def probability_weight(q_k, q_rest, z_weight, lse):
         """What multiplies p_j in the gradient of the other classes: Q + 2 z_weight lse."""
-        return (q_k + q_rest) + times0(z_weight, lse * 2.0)
+        weight = q_k
+        if q_rest is not None:
+            weight = weight + q_rest
+        if z_weight is not None:
+            weight = weight + times0(z_weight, lse * 2.0)
+        return weight
 
     @function
     def target_gradient(q_k, rest, q_rest, p_k, z_weight, lse):
         """Q p_k - q_k = Q_rest p_k - q_k (1 - p_k), plus the z-loss's 2 z_weight lse p_k."""
-        return (q_rest + times0(z_weight, lse * 2.0)) * p_k - q_k * rest
+        gradient = 0.0 - q_k * rest
+        if q_rest is not None:
+            gradient = gradient + times0(q_rest, p_k)
+        if z_weight is not None:
+            gradient = gradient + times0(z_weight, lse * 2.0) * p_k
+        return gradient
 
     @function
     def row_entropy(p_k, surprise, rest, d, e_rest):

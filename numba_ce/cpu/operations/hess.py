@@ -25,7 +25,7 @@ def hess_operation(kernel):
         h_k = curvature * end.p_k * end.rest
         if plan.hess_floor > 0.0:
             h_k = maximum(splat(plan.hess_floor), h_k)  # NaN stays NaN
-        g_k = target_gradient(q, end.rest, q_rest, end.p_k, splat(F64_0), end.lse)
+        g_k = target_gradient(q, end.rest, q_rest, end.p_k, None, end.lse)
         factor = times_amount(end.factor, splat(F64_1))
         return splat(F64_0), (factor, s * g_k, s * h_k, s * total, curvature)
 

@@ -26,15 +26,16 @@ def loss_operation(kernel):
 
     @inlined
     def finish(plan, first, count, batch, end, temperature):
-        q_rest = a_rest = splat(F64_0)
         if dense_sums:
             q_rest, a_rest = batch.q_rest, batch.a_rest
+        else:
+            q_rest = a_rest = None
         if from_record:
             loss, alpha, g_k = weigh(plan, batch, end, q_rest, splat(F64_0), batch.w)
         elif plan.z_loss != 0.0:
             loss, alpha, g_k = weigh(plan, batch, end, q_rest, a_rest, batch.w * plan.z_loss)
         else:
-            loss, alpha, g_k = weigh(plan, batch, end, q_rest, a_rest, splat(F64_0))
+            loss, alpha, g_k = weigh(plan, batch, end, q_rest, a_rest, None)
         # Of a row that does not count, the batch may hold anything
         loss = select(batch.s == 0.0, splat(F64_0), batch.s * loss)
         if plan.loss != 0:

@@ -56,7 +56,8 @@ class Batch(NamedTuple):
 
     total: float  # of the exponentials of the classes but k, as they were stored,
     lost: float  # and what its roundings lost; float64 only
-    reference: float  # how they were stored, see `exp_scaled`
+    # How they were stored, see `exp_scaled`; -inf if no class but k is alive, NaN if z_k is spoilt
+    reference: float
     power: float
     row_max: float  # m
     t: float  # z_k
@@ -111,11 +112,11 @@ def _exp_down(x):
 
 
 _single_formulas = row.make_formulas(
-    inner,
+    inlined,
     select,
     log1p,
-    inner(lambda x: 1.0 / x),
-    inner(lambda a, inverse: a * inverse),
+    inlined(lambda x: 1.0 / x),
+    inlined(lambda a, inverse: a * inverse),
 )
 _finish_single = _single_formulas.finish
 
@@ -129,15 +130,13 @@ def _single(batch, temperature, over_temperature):
     """
     zero, one = splat(0.0), splat(1.0)
     t, row_max, power = batch.t, batch.row_max, batch.power
-    # Of a row without other classes nothing was stored; t = -inf makes NaN of it
-    reference = select(row_max == -math.inf, -math.inf, batch.reference)
+    reference = batch.reference
     d = fma(power, -LN2, (t - reference) * over_temperature)
     others = t < row_max
     below = _exp_down(select(others, d, zero - d))
     to_origin, small = select(others, UNBIAS, below * UNBIAS), select(others, below, one)
-    total = select(t < math.inf, batch.total, math.nan)
     surprise, above, rest, p_k, over, inverse = _finish_single(
-        total * to_origin, small, d, zero, others
+        batch.total * to_origin, small, d, zero, others
     )
     away = select(row_max == reference, zero, (reference - row_max) * over_temperature)
     origin = fma(reference, over_temperature, power * LN2)
@@ -250,7 +249,7 @@ def _share_of_double(a, inverse):
 
 
 _double_formulas = row.make_formulas(
-    inner,
+    inlined,
     select,
     inner(lambda u, x: log1p64(u)),
     _inverse_in_parts,
@@ -272,7 +271,7 @@ def _double(batch, temperature, over_temperature):
     near_lost = near_lost + fma(batch.power, EXACT_LN2_LO, away_lost)
     y, n = _exp_parts(select(unscaled, away, near), select(unscaled, away_lost, near_lost))
     y = select(d == d, y, d)  # no class is alive
-    total = select(t < math.inf, batch.total, math.nan) + batch.lost
+    total = batch.total + batch.lost
     small_y, small_n = _exp_parts(select(others, d, zero), d_lost)
     small = select(others, _scaled(small_y, small_n), one)
     surprise, above, rest, p_k, over, inverse = _finish_double(

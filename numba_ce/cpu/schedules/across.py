@@ -292,6 +292,7 @@ def batch_maker(kernel, operation):
     dense, poison = operation.dense, operation.poison
     pitch, zero, counted = ROWS * real().itemsize, real(0), operation.targets == "counted"
     halves, double = halves_of(real), real is np.float64
+    minus_inf, infinity, nan = real(-np.inf), real(np.inf), real(np.nan)
     count_classes = class_counter(kernel.block)
 
     @inner
@@ -342,6 +343,8 @@ def batch_maker(kernel, operation):
                 q_low, q_high = w_low * own, w_high * own
         e_low, e_high = halves(found.e_sums)
         reference, power, _, _ = found.scale
+        reference = select(found.row_max == minus_inf, minus_inf, reference)
+        reference = select(found.t < infinity, reference, nan)
         low = Batch(
             total_low[0],
             total_low[1],

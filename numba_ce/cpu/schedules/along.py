@@ -184,7 +184,8 @@ def row_measurer(kernel, operation):
     def keep_measured(at, found, k, t):
         put(at + FIELDS.total, found.total)
         put(at + FIELDS.lost, 0.0)
-        put(at + FIELDS.reference, found.scale.reference)
+        reference = found.scale.reference if found.row_max > -np.inf else -np.inf
+        put(at + FIELDS.reference, reference if t < np.inf else np.nan)
         put(at + FIELDS.power, np.float64(found.scale.power))
         put(at + FIELDS.row_max, found.row_max)
         put(at + FIELDS.t, t)
