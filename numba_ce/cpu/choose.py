@@ -16,6 +16,9 @@ FEW_CLASSES = 24
 # float32 softmax of 2 takes 2.9 ms instead of 4.3 on one core for 1.5 million rows, of 3 3.7 not
 # 5.1; float64 of 24 would take 6.6 instead of 4.0
 IN_PLACE_CLASSES = EXACT_CLASSES
+# Rows along the lanes whose exponentials have so many bytes are finished eight at a time: more do
+# not fit the first cache together
+BATCHED_BYTES = 4096
 # Outputs larger than this do not fit the caches anyway: write around them
 STREAMING_BYTES = 4 << 20
 # A block is long enough (some 20 us) that drawing it costs nothing

@@ -5,7 +5,6 @@ Rows of float32 need float64 numbers good to float32: `_single`. Rows of float64
 as long as to finish one number at a time one of them, so there is no scalar form.
 """
 
-import math
 from functools import lru_cache
 from typing import NamedTuple
 

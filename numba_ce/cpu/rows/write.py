@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numba_ce.cpu.compile.jit import inner, smaller
+from numba_ce.cpu.compile.jit import inlined, inner, smaller
 from numba_ce.cpu.rows.effective_targets import probability_reader, stored_kind, weight_filler
 from numba_ce.cpu.rows.finish import F32_0
 from numba_ce.cpu.rows.loops import cappers
@@ -88,7 +88,7 @@ def row_recaller(kind, targets_kind, dense):
     real = real_type(kind)
     double, split = real is np.float64, factor_splitter(kind)
 
-    @inner
+    @inlined
     def recall(plan, work, i):
         """The i-th of eight rows."""
         at = work.batch + i * 8
@@ -120,7 +120,7 @@ def tile_recaller(kind):
     """The functions that say how a tile of a row was stored."""
     split = factor_splitter(kind)
 
-    @inner
+    @inlined
     def recall_tile(plan, work, start, row, temperature):
         """The `Factor` of its exponentials, the class left out of it, and the logit of that."""
         at = work.scales + start // TILE * SCALE_BYTES
@@ -273,7 +273,7 @@ def gradient_writer(variant, out_kind):
         gradient_tile_writer(variant, out_kind),
     )
 
-    @inner
+    @inlined
     def write_gradient(plan, source, target, targets, row, work):
         """source, targets, target : addresses of the row's logits, probabilities and gradient"""
         temperature, q_factor = plan.temperature, row.q_factor

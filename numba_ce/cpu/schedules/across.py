@@ -201,7 +201,7 @@ def make_measure(kernel, operation):
             a_sums = add_to(a_sums, select(q == zero, zero, q * below))
         return q_sums, a_sums
 
-    @inner
+    @inlined
     def measure(plan, lanes, place):
         end = lanes.tile + count_classes(plan) * pitch
         read_logits(plan, place, 0, plan.logits, plan.logits_step, plan.logits_swapped, lanes.tile)
@@ -253,7 +253,7 @@ def exp_summer(kernel, operation):
     leaves_largest, no_sums = operation.leaves == "largest", no_sums_of_sixteen(real)
     _, ask = asker(kernel)
 
-    @inner
+    @inlined
     def sum_exps(plan, tile, end, k, row_max, target_logit, scale, ahead):
         """Sums over the classes but k: of the exponentials, of these times (m - z_c); and the
         number of classes above the target's logit. The exponentials stay if they are kept.

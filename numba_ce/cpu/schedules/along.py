@@ -8,6 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from numba_ce.cpu.choose import BATCHED_BYTES
 from numba_ce.cpu.compile.jit import inner, larger
 from numba_ce.cpu.plan import locate
 from numba_ce.cpu.rows.effective_targets import probability_reader
@@ -21,7 +22,7 @@ from numba_ce.cpu.rows.targets import (
     logit_reader,
     target_reader,
 )
-from numba_ce.cpu.rows.tile import TILE, real_type
+from numba_ce.cpu.rows.tile import real_type
 from numba_ce.cpu.rows.workspace import ELEMENTS, FIELDS, row_workspace
 from numba_ce.cpu.rows.write import (
     gradient_writer,
@@ -77,7 +78,8 @@ def make_along(kernel, operation):
                 write_row(plan, first + i, i, work)
         return losses
 
-    rows_of_a_batch = inner(lambda plan: BATCH if plan.n_classes <= TILE else 1)
+    batched = BATCHED_BYTES // real_type(kernel.kind)().itemsize
+    rows_of_a_batch = inner(lambda plan: BATCH if plan.n_classes <= batched else 1)
     return block_doer(rows_of_a_batch, do_rows, VECTOR_SUMS)
 
 
