@@ -46,7 +46,7 @@ def make_formulas(
 
     function : the decorator that compiles them; select(condition, a, b)
     log1p(u, x) : log(1 + u), with x = 1 + u rounded
-    invert(x), share(a, inverse) : together a / x
+    invert(x), share(a, inverse) : together a / x; what `invert` makes is the `inverse` of `finish`
     """
 
     @function
@@ -151,14 +151,21 @@ def difference(a, b, temperature):
     return quotient, ((total - product) - product_lost + lost) / temperature
 
 
-def sum_at_origin(sum_exp, d, d_lost):
-    """S, which is relative to m, relative to the larger of m and t: S or u."""
-    if not d >= 0.0:
-        return sum_exp
+def at_origin(sum_exp, d, d_lost):
+    """S, exp(t) and exp(m), each relative to the larger of m and t, and whether m is the larger.
+
+    The first two and the last are the `sum_exp`, `small` and `others` of `finish`.
+    """
+    others = not d >= 0.0  # also where d is NaN
+    away, lost = (d, d_lost) if others else (-d, -d_lost)
+    below = math.exp(away)
+    below += below * lost  # not below * (1 + lost), where 1 + lost is rounded
+    if others:
+        return sum_exp, below, 1.0, others
     # S may be worth 262144 where exp(-d) is subnormal or 0: two halves keep the digits
     root = math.exp(-0.5 * d)
     root -= root * (0.5 * d_lost)
-    return sum_exp * root * root
+    return sum_exp * root * root, 1.0, below, others
 
 
 def smoothed(target, smoothing, n_classes, class_weight):

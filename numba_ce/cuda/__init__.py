@@ -4,7 +4,7 @@
 intrinsics every device intrinsic, and nothing else has any
 plan       what a kernel is told: addresses, strides, options
 targets    what a row is told to be: target, weights, whether it counts
-finish     a row finished in float64, by the formulas of `numba_ce._row`
+finish     a row finished in float64, by the formulas of `numba_ce.row`
 group      the threads that share a row in the general kernel
 stage      rows in shared memory: one read and one write of device memory
 walk       how threads walk along a row: 128-bit access, dtypes

@@ -26,7 +26,7 @@ exp_below = below("float32")
 
 @inner
 def row_factor(m, sum_exp, t, scale):
-    """scale * top / bottom of `_row.finish` in float32: the gradient is exp(z_j - m) times it."""
+    """scale * top / bottom of `finish.Finished` in float32: the gradient is exp(z_j - m) times it."""
     if not t < np.float32(np.inf):
         return np.float32(np.nan)
     d = t - m

@@ -1,24 +1,38 @@
-"""A row finished in float64, by the formulas of `_row`, and its results written."""
+"""A row finished in float64, by the formulas of `numba_ce.row`, and its results written."""
 
 import math
 from typing import NamedTuple
 
 import numpy as np
 
-from numba_ce import _row
+from numba_ce import row
 from numba_ce.cuda.intrinsics import inner, store
 
-finish = inner(_row.finish)
-sum_at_origin = inner(_row.sum_at_origin)
-difference = inner(_row.difference)
-row_loss = inner(_row.row_loss)
-target_gradient = inner(_row.target_gradient)
-probability_weight = inner(_row.probability_weight)
-row_entropy = inner(_row.row_entropy)
+
+@inner
+def select(condition, a, b):
+    """One of two numbers."""
+    return a if condition else b
+
+
+_formulas = row.make_formulas(
+    inner,
+    select,
+    inner(lambda u, x: math.log1p(u)),
+    inner(lambda x: x),
+    inner(lambda a, bottom: a / bottom),
+)
+finish = _formulas.finish
+row_loss = _formulas.row_loss
+target_gradient = _formulas.target_gradient
+probability_weight = _formulas.probability_weight
+row_entropy = _formulas.row_entropy
+at_origin = inner(row.at_origin)
+difference = inner(row.difference)
 
 
 class Finished(NamedTuple):
-    """A row when both parts are known; see `_row.finish`."""
+    """A row when both parts are known; see `row.make_formulas`."""
 
     surprise: float
     above: float
@@ -27,7 +41,6 @@ class Finished(NamedTuple):
     top: float  # p_j = exp((z_j - m) / T) * top / bottom for the other classes
     bottom: float
     lse: float
-    sum_exp: float  # relative to the larger of m and t
 
 
 @inner
@@ -46,11 +59,7 @@ def finish_row(row_max, sum_exp, target_logit, temperature):
     if not target_logit < math.inf:  # +inf or NaN; S knows of those in the other classes
         sum_exp = math.nan
     d, d_lost = difference(target_logit, row_max, temperature)
-    sum_exp = sum_at_origin(sum_exp, d, d_lost)
-    surprise, above, rest, p_k, bottom = finish(sum_exp, d, d_lost)
-    origin, over, top = row_max, above, 1.0
-    if d >= 0.0:
-        origin, over, top = target_logit, surprise, math.exp(-d)
-        top -= top * d_lost
-    lse = origin / temperature + over
-    return Finished(surprise, above, rest, p_k, top, bottom, lse, sum_exp)
+    sum_exp, small, top, others = at_origin(sum_exp, d, d_lost)
+    surprise, above, rest, p_k, over, bottom = finish(sum_exp, small, d, d_lost, others)
+    lse = select(others, row_max, target_logit) / temperature + over
+    return Finished(surprise, above, rest, p_k, top, bottom, lse)

@@ -36,11 +36,25 @@ SLOTS = 5  # numbers that the finishing thread of a row hands to the others
 
 
 @cache
+def make_weigher(dense):
+    """The function that gives the loss of a row, g_k, and what multiplies the other p_j."""
+
+    @inner
+    def weigh(q, part, end, z_weight):
+        q_rest = part.q_rest if dense else None
+        loss = row_loss(q, end.surprise, q_rest, part.a_rest, end.above, z_weight, end.lse)
+        g_k = target_gradient(q, end.rest, q_rest, end.p_k, z_weight, end.lse)
+        return loss, g_k, probability_weight(q, q_rest, z_weight, end.lse)
+
+    return weigh
+
+
+@cache
 def loss_operation(kernel):
     """Loss of a row, and its gradient if `grad_kind` is given."""
     wants_grad = kernel.grad_kind is not None
     variant = kernel.variant()
-    measure = measurer(variant)
+    measure, weigh = measurer(variant), make_weigher(variant.dense)
     read_target, read_logit = target_reader(kernel), logit_reader(kernel.access)
     write_gradient = gradient_writer(variant, kernel.grad_kind or "float32")
     find = placer(kernel.access, kernel.grad_kind)
@@ -65,17 +79,15 @@ def loss_operation(kernel):
             loss = 0.0 if target.status == IGNORED else math.nan
             if kept:
                 end = finish_row(part.row_max, part.sum_exp, t, temperature)
-                z_weight = target.z_weight * plan.z_loss
+                if plan.z_loss != 0.0:
+                    z_weight = target.z_weight * plan.z_loss
+                    loss, g_k, alpha = weigh(target.q, part, end, z_weight)
+                else:  # neither lse nor p_k may be needed: a division each
+                    loss, g_k, alpha = weigh(target.q, part, end, None)
+                loss *= s
                 if wants_grad:
-                    g_k = target_gradient(
-                        target.q, end.rest, part.q_rest, end.p_k, z_weight, end.lse
-                    )
-                    alpha = probability_weight(target.q, part.q_rest, z_weight, end.lse)
                     slots[0, row.lane] = scale * g_k
                     slots[1, row.lane] = scale * alpha * end.top / end.bottom
-                loss = s * row_loss(
-                    target.q, end.surprise, part.q_rest, part.a_rest, end.above, z_weight, end.lse
-                )
             put_result(plan.loss, row.number, plan.loss_bytes, loss)
             put_result(plan.row_loss, row.number, 8, loss)
         if wants_grad:
@@ -180,8 +192,8 @@ def stats_operation(kernel):
         end = finish_row(part.row_max, part.sum_exp, peak.value, 1.0)
         row_max, lse, surprise, k = peak.value, end.lse, end.surprise, peak.k
         entropy = row_entropy(
-            end.sum_exp, part.e_rest * end.top, row_max - part.row_max, surprise, end.p_k,
-            end.bottom,
+            end.p_k, surprise, end.rest, row_max - part.row_max,
+            part.e_rest * end.top / end.bottom,
         )  # fmt: skip
         broken = math.isnan(surprise)
         if broken:
@@ -253,7 +265,7 @@ def hess_operation(kernel):
                         g_y = math.nan
             else:
                 q_k = load_probability(plan, targets, k)
-                g_k = target_gradient(q_k, end.rest, part.q_rest, end.p_k, 0.0, 0.0)
+                g_k = target_gradient(q_k, end.rest, part.q_rest, end.p_k, None, end.lse)
                 q_sum = q_k + part.q_rest
             slots[0, row.lane], slots[1, row.lane] = factor, q_sum
             slots[2, row.lane], slots[3, row.lane] = g_k, g_y

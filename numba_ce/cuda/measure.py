@@ -7,11 +7,10 @@ from typing import NamedTuple
 import numpy as np
 from numba import cuda
 
-from numba_ce import _row
 from numba_ce.cuda.exp import exponential
 from numba_ce.cuda.group import row_reducer
 from numba_ce.cuda.intrinsics import KINDS, inner
-from numba_ce.cuda.targets import class_weight, load_probability
+from numba_ce.cuda.targets import class_weight, load_probability, smoothed
 from numba_ce.cuda.walk import (
     Access,
     capper,
@@ -23,7 +22,6 @@ from numba_ce.cuda.walk import (
     walker,
 )
 
-smoothed = inner(_row.smoothed)
 NOWHERE = 2**52  # no class; exact in float64
 
 

@@ -342,7 +342,7 @@ def resident_kernel(kernel):
                 g_k = -target.weight * grad_scale_of(plan) * target.q * end.rest
                 store(at.grad + target.k * size, np.float32(g_k))
             loss = target.weight * row_loss(
-                target.q, end.surprise, 0.0, 0.0, end.above, 0.0, end.lse
+                target.q, end.surprise, None, None, end.above, None, end.lse
             )
             put_result(plan.loss, at.row, plan.loss_bytes, loss)
             put_result(plan.row_loss, at.row, 8, loss)

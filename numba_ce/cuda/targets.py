@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numba_ce import _row
+from numba_ce import row
 from numba_ce.cuda.intrinsics import (
     element_loader,
     inner,
@@ -19,7 +19,7 @@ from numba_ce.cuda.intrinsics import (
     load_u32,
 )
 
-smoothed = inner(_row.smoothed)
+smoothed = inner(row.smoothed)
 load_f16, load_bf16 = element_loader("float16"), element_loader("bfloat16")
 load_f32 = element_loader("float32")
 
