@@ -195,7 +195,7 @@ def test_sources_edited_under_a_running_process(filled, plain, when):
     if when == "while it compiles":
         use = "launch.compile_kernel = edit"
         path.unlink()
-    edit = EDIT_ROW.format(path=str(package / "_row.py"), use=use)
+    edit = EDIT_ROW.format(path=str(package / "row.py"), use=use)
     made, result = run(
         ONE_KERNEL.replace("    result", edit, 1), filled, PYTHONPATH=str(package.parent)
     )
@@ -500,7 +500,7 @@ def compiled(package):
 
 
 def edit_row(package):
-    with open(package / "_row.py", "a") as file:
+    with open(package / "row.py", "a") as file:
         file.write("EDITED = 1\n")
 
 

@@ -13,9 +13,10 @@ from pathlib import Path
 import mpmath
 import numpy as np
 import pytest
+from formulas import FORMULAS
 
 import numba_ce as nc
-from numba_ce import _row, reference
+from numba_ce import reference, row
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "mathematics.md"
 mp = mpmath.mp.clone() if hasattr(mpmath.mp, "clone") else mpmath.mp
@@ -194,13 +195,12 @@ def finished(x):
     """What the two branches and both codes make of a row without its class 2."""
     m, s, t = record_of(x, 2)
     m_, s_, t_ = floats((m, s, t))
-    d, lost = _row.difference(t_, m_, 1.0)
-    sum_exp = _row.sum_at_origin(s_, d, lost)
-    surprise, above, rest, p_k, bottom = _row.finish(sum_exp, d, lost)
-    compiled = {"surprise": surprise, "above": above, "rest": rest, "p_k": p_k}
-    compiled["factor"] = math.exp(-max(d, 0.0)) / bottom
-    row = reference.finish(np.array(m_), np.array(s_), np.array(t_), 1.0)
-    return m, s, t, compiled, row
+    d, lost = row.difference(t_, m_, 1.0)
+    sum_exp, small, top, others = row.at_origin(s_, d, lost)
+    end = FORMULAS.finish(sum_exp, small, d, lost, others)
+    compiled = dict(zip(("surprise", "above", "rest", "p_k"), end[:4], strict=True))
+    compiled["factor"] = top / end[5]
+    return m, s, t, compiled, reference.finish(np.array(m_), np.array(s_), np.array(t_), 1.0)
 
 
 def check_code(compiled, row, **expected):
@@ -236,7 +236,7 @@ def test_10_target_behind(rng):
 def test_11_difference_in_two_parts(rng, temperature):
     for a, b in rng.uniform(-700, 700, (200, 2)):
         exact = (mpf(a) - mpf(b)) / mpf(temperature)
-        for code in (_row.difference, reference.difference):
+        for code in (row.difference, reference.difference):
             d, delta = (float(v) for v in code(np.float64(a), np.float64(b), temperature))
             if temperature == 1.0:
                 assert mpf(d) + mpf(delta) == exact
@@ -302,11 +302,11 @@ def test_15_loss_from_the_sums_of_a_record(rng):
         loss = q[2] * (lse - t) + a_rest + w_rest * (lse - m) + v * z_loss * lse**2
         assert close(loss, loss_of(x, q, v, z_loss))
         sums = floats((q[2], w_rest, a_rest, v * z_loss))
-        row = reference.finish(*floats((m, s, t)), 1.0)
-        code = reference.row_loss(sums[0], row, *sums[1:])
+        end = reference.finish(*floats((m, s, t)), 1.0)
+        code = reference.row_loss(sums[0], end, *sums[1:])
         np.testing.assert_allclose(code, float(loss), rtol=1e-12)
         q_k, w_, a_, z_ = sums
-        code = _row.row_loss(q_k, float(lse - t), w_, a_, float(lse - m), z_, float(lse))
+        code = FORMULAS.row_loss(q_k, float(lse - t), w_, a_, float(lse - m), z_, float(lse))
         np.testing.assert_allclose(code, float(loss), rtol=1e-12)
 
 

@@ -60,6 +60,10 @@ def finish_row(row_max, sum_exp, target_logit, temperature):
         sum_exp = math.nan
     d, d_lost = difference(target_logit, row_max, temperature)
     sum_exp, small, top, others = at_origin(sum_exp, d, d_lost)
-    surprise, above, rest, p_k, over, bottom = finish(sum_exp, small, d, d_lost, others)
-    lse = select(others, row_max, target_logit) / temperature + over
+    if others:  # two calls, so that each is compiled with its constants
+        surprise, above, rest, p_k, over, bottom = finish(sum_exp, small, d, d_lost, True)
+        lse = row_max / temperature + over
+    else:
+        surprise, above, rest, p_k, over, bottom = finish(sum_exp, 1.0, d, d_lost, False)
+        lse = target_logit / temperature + over
     return Finished(surprise, above, rest, p_k, top, bottom, lse)

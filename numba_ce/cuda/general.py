@@ -79,11 +79,11 @@ def loss_operation(kernel):
             loss = 0.0 if target.status == IGNORED else math.nan
             if kept:
                 end = finish_row(part.row_max, part.sum_exp, t, temperature)
-                if plan.z_loss != 0.0:
+                if plan.z_loss == 0.0:  # neither lse nor p_k may be needed: a division each
+                    loss, g_k, alpha = weigh(target.q, part, end, None)
+                else:
                     z_weight = target.z_weight * plan.z_loss
                     loss, g_k, alpha = weigh(target.q, part, end, z_weight)
-                else:  # neither lse nor p_k may be needed: a division each
-                    loss, g_k, alpha = weigh(target.q, part, end, None)
                 loss *= s
                 if wants_grad:
                     slots[0, row.lane] = scale * g_k
