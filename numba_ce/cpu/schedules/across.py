@@ -37,7 +37,7 @@ from numba_ce.cpu.schedules.across_tile import (
     tile_reader,
     tile_writer,
 )
-from numba_ce.cpu.schedules.gather import VECTOR_SUMS, block_doer
+from numba_ce.cpu.schedules.gather import block_doer
 from numba_ce.cpu.simd.element import get
 from numba_ce.cpu.simd.exp import exp_scaled, slope_of_gradient, soft_cap_and_slope
 from numba_ce.cpu.simd.memory import load, load_sixteen, store
@@ -107,7 +107,7 @@ def make_across(kernel, operation):
             write_hess(plan, place, 4, plan.hess, plan.hess_step, plan.hess_swapped, lanes.slopes)
         return low_loss + high_loss
 
-    return block_doer(inner(lambda plan: ROWS), do_rows, VECTOR_SUMS)
+    return block_doer(inner(lambda plan: ROWS), do_rows)
 
 
 @lru_cache
