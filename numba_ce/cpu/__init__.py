@@ -1,37 +1,16 @@
-"""HOW on the CPU: the backend "cpu".
+"""The backend "cpu". Its rooms, each of which imports only from those above it:
 
-============== ==============================================================================
-vector         vectors of a fixed number of lanes, as a Numba type
-memory         vectors read and written, around the caches, ahead of time
-element        single elements of any dtype and byte order
-exp, log       exp, tanh and log1p of a vector
-tile           where a tile of a row lies: in the caller's array or copied; sums in float64
-loops          loops over one tile: exponentials, sums, maximum, soft cap
-output         from a tile to the output, in any dtype, around the caches
-q              the effective targets of a row
-measure        first pass over a row: maximum, sum of exponentials, sums of an option
-write          second pass: gradient, probabilities, Hessian
-targets        what a row is told to be: target, weights, whether it counts
-finish         a row finished in float64, by the formulas of `numba_ce._row`
-operations     what is done with a row: loss, softmax, Hessian; and where all others are
-shard          the same for a part of a row: records
-strips         neighbouring rows of one class, copied and written back
-copies         rows copied into a worker's memory, computed with there, and written back
-eight          rows of some hundred classes, finished eight at a time: loss and softmax
-stats          the same, and one row at a time: statistics
-narrow         rows of few classes, sixteen at a time: loss and softmax
-narrow_stats   the same: statistics
-narrow_hess    the same: Hessian
-sixteen        their rows in and out, and their targets
-sixteen_loops  loops over their classes: maxima, scales, exponentials
-sixteen_finish how they are finished, in float32 and in float64
-turn           from rows of neighbouring classes to one vector for each class, and back
-plan           what a kernel is told: addresses, strides, options
-jit            how the inner functions are compiled
-cache          kernels from disk
-launch         compile, share the rows out, add up
-threads        who works on the blocks: the parallel loop, a pool; slices and Ctrl-C
-============== ==============================================================================
+============ ==================================================================================
+compile      how functions that only kernels call are compiled, and kernels kept on disk
+simd         vectors as a Numba type: memory, elements of any dtype, transposition, exp, log
+plan         what a kernel is told (`PLAN`), what it is compiled for (`Kernel`, `Operation`)
+rows         the parts of a row: tile, targets, measure, finish, write
+choose       every threshold
+schedules    HOW rows are walked: `along` (lanes along the classes), `across` (lanes across rows
+             of few classes), `gather` (first copied together, where the classes are far apart)
+operations   WHAT is done with them: loss, softmax, statistics, Hessian, record
+run          from a described call to threads: blocks of rows, the parallel loop, slices
+============ ==================================================================================
 
 The functions of this module are what the public functions call: each describes its problem in a
 `PLAN` and launches a kernel. What shapes, strides, dtypes and options decide is a `Job`, which is

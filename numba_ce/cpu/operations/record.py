@@ -12,6 +12,7 @@ from numba_ce.cpu.rows.targets import IGNORED, KEPT, logit_reader, target_reader
 from numba_ce.cpu.rows.tile import real_type
 from numba_ce.cpu.schedules.gather import block_doer
 from numba_ce.cpu.simd.element import put
+from numba_ce.cpu.simd.vector import splat
 
 
 @lru_cache
@@ -46,7 +47,7 @@ def make_record(kernel):
             put(record + 16, 0.0 if target.status == IGNORED else -math.inf)
             for column in range(3, 7):
                 put(record + column * 8, nothing)
-            return 0.0
+            return splat(0.0)
         k, s = target.index, target.weight
         t = -math.inf
         if k >= 0:
@@ -65,6 +66,6 @@ def make_record(kernel):
         if targets_kind is not None and plan.class_offset > 0:
             z_weight = 0.0  # shards add theirs up: the first one has it
         put(record + 48, s * z_weight * plan.z_loss)
-        return 0.0
+        return splat(0.0)
 
     return block_doer(inner(lambda plan: 1), do_row)

@@ -37,7 +37,7 @@ from numba_ce.cpu.schedules.across_tile import (
     tile_reader,
     tile_writer,
 )
-from numba_ce.cpu.schedules.gather import VECTOR_SUMS, block_doer
+from numba_ce.cpu.schedules.gather import block_doer
 from numba_ce.cpu.simd.element import get
 from numba_ce.cpu.simd.exp import exp_scaled, slope_of_gradient, soft_cap_and_slope
 from numba_ce.cpu.simd.memory import load, load_sixteen, store
@@ -107,7 +107,7 @@ def make_across(kernel, operation):
             write_hess(plan, place, 4, plan.hess, plan.hess_step, plan.hess_swapped, lanes.slopes)
         return low_loss + high_loss
 
-    return block_doer(inner(lambda plan: ROWS), do_rows, VECTOR_SUMS)
+    return block_doer(inner(lambda plan: ROWS), do_rows)
 
 
 @lru_cache
@@ -288,12 +288,11 @@ def exp_summer(kernel, operation):
 @lru_cache
 def batch_maker(kernel, operation):
     """The function that makes two `Batch` of sixteen rows."""
-    real, probabilities = real_type(kernel.kind), kernel.targets_kind is not None
-    dense, poison = operation.dense, operation.poison
-    pitch, zero, counted = ROWS * real().itemsize, real(0), operation.targets == "counted"
-    halves, double = halves_of(real), real is np.float64
+    real, counted = real_type(kernel.kind), operation.targets == "counted"
+    pitch, zero, poison = ROWS * real().itemsize, real(0), operation.poison
     minus_inf, infinity, nan = real(-np.inf), real(np.inf), real(np.nan)
     count_classes = class_counter(kernel.block)
+    make_low, make_high = (half_maker(kernel, operation, upper) for upper in (0, 1))
 
     @inner
     def first_nans(tile, end, k):
@@ -305,17 +304,6 @@ def batch_maker(kernel, operation):
             k = select(x == x, k, c)
         return k
 
-    @inner
-    def parts(sums):
-        if double:
-            return (
-                (low_as_float64(sums[0]), low_as_float64(sums[1])),
-                (high_as_float64(sums[0]), high_as_float64(sums[1])),
-            )
-        else:
-            nothing = splat(0.0)
-            return (sums[0], nothing), (sums[1], nothing)
-
     @inlined
     def make_batches(plan, lanes, found, temperature):
         k = found.k
@@ -323,69 +311,60 @@ def batch_maker(kernel, operation):
             if sum_of_lanes(found.poison) != zero:  # NaN
                 n_bytes = count_classes(plan) * pitch
                 k = first_nans(lanes.tile, lanes.tile + n_bytes, k)
-        total_low, total_high = parts(found.sums)
-        nothing = splat(0.0)
-        s_low = s_high = w_low = w_high = q_low = q_high = nothing
-        if counted:
-            s, w = lanes.weights, lanes.class_weights
-            s_low, s_high = load(s, 0.0), load(s + VECTOR_BYTES, 0.0)
-            w_low, w_high = load(w, 0.0), load(w + VECTOR_BYTES, 0.0)
-            q_low, q_high = w_low, w_high
-        q_rest_low = q_rest_high = a_rest_low = a_rest_high = nothing
-        if dense:
-            q_rest_low, q_rest_high = halves(found.q_sums)
-            a_rest_low, a_rest_high = halves(found.a_sums)
-            a_rest_low, a_rest_high = a_rest_low / temperature, a_rest_high / temperature
-            if probabilities:
-                q_low, q_high = low_as_float64(found.q), high_as_float64(found.q)
-            else:
-                own = 1.0 - plan.smoothing + plan.smoothing / plan.all_classes
-                q_low, q_high = w_low * own, w_high * own
-        e_low, e_high = halves(found.e_sums)
-        reference, power, _, _ = found.scale
-        reference = select(found.row_max == minus_inf, minus_inf, reference)
+        reference = select(found.row_max == minus_inf, minus_inf, found.scale[0])
         reference = select(found.t < infinity, reference, nan)
-        low = Batch(
-            total_low[0],
-            total_low[1],
-            low_as_float64(reference),
-            low_as_float64(power),
-            low_as_float64(found.row_max),
-            low_as_float64(found.t),
-            low_as_float64(k),
-            q_low,
-            q_rest_low,
-            a_rest_low,
-            s_low,
-            w_low,
-            low_as_float64(found.y),
-            low_as_float64(found.target_logit),
-            e_low,
-            low_as_float64(found.above),
-            low_as_float64(found.poison),
-        )
-        high = Batch(
-            total_high[0],
-            total_high[1],
-            high_as_float64(reference),
-            high_as_float64(power),
-            high_as_float64(found.row_max),
-            high_as_float64(found.t),
-            high_as_float64(k),
-            q_high,
-            q_rest_high,
-            a_rest_high,
-            s_high,
-            w_high,
-            high_as_float64(found.y),
-            high_as_float64(found.target_logit),
-            e_high,
-            high_as_float64(found.above),
-            high_as_float64(found.poison),
-        )
-        return low, high
+        low = make_low(plan, lanes, found, reference, k, temperature)
+        return low, make_high(plan, lanes, found, reference, k, temperature)
 
     return make_batches
+
+
+@lru_cache
+def half_maker(kernel, operation, upper):
+    """The function that makes the `Batch` of the lower or upper eight rows."""
+    real, probabilities = real_type(kernel.kind), kernel.targets_kind is not None
+    dense, counted = operation.dense, operation.targets == "counted"
+    double, halves = real is np.float64, halves_of(real)
+    half_of = high_as_float64 if upper else low_as_float64
+    offset = upper * VECTOR_BYTES
+
+    @inlined
+    def make_half(plan, lanes, found, reference, k, temperature):
+        q_rest = a_rest = lost = s = w = q = splat(0.0)
+        if double:
+            total, lost = half_of(found.sums[0]), half_of(found.sums[1])
+        else:
+            total = found.sums[upper]
+        if counted:
+            s, w = load(lanes.weights + offset, 0.0), load(lanes.class_weights + offset, 0.0)
+            q = w
+        if dense:
+            q_rest, a_rest = halves(found.q_sums)[upper], halves(found.a_sums)[upper] / temperature
+            if probabilities:
+                q = half_of(found.q)
+            else:
+                q = w * (1.0 - plan.smoothing + plan.smoothing / plan.all_classes)
+        return Batch(
+            total,
+            lost,
+            half_of(reference),
+            half_of(found.scale[1]),
+            half_of(found.row_max),
+            half_of(found.t),
+            half_of(k),
+            q,
+            q_rest,
+            a_rest,
+            s,
+            w,
+            half_of(found.y),
+            half_of(found.target_logit),
+            halves(found.e_sums)[upper],
+            half_of(found.above),
+            half_of(found.poison),
+        )
+
+    return make_half
 
 
 def element_filler(kernel, operation):

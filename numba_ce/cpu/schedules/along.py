@@ -31,7 +31,7 @@ from numba_ce.cpu.rows.write import (
     row_filler,
     row_recaller,
 )
-from numba_ce.cpu.schedules.gather import VECTOR_SUMS, block_doer
+from numba_ce.cpu.schedules.gather import block_doer
 from numba_ce.cpu.simd.element import get, put
 from numba_ce.cpu.simd.memory import load, store
 
@@ -80,7 +80,7 @@ def make_along(kernel, operation):
 
     batched = BATCHED_BYTES // real_type(kernel.kind)().itemsize
     rows_of_a_batch = inner(lambda plan: BATCH if plan.n_classes <= batched else 1)
-    return block_doer(rows_of_a_batch, do_rows, VECTOR_SUMS)
+    return block_doer(rows_of_a_batch, do_rows)
 
 
 @inner

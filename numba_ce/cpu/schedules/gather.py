@@ -13,7 +13,7 @@ The kernels do not notice: they are given a plan that says where the copies are.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from numba import carray, types
 
@@ -34,8 +34,7 @@ from numba_ce.cpu.schedules.strips import (
 from numba_ce.cpu.simd.element import KINDS, get, put
 from numba_ce.cpu.simd.vector import VECTOR_BYTES, splat, sum_of_lanes
 
-# The operands that have classes, by their index in OPERANDS
-LOGITS, TARGETS, GRAD, HESS = (OPERANDS.index(o) for o in ("logits", "targets", "grad", "hess"))
+COPIED = ("logits", "targets", "grad", "hess")  # the operands that have classes
 LINE = PLAN_BYTES  # where all rows lie side by side: what is left of a line, then the rows
 PACKED = LINE + 2 * VECTOR_BYTES
 
@@ -89,16 +88,21 @@ class Rooms(NamedTuple):
     hess: int
 
 
+class Part(NamedTuple):
+    """What is done with one operand: before the rows of a block, and before and after some."""
+
+    begin: Callable[..., None]
+    fetch: Callable[..., None]
+    deliver: Callable[..., None]
+
+
 def copy_far(copier):
     """`begin`, `fetch` and `deliver` for rows whose classes are far apart.
 
     Each takes the plan as it was given, and the one that says where the copies are.
     """
-    size, targets_size, grad_size, hess_size, across, _ = copier
-    has_targets, has_grad, has_hess = targets_size > 0, grad_size > 0, hess_size > 0
-    fetch_logits, fetch_targets = fetcher(size, across), fetcher(targets_size or size, across)
-    deliver_grad = deliverer(grad_size or size, across)
-    deliver_hess = deliverer(hess_size or size, across)
+    across = copier.across
+    logits, targets, grad, hess = (part_of(copier, name) for name in COPIED)
 
     @inner
     def copy_bytes(n_classes, size):
@@ -114,22 +118,51 @@ def copy_far(copier):
         strips = axes + padded(plan.n_axes * AXIS_BYTES)
         grad_lines = strips + CLASSES * strip_pitch(n_classes, 8)
         hess_lines = grad_lines + n_classes * VECTOR_BYTES
-        logits = hess_lines + n_classes * VECTOR_BYTES
-        targets = logits + copy_bytes(n_classes, size)
-        grad = targets + copy_bytes(n_classes, targets_size)
-        hess = grad + copy_bytes(n_classes, grad_size)
-        return Rooms(axes, strips, grad_lines, hess_lines, logits, targets, grad, hess)
+        of_logits = hess_lines + n_classes * VECTOR_BYTES
+        of_targets = of_logits + copy_bytes(n_classes, copier.logits)
+        of_grad = of_targets + copy_bytes(n_classes, copier.targets)
+        of_hess = of_grad + copy_bytes(n_classes, copier.grad)
+        return Rooms(axes, strips, grad_lines, hess_lines, of_logits, of_targets, of_grad, of_hess)
 
     @inner
-    def class_step(n_classes, size):
-        """Bytes from class to class of a copied row."""
-        if across:
-            return strip_pitch(n_classes, size)
-        else:
-            return size
+    def begin(plan, near):
+        near.axes = axes = rooms_of(plan).axes
+        for i in range(0, plan.n_axes * AXIS_BYTES, 8):
+            put(axes + i, get(plan.axes + i, 0))
+        logits.begin(plan, near)
+        targets.begin(plan, near)
+        grad.begin(plan, near)
+        hess.begin(plan, near)
+        if plan.grad_far:
+            near.streaming = False
 
     @inner
-    def row_step(n_classes, size):
+    def fetch(plan, near):
+        rooms = rooms_of(plan)
+        logits.fetch(plan, near, rooms, rooms.logits)
+        targets.fetch(plan, near, rooms, rooms.targets)
+        grad.fetch(plan, near, rooms, rooms.grad)
+        hess.fetch(plan, near, rooms, rooms.hess)
+
+    @inner
+    def deliver(plan):
+        rooms = rooms_of(plan)
+        grad.deliver(plan, rooms, rooms.grad, rooms.grad_lines)
+        hess.deliver(plan, rooms, rooms.hess, rooms.hess_lines)
+
+    return begin, fetch, deliver
+
+
+def part_of(copier, name):
+    """The `Part` of an operand; of one that is not there, nothing."""
+    size, across, operand = getattr(copier, name), copier.across, OPERANDS.index(name)
+    if size == 0:
+        return Part(*(inner(lambda *arguments: None),) * 3)
+    far_field, step_field, is_input = name + "_far", name + "_step", name in ("logits", "targets")
+    fetch_rows, deliver_rows = fetcher(size, across), deliverer(size, across)
+
+    @inner
+    def row_step(n_classes):
         """Bytes from one copied row to the next."""
         if across:
             return size
@@ -137,75 +170,32 @@ def copy_far(copier):
             return padded(n_classes * size)
 
     @inner
-    def point(n_classes, first, copies, size):
-        """The address for an operand whose copies begin with the row `first`."""
-        if across:
-            copies += VECTOR_BYTES
-        return copies - first * row_step(n_classes, size)
-
-    @inner
-    def set_strides(plan, axes, operand, stride):
-        """The strides of an operand over the row axes, where its rows lie side by side."""
-        for axis in range(plan.n_axes - 1, -1, -1):
-            entry = axis * AXIS_BYTES
-            put(axes + entry + (1 + operand) * 8, stride)
-            stride *= get(plan.axes + entry, 0)
-
-    @inner
     def begin(plan, near):
-        """Before the first row of a block."""
-        axes, n_classes = rooms_of(plan).axes, plan.n_classes
-        near.axes = axes
-        for i in range(0, plan.n_axes * AXIS_BYTES, 8):
-            put(axes + i, get(plan.axes + i, 0))
-        if plan.logits_far:
-            near.logits_step = class_step(n_classes, size)
-            set_strides(plan, axes, LOGITS, row_step(n_classes, size))
-        if has_targets and plan.targets_far:
-            near.targets_step = class_step(n_classes, targets_size)
-            set_strides(plan, axes, TARGETS, row_step(n_classes, targets_size))
-        if has_grad and plan.grad_far:
-            near.grad_step, near.streaming = class_step(n_classes, grad_size), False
-            set_strides(plan, axes, GRAD, row_step(n_classes, grad_size))
-        if has_hess and plan.hess_far:
-            near.hess_step = class_step(n_classes, hess_size)
-            set_strides(plan, axes, HESS, row_step(n_classes, hess_size))
+        if plan[far_field]:
+            near[step_field] = strip_pitch(plan.n_classes, size) if across else size
+            # The strides over the row axes: the copied rows lie side by side
+            stride = row_step(plan.n_classes)
+            for axis in range(plan.n_axes - 1, -1, -1):
+                put(near.axes + axis * AXIS_BYTES + (1 + operand) * 8, stride)
+                stride *= get(plan.axes + axis * AXIS_BYTES, 0)
 
     @inner
-    def fetch(plan, near):
-        """Before some rows."""
-        n_classes, rooms = plan.n_classes, rooms_of(plan)
-        first, last = plan.near_first, plan.near_last
-        if plan.logits_far:
-            near.logits = point(n_classes, first, rooms.logits, size)
-            step, copies = plan.logits_step, rooms.logits
-            fetch_logits(plan, first, last, LOGITS, plan.logits, step, copies, rooms.strips)
-        if has_targets and plan.targets_far:
-            near.targets = point(n_classes, first, rooms.targets, targets_size)
-            step, copies = plan.targets_step, rooms.targets
-            fetch_targets(plan, first, last, TARGETS, plan.targets, step, copies, rooms.strips)
-        if has_grad and plan.grad_far:
-            near.grad = point(n_classes, first, rooms.grad, grad_size)
-        if has_hess and plan.hess_far:
-            near.hess = point(n_classes, first, rooms.hess, hess_size)
+    def fetch(plan, near, rooms, copies):
+        if plan[far_field]:
+            first, begin = plan.near_first, VECTOR_BYTES if across else 0
+            near[name] = copies + begin - first * row_step(plan.n_classes)
+            if is_input:
+                base, step = plan[name], plan[step_field]
+                fetch_rows(plan, first, plan.near_last, operand, base, step, copies, rooms.strips)
 
     @inner
-    def deliver(plan):
-        """After them."""
-        rooms, block = rooms_of(plan), (plan.block_first, plan.block_last)
-        first, last = plan.near_first, plan.near_last
-        if has_grad and plan.grad_far:
-            step, copies, lines = plan.grad_step, rooms.grad, rooms.grad_lines
-            deliver_grad(
-                plan, first, last, block, GRAD, plan.grad, step, copies, rooms.strips, lines
-            )
-        if has_hess and plan.hess_far:
-            step, copies, lines = plan.hess_step, rooms.hess, rooms.hess_lines
-            deliver_hess(
-                plan, first, last, block, HESS, plan.hess, step, copies, rooms.strips, lines
-            )
+    def deliver(plan, rooms, copies, lines):
+        if plan[far_field]:
+            block, base, step = (plan.block_first, plan.block_last), plan[name], plan[step_field]
+            first, last = plan.near_first, plan.near_last
+            deliver_rows(plan, first, last, block, operand, base, step, copies, rooms.strips, lines)
 
-    return begin, fetch, deliver
+    return Part(begin, fetch, deliver)
 
 
 def copy_packed(copier):
@@ -252,25 +242,8 @@ def compile_copier(copier):
     return copy
 
 
-class Sums(NamedTuple):
-    """How what the rows of a block return is added up: three functions."""
-
-    nothing: Callable[[], Any]
-    add: Callable[[Any, Any], Any]
-    total: Callable[[Any], float]
-
-
-NO_SUMS = Sums(inner(lambda: 0.0), inner(lambda total, more: 0.0), inner(lambda total: total))
-VECTOR_SUMS = Sums(
-    inner(lambda: splat(0.0)),
-    inner(lambda total, more: total + more),
-    inner(lambda total: sum_of_lanes(total)),
-)
-
-
-def block_doer(rows_at_a_time, do_rows, sums=NO_SUMS):
-    """From ``do_rows(plan, first, count, work)`` for some rows to a block of rows."""
-    nothing, add, total_of = sums
+def block_doer(rows_at_a_time, do_rows):
+    """From ``do_rows(plan, first, count, work)``, which returns a vector of losses, to a block."""
 
     @inner
     def begin(plan, first, last, work):
@@ -294,7 +267,7 @@ def block_doer(rows_at_a_time, do_rows, sums=NO_SUMS):
 
     @inner
     def do_block(plan, first, last, work):
-        total = nothing()
+        total = splat(0.0)
         near = plan_at(plan, begin(plan, first, last, work))
         together = last - first if plan.copier == 0 else plan.together
         n_rows = rows_at_a_time(plan)
@@ -302,8 +275,8 @@ def block_doer(rows_at_a_time, do_rows, sums=NO_SUMS):
             end = smaller(start + together, last)
             copy(plan, start, end, work, FETCH)
             for row in range(start, end, n_rows):
-                total = add(total, do_rows(near, row, smaller(n_rows, end - row), work))
+                total = total + do_rows(near, row, smaller(n_rows, end - row), work)
             copy(plan, start, end, work, DELIVER)
-        return total_of(total)
+        return sum_of_lanes(total)
 
     return do_block
