@@ -16,13 +16,13 @@ from typing import NamedTuple
 try:
     from numba.cuda.codegen import CUDACodeLibrary
 
+    from numba_ce.cuda.choose import blocks_per_processor, layouts
     from numba_ce.cuda.compiled import SMALL_KERNELS, ptx_of, threads_of
     from numba_ce.cuda.intrinsics import KINDS
     from numba_ce.cuda.kernel import Kernel
     from numba_ce.cuda.ptx import to_cubin
     from numba_ce.cuda.resident import Resident
     from numba_ce.cuda.stage import SLOTS
-    from numba_ce.cuda.table import blocks_per_processor, layouts
     from numba_ce.cuda.walk import Access, staged_out
 except ImportError:
     # asv imports every module of this folder, also where numba-cuda is not installed: then Numba's

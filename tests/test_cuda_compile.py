@@ -24,11 +24,11 @@ from benchmarks.cuda_offline import (
 from numba_ce._validate import Problem
 from numba_ce.cuda import operations
 from numba_ce.cuda.arrays import BFLOAT16, View, dense_strides
+from numba_ce.cuda.choose import layouts, resident_for
 from numba_ce.cuda.compiled import SMALL_KERNELS
 from numba_ce.cuda.intrinsics import KINDS
 from numba_ce.cuda.kernel import Kernel
 from numba_ce.cuda.plan import FIELDS, PACKER
-from numba_ce.cuda.table import layouts, resident_for
 from numba_ce.cuda.walk import Access
 from numba_ce.options import LossOptions
 

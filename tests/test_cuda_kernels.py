@@ -29,7 +29,7 @@ from ptx import Fault
 
 import numba_ce as nc
 from numba_ce.cuda import launch
-from numba_ce.cuda.table import layouts
+from numba_ce.cuda.choose import layouts
 
 INF, NAN = np.inf, np.nan
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)

@@ -6,7 +6,6 @@ sides are the formulas as the page prints them; where a formula is code, the cod
 
 from __future__ import annotations
 
-import math
 import re
 from pathlib import Path
 

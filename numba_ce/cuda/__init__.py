@@ -1,32 +1,33 @@
 """HOW on CUDA: the backend "cuda".
 
-========== =========================================================================
-intrinsics every device intrinsic, and nothing else has any
-plan       what a kernel is told: addresses, strides, options
-targets    what a row is told to be: target, weights, whether it counts
-finish     a row finished in float64, by the formulas of `numba_ce.row`
-group      the threads that share a row in the general kernel
-stage      rows in shared memory: one read and one write of device memory
-walk       how threads walk along a row: 128-bit access, dtypes
-measure    first pass over a row: maximum, sum of exponentials, sums of an option
-write      second pass: gradient, probabilities, Hessian
-kernel     what a general kernel is compiled for, and what its threads read of a row
-general    the general kernel: every operation and option
-record     its operations on records
-exchange   how the threads of a register-resident row agree on its maximum and sum
-quads      a thread's part of a row, as a tuple of 16 bytes each
-resident   the plain loss with the row in registers: one read, one write
-totals     check of the targets, sums over the rows
-table      which kernel does it
-ptx        from Python to PTX and machine code, without a device
-compiled   compiled kernels in the process and on disk
-driver     the calls of the CUDA driver
-launch     from a plan to a launch
-describe   from a problem to a plan
-arrays     arrays on the device, and the libraries they come from
-operations what the backend does with arrays on the device
-host       NumPy arrays through the device, in pieces
-========== =========================================================================
+============= =========================================================================
+intrinsics    every device intrinsic, and nothing else has any
+exp           exponentials in float32 and float64
+plan          what a kernel is told: addresses, strides, options
+targets       what a row is told to be: target, weights, whether it counts
+finish        a row finished in float64, by the formulas of `numba_ce.row`
+thread_layout the threads that share a row in the general kernel
+stage         rows in shared memory: one read and one write of device memory
+walk          how threads walk along a row: 128-bit access, dtypes
+measure       first pass over a row: maximum, sum of exponentials, sums of an option
+write         second pass: gradient, probabilities, Hessian
+kernel        what a general kernel is compiled for, and what its threads read of a row
+general       the general kernel: every operation and option
+record        its operations on records
+reduce        how the threads of a register-resident row agree on its maximum and sum
+quads         a thread's part of a row, as a tuple of 16 bytes each
+resident      the plain loss with the row in registers: one read, one write
+totals        check of the targets, sums over the rows
+choose        which kernel does it
+ptx           from Python to PTX and machine code, without a device
+compiled      compiled kernels in the process and on disk
+driver        the calls of the CUDA driver
+launch        from a plan to a launch
+describe      from a problem to a plan
+arrays        arrays on the device, and the libraries they come from
+operations    what the backend does with arrays on the device
+host          NumPy arrays through the device, in pieces
+============= =========================================================================
 
 The functions of this module are what the public functions call, with NumPy arrays or with
 `DeviceArray`s.

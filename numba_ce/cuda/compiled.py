@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 from cuda.pathfinder import DynamicLibNotFoundError, load_nvidia_dynamic_lib
 
 from numba_ce import _cache
-from numba_ce.cuda.general import general_kernel
-from numba_ce.cuda.group import THREADS
+from numba_ce.cuda.choose import blocks_per_processor
+from numba_ce.cuda.general import make_general_kernel
 from numba_ce.cuda.kernel import Kernel
 from numba_ce.cuda.ptx import to_cubin, to_ptx
-from numba_ce.cuda.resident import Resident, resident_kernel
-from numba_ce.cuda.table import blocks_per_processor
+from numba_ce.cuda.resident import Resident, make_resident_kernel
+from numba_ce.cuda.thread_layout import THREADS
 from numba_ce.cuda.totals import add_losses, fold, scan
 
 SMALL_KERNELS = {"scan": scan, "add_losses": add_losses, "fold": fold}
@@ -49,8 +49,8 @@ def threads_of(kernel: Any) -> int:
 def function_of(kernel: Any) -> Any:
     """The Python function of a `Resident`, a general `Kernel`, or the name of a small one."""
     if isinstance(kernel, Resident):
-        return resident_kernel(kernel)
-    return general_kernel(kernel) if isinstance(kernel, Kernel) else SMALL_KERNELS[kernel]
+        return make_resident_kernel(kernel)
+    return make_general_kernel(kernel) if isinstance(kernel, Kernel) else SMALL_KERNELS[kernel]
 
 
 def ptx_of(kernel: Any, capability: tuple[int, int]) -> tuple[str, str]:

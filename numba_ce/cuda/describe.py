@@ -8,13 +8,13 @@ from typing import Any
 
 from numba_ce._validate import check_scale, encoded_ignore_index
 from numba_ce._validate import float_name as checked_name
-from numba_ce.cuda.group import FEW_CLASSES
+from numba_ce.cuda.choose import FEW_BYTES, resident_for
 from numba_ce.cuda.intrinsics import KINDS
 from numba_ce.cuda.kernel import Kernel
 from numba_ce.cuda.plan import DEFAULTS, MAX_AXES, OPERANDS, merged_axes, set_axes
 from numba_ce.cuda.stage import fits
-from numba_ce.cuda.table import FEW_BYTES, resident_for
 from numba_ce.cuda.targets import NOTHING
+from numba_ce.cuda.thread_layout import FEW_CLASSES
 from numba_ce.cuda.walk import Access
 
 KIND_NAMES = tuple(KINDS)

@@ -37,7 +37,7 @@ def exp_difference(x, m, rate, rate_lost):
 
 
 @cache
-def exponential(kind):
+def make_exponential(kind):
     """The functions (rate, exp): exp(x, m, rate(T)) is exp((x - m) / T) for x <= m."""
     if kind == "float64":
 
@@ -66,7 +66,7 @@ def exponential(kind):
 
 
 @cache
-def below(kind):
+def make_exp_below(kind):
     """The function exp(x - m) for rows in registers; 0 for x = -inf, also where m = -inf."""
     if kind == "float32":
 

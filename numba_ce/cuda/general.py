@@ -21,16 +21,22 @@ from numba_ce.cuda.finish import (
     row_loss,
     target_gradient,
 )
-from numba_ce.cuda.group import THREADS, most_rows, row_walker
 from numba_ce.cuda.intrinsics import KINDS, inner, store
-from numba_ce.cuda.kernel import Row, grad_scale_of, logit_reader, placer, target_reader
-from numba_ce.cuda.measure import measurer, peak_finder
+from numba_ce.cuda.kernel import (
+    Row,
+    grad_scale_of,
+    make_logit_reader,
+    make_placer,
+    make_target_reader,
+)
+from numba_ce.cuda.measure import make_measurer, make_peak_finder
 from numba_ce.cuda.plan import locate
-from numba_ce.cuda.record import from_record_operation, record_operation
-from numba_ce.cuda.stage import stager
+from numba_ce.cuda.record import make_from_record_operation, make_record_operation
+from numba_ce.cuda.stage import make_stager
 from numba_ce.cuda.targets import BAD, IGNORED, KEPT, index_target, load_probability, load_weight
-from numba_ce.cuda.walk import logit_loader, staged_out
-from numba_ce.cuda.write import gradient_writer, hess_writer, log_softmax_writer
+from numba_ce.cuda.thread_layout import THREADS, make_row_walker, most_rows
+from numba_ce.cuda.walk import make_logit_loader, staged_out
+from numba_ce.cuda.write import make_gradient_writer, make_hess_writer, make_log_softmax_writer
 
 SLOTS = 5  # numbers that the finishing thread of a row hands to the others
 
@@ -50,14 +56,14 @@ def make_weigher(dense):
 
 
 @cache
-def loss_operation(kernel):
+def make_loss_operation(kernel):
     """Loss of a row, and its gradient if `grad_kind` is given."""
     wants_grad = kernel.grad_kind is not None
     variant = kernel.variant()
-    measure, weigh = measurer(variant), make_weigher(variant.dense)
-    read_target, read_logit = target_reader(kernel), logit_reader(kernel.access)
-    write_gradient = gradient_writer(variant, kernel.grad_kind or "float32")
-    find = placer(kernel.access, kernel.grad_kind)
+    measure, weigh = make_measurer(variant), make_weigher(variant.dense)
+    read_target, read_logit = make_target_reader(kernel), make_logit_reader(kernel.access)
+    write_gradient = make_gradient_writer(variant, kernel.grad_kind or "float32")
+    find = make_placer(kernel.access, kernel.grad_kind)
     zero = KINDS[kernel.access.kind][2](0)
 
     @inner
@@ -116,15 +122,15 @@ def loss_operation(kernel):
 
 
 @cache
-def normalize_operation(kernel):
+def make_normalize_operation(kernel):
     """softmax, log_softmax or logsumexp of a row."""
     access = kernel.access
     is_softmax, is_log = kernel.operation == "softmax", kernel.operation == "log_softmax"
     variant = kernel.variant()
-    measure, find_peak = measurer(variant), peak_finder(access)
-    write_softmax = gradient_writer(variant, kernel.grad_kind or "float32")
-    write_log = log_softmax_writer(access, kernel.grad_kind or "float32")
-    find = placer(access, kernel.grad_kind)
+    measure, find_peak = make_measurer(variant), make_peak_finder(access)
+    write_softmax = make_gradient_writer(variant, kernel.grad_kind or "float32")
+    write_log = make_log_softmax_writer(access, kernel.grad_kind or "float32")
+    find = make_placer(access, kernel.grad_kind)
     zero = KINDS[access.kind][2](0)
 
     @inner
@@ -166,11 +172,15 @@ def normalize_operation(kernel):
 
 
 @cache
-def stats_operation(kernel):
+def make_stats_operation(kernel):
     """The statistics of a row; with targets also what they say."""
     access = kernel.access
-    measure = measurer(kernel.variant(entropy=True, rank=True))
-    find_peak, load, find = peak_finder(access), logit_loader(access), placer(access, None)
+    measure = make_measurer(kernel.variant(entropy=True, rank=True))
+    find_peak, load, find = (
+        make_peak_finder(access),
+        make_logit_loader(access),
+        make_placer(access, None),
+    )
     zero = KINDS[access.kind][2](0)
 
     @inner
@@ -224,14 +234,18 @@ def stats_operation(kernel):
 
 
 @cache
-def hess_operation(kernel):
+def make_hess_operation(kernel):
     """Gradient and diagonal Hessian of a row."""
     access = kernel.access
     variant = kernel.variant()
-    measure, find_peak, read_logit = measurer(variant), peak_finder(access), logit_reader(access)
-    write_hess = hess_writer(variant, kernel.grad_kind, kernel.hess_kind)
+    measure, find_peak, read_logit = (
+        make_measurer(variant),
+        make_peak_finder(access),
+        make_logit_reader(access),
+    )
+    write_hess = make_hess_writer(variant, kernel.grad_kind, kernel.hess_kind)
     indices = not kernel.probabilities
-    find = placer(access, kernel.grad_kind)
+    find = make_placer(access, kernel.grad_kind)
     zero = KINDS[access.kind][2](0)
 
     @inner
@@ -281,19 +295,19 @@ def hess_operation(kernel):
 
 
 OPERATIONS = {
-    "loss": loss_operation,
-    "softmax": normalize_operation,
-    "log_softmax": normalize_operation,
-    "logsumexp": normalize_operation,
-    "stats": stats_operation,
-    "hess": hess_operation,
-    "record": record_operation,
-    "from_record": from_record_operation,
+    "loss": make_loss_operation,
+    "softmax": make_normalize_operation,
+    "log_softmax": make_normalize_operation,
+    "logsumexp": make_normalize_operation,
+    "stats": make_stats_operation,
+    "hess": make_hess_operation,
+    "record": make_record_operation,
+    "from_record": make_from_record_operation,
 }
 
 
 @cache
-def general_kernel(kernel):
+def make_general_kernel(kernel):
     """The function that numba-cuda compiles for a `Kernel`."""
     do_row = OPERATIONS[kernel.operation](kernel)
     access = kernel.access
@@ -301,8 +315,8 @@ def general_kernel(kernel):
     through = staged_out(access, kernel.grad_kind)
     at_most = most_rows(layout)
     scratch = 1 if layout == "few" else THREADS  # "few" reduces by shuffles alone
-    place_of = row_walker(layout)
-    find_run, bring, leave = stager(access)
+    place_of = make_row_walker(layout)
+    find_run, bring, leave = make_stager(access)
 
     def general(plan):
         shared = cuda.shared.array(scratch, np.float64)

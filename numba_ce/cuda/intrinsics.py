@@ -103,13 +103,13 @@ def _at(builder, address, kind, ty):
 
 
 @cache
-def element_loader(kind):
+def make_element_loader(kind):
     """The function that reads one element, in the type it is computed in."""
     return _loader(kind, _at)
 
 
 @cache
-def element_storer(kind):
+def make_element_storer(kind):
     """The function that rounds a value to the kind and writes it."""
     return _storer(kind, _at)
 
@@ -159,7 +159,7 @@ def store(typingctx, address, value):
 
 
 @cache
-def quad_loader(kind):
+def make_quad_loader(kind):
     """The function that reads 16 aligned bytes."""
     stored, word = (F32, types.float32) if kind == "float32" else (I32, types.uint32)
 
@@ -179,7 +179,7 @@ def quad_loader(kind):
 
 
 @cache
-def quad_storer(kind):
+def make_quad_storer(kind):
     """The function that writes 16 aligned bytes."""
     stored, word = (F32, types.float32) if kind == "float32" else (I32, types.uint32)
 
@@ -222,19 +222,19 @@ def _staged(builder, byte, kind, ty):
 
 
 @cache
-def stage_loader(kind):
+def make_stage_loader(kind):
     """The function that reads the element at a byte of the stage."""
     return _loader(kind, _staged)
 
 
 @cache
-def stage_storer(kind):
+def make_stage_storer(kind):
     """The function that rounds a value to the kind and writes it to a byte of the stage."""
     return _storer(kind, _staged)
 
 
 @cache
-def stage_quads(kind):
+def make_stage_quads(kind):
     """The functions that read and write 16 aligned bytes of the stage, as four uint32."""
 
     def words(builder, byte):
@@ -268,7 +268,7 @@ def stage_quads(kind):
 
 
 @cache
-def unpacker(kind):
+def make_unpacker(kind):
     """The function from a word to its two floats.
 
     `zero` is 0 at run time, which no compiler can know: without it the values unpacked for the
@@ -401,7 +401,7 @@ cluster_wait = _statement("barrier.cluster.wait.acquire.aligned;")
 
 
 @cache
-def cluster_setter(size):
+def make_cluster_setter(size):
     """The function that makes the kernel it stands in start in clusters of so many blocks.
 
     A note on the kernel (.reqnctapercluster): an ordinary launch then starts clusters.

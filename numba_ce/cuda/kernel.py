@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from numba_ce.cuda.intrinsics import inner, load_f64
-from numba_ce.cuda.measure import Variant, peak_finder
+from numba_ce.cuda.measure import Variant, make_peak_finder
 from numba_ce.cuda.targets import (
     IGNORED,
     KEPT,
@@ -17,7 +17,7 @@ from numba_ce.cuda.targets import (
     load_weight,
     smoothed,
 )
-from numba_ce.cuda.walk import Access, capper, logit_loader, staged_out
+from numba_ce.cuda.walk import Access, make_capper, make_logit_loader, staged_out
 
 
 class Kernel(NamedTuple):
@@ -48,7 +48,7 @@ class Row(NamedTuple):
 
 
 @cache
-def placer(access, out_kind):
+def make_placer(access, out_kind):
     """The function that finds the logits of a row and where its output goes."""
     staged, through = access.staged, staged_out(access, out_kind)
 
@@ -65,9 +65,9 @@ def placer(access, out_kind):
 
 
 @cache
-def logit_reader(access):
+def make_logit_reader(access):
     """The function that reads one logit, capped, as float64."""
-    load, (cap, _) = logit_loader(access), capper(access.kind)
+    load, (cap, _) = make_logit_loader(access), make_capper(access.kind)
     capped = access.softcap
 
     @inner
@@ -79,10 +79,10 @@ def logit_reader(access):
 
 
 @cache
-def target_reader(kernel):
+def make_target_reader(kernel):
     """The function that finds the class to leave out, and its q."""
     access, probabilities = kernel.access, kernel.probabilities
-    find_peak = peak_finder(access)
+    find_peak = make_peak_finder(access)
 
     @inner
     def read_target(plan, source, targets_at, weight_at, row, shared):

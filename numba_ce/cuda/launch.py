@@ -6,11 +6,11 @@ from typing import Any
 
 from numba_ce.cuda.compiled import code_of, threads_of
 from numba_ce.cuda.driver import current_driver
-from numba_ce.cuda.group import rows_of_block
 from numba_ce.cuda.kernel import Kernel
 from numba_ce.cuda.plan import PACKER
 from numba_ce.cuda.resident import Resident
 from numba_ce.cuda.stage import stage_bytes
+from numba_ce.cuda.thread_layout import rows_of_block
 
 MAX_GRID = 1 << 20  # blocks of the general kernel: each takes several rows beyond that
 

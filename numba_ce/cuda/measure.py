@@ -7,19 +7,19 @@ from typing import NamedTuple
 import numpy as np
 from numba import cuda
 
-from numba_ce.cuda.exp import exponential
-from numba_ce.cuda.group import row_reducer
+from numba_ce.cuda.exp import make_exponential
 from numba_ce.cuda.intrinsics import KINDS, inner
 from numba_ce.cuda.targets import class_weight, load_probability, smoothed
+from numba_ce.cuda.thread_layout import make_row_reducer
 from numba_ce.cuda.walk import (
     Access,
-    capper,
-    chunk_loader,
     chunk_size,
     inside,
-    maximum,
+    make_capper,
+    make_chunk_loader,
+    make_maximum,
+    make_walker,
     minus_infinity,
-    walker,
 )
 
 NOWHERE = 2**52  # no class; exact in float64
@@ -55,14 +55,14 @@ class Peak(NamedTuple):
 
 
 @cache
-def peak_finder(access):
+def make_peak_finder(access):
     """The function that finds the `Peak` of a row; index 0 if nothing is above -inf."""
-    load_chunk = chunk_loader(access)
-    begin = walker(access)
+    load_chunk = make_chunk_loader(access)
+    begin = make_walker(access)
     chunk = chunk_size(access)
     real = KINDS[access.kind][2]
-    largest = row_reducer("max", access.layout)
-    smallest = row_reducer("min", access.layout)
+    largest = make_row_reducer("max", access.layout)
+    smallest = make_row_reducer("min", access.layout)
     minus_inf = minus_infinity(access.kind)
 
     @inner
@@ -91,7 +91,7 @@ def peak_finder(access):
 
 
 @cache
-def weight_reader(variant):
+def make_weight_reader(variant):
     """The function that reads q_j, without the sample weight; class indices: the smoothed part."""
     probabilities = variant.probabilities
 
@@ -106,21 +106,21 @@ def weight_reader(variant):
 
 
 @cache
-def measurer(variant):
+def make_measurer(variant):
     """The function that measures a row; every thread of the row gets the result."""
     access = variant.access
     kind, capped = access.kind, access.softcap
     dense, entropy, rank = variant.dense, variant.entropy, variant.rank
     real = KINDS[kind][2]
-    load_chunk = chunk_loader(access)
-    begin = walker(access)
+    load_chunk = make_chunk_loader(access)
+    begin = make_walker(access)
     chunk = chunk_size(access)
-    rate_of, exp = exponential(kind)
-    maximum_of = maximum(kind)
-    cap, _ = capper(kind)
-    read_weight = weight_reader(variant)
-    largest = row_reducer("max", access.layout)
-    add_up = row_reducer("sum", access.layout)
+    rate_of, exp = make_exponential(kind)
+    maximum_of = make_maximum(kind)
+    cap, _ = make_capper(kind)
+    read_weight = make_weight_reader(variant)
+    largest = make_row_reducer("max", access.layout)
+    add_up = make_row_reducer("sum", access.layout)
     minus_inf = minus_infinity(kind)
     zero = real(0)
 

@@ -8,20 +8,20 @@ from numba import cuda
 
 from numba_ce.cuda.finish import difference, finish_row, probability_weight, target_gradient
 from numba_ce.cuda.intrinsics import KINDS, inner, load_f64, store
-from numba_ce.cuda.kernel import logit_reader, placer, target_reader
-from numba_ce.cuda.measure import measurer
+from numba_ce.cuda.kernel import make_logit_reader, make_placer, make_target_reader
+from numba_ce.cuda.measure import make_measurer
 from numba_ce.cuda.plan import locate
 from numba_ce.cuda.targets import IGNORED, KEPT
-from numba_ce.cuda.write import gradient_writer
+from numba_ce.cuda.write import make_gradient_writer
 
 
 @cache
-def record_operation(kernel):
+def make_record_operation(kernel):
     """The record of a row, or of the part of it that this shard holds."""
-    measure = measurer(kernel.variant())
-    read_target, read_logit = target_reader(kernel), logit_reader(kernel.access)
+    measure = make_measurer(kernel.variant())
+    read_target, read_logit = make_target_reader(kernel), make_logit_reader(kernel.access)
     probabilities = kernel.probabilities
-    find = placer(kernel.access, None)
+    find = make_placer(kernel.access, None)
     zero = KINDS[kernel.access.kind][2](0)
 
     @inner
@@ -66,12 +66,12 @@ def record_operation(kernel):
 
 
 @cache
-def from_record_operation(kernel):
+def make_from_record_operation(kernel):
     """Gradient of the classes of this shard, from the merged record of the whole row."""
     probabilities, real = kernel.probabilities, KINDS[kernel.access.kind][2]
-    read_target, read_logit = target_reader(kernel), logit_reader(kernel.access)
-    find = placer(kernel.access, kernel.grad_kind)
-    write_gradient = gradient_writer(kernel.variant(), kernel.grad_kind)
+    read_target, read_logit = make_target_reader(kernel), make_logit_reader(kernel.access)
+    find = make_placer(kernel.access, kernel.grad_kind)
+    write_gradient = make_gradient_writer(kernel.variant(), kernel.grad_kind)
 
     @inner
     def do_row(plan, row, shared, slots):

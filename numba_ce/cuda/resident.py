@@ -23,33 +23,33 @@ import numpy as np
 from numba import cuda
 from numba.core import types
 
-from numba_ce.cuda.exchange import (
-    blocks_merger,
-    lanes_maximum,
-    lanes_sum,
-    row_factor,
-    warps_merger,
-)
-from numba_ce.cuda.exp import MINUS_INF, below
+from numba_ce.cuda.exp import MINUS_INF, make_exp_below
 from numba_ce.cuda.finish import finish_row, put_result, row_loss
 from numba_ce.cuda.intrinsics import (
     KINDS,
     cluster_arrive,
-    cluster_setter,
-    element_loader,
-    element_storer,
     inner,
+    make_cluster_setter,
+    make_element_loader,
+    make_element_storer,
+    make_quad_loader,
+    make_quad_storer,
+    make_unpacker,
     maximum_f32,
     mbarrier_expect,
     mbarrier_init,
     packed_maximum,
     packer,
-    quad_loader,
-    quad_storer,
-    unpacker,
 )
 from numba_ce.cuda.kernel import grad_scale_of
 from numba_ce.cuda.quads import add, join, made, over
+from numba_ce.cuda.reduce import (
+    make_blocks_merger,
+    make_lanes_maximum,
+    make_lanes_sum,
+    make_warps_merger,
+    row_factor,
+)
 from numba_ce.cuda.targets import IGNORED, KEPT, index_target
 
 # Two masked classes in a word
@@ -113,15 +113,15 @@ class Operations(NamedTuple):
 
 
 @cache
-def operations(kind, slots, stride):
+def make_operations(kind, slots, stride):
     """The `Operations` on quads that are `stride` chunks apart."""
     size = KINDS[kind][0]
-    narrow = size == 2
-    nothing = np.uint32(MASKED[kind]) if narrow else MINUS_INF
-    load_quad, store_quad = quad_loader(kind), quad_storer(kind)
-    unpack, pack = (unpacker(kind), packer[kind]) if narrow else (None, None)
-    larger = packed_maximum[kind] if narrow else maximum_f32
-    exp_below = below(kind)
+    sixteen_bits = size == 2
+    nothing = np.uint32(MASKED[kind]) if sixteen_bits else MINUS_INF
+    load_quad, store_quad = make_quad_loader(kind), make_quad_storer(kind)
+    unpack, pack = (make_unpacker(kind), packer[kind]) if sixteen_bits else (None, None)
+    larger = packed_maximum[kind] if sixteen_bits else maximum_f32
+    exp_below = make_exp_below(kind)
 
     @inner
     def load(slot, address, left):
@@ -133,7 +133,7 @@ def operations(kind, slots, stride):
     def masked(word, number, k_word, k_element):
         if number != k_word:
             return word
-        if not narrow:
+        if not sixteen_bits:
             return nothing
         if k_element % 2 == 1:
             return (word & LOWER) | (nothing & UPPER)
@@ -154,7 +154,7 @@ def operations(kind, slots, stride):
 
     @inner
     def raised(quad, slot, m):
-        if narrow:
+        if sixteen_bits:
             return (quad,)
         a, b = exp_below(quad[0], m), exp_below(quad[1], m)
         c, d = exp_below(quad[2], m), exp_below(quad[3], m)
@@ -167,16 +167,16 @@ def operations(kind, slots, stride):
 
     @inner
     def total(quad, slot, m, zero):
-        if narrow:
+        if sixteen_bits:
             left = pair_sum(quad[0], m, zero) + pair_sum(quad[1], m, zero)
             return left + (pair_sum(quad[2], m, zero) + pair_sum(quad[3], m, zero))
         return (quad[0] + quad[1]) + (quad[2] + quad[3])
 
     @inner
     def scaled(word, m, factor):
-        if not narrow:
+        if not sixteen_bits:
             return word * factor
-        low, high = unpack(word, np.uint32(0))  # not what `total` unpacked; see `unpacker`
+        low, high = unpack(word, np.uint32(0))  # not what `total` unpacked; see `make_unpacker`
         return pack(exp_below(low, m) * factor, exp_below(high, m) * factor)
 
     @inner
@@ -196,7 +196,7 @@ def operations(kind, slots, stride):
     @inner
     def largest_logit(quads, slot):
         word = packed_largest(quads, slot)
-        if not narrow:
+        if not sixteen_bits:
             return word
         low, high = unpack(word, np.uint32(0))
         return maximum_f32(low, high)
@@ -212,21 +212,21 @@ def operations(kind, slots, stride):
 
 
 @cache
-def resident_kernel(kernel):
+def make_resident_kernel(kernel):
     """The function that numba-cuda compiles for a `Resident`."""
     kind, wants_grad = kernel.kind, kernel.grad
     size, lanes, _ = KINDS[kind]
-    narrow = size == 2
+    sixteen_bits = size == 2
     sharing, slots, cluster = kernel.sharing, kernel.slots, kernel.cluster
     per_block = kernel.rows_per_block
     one_warp, clustered = sharing <= 32, cluster > 1
     warps, inbox_size, stride = sharing // 32, 2 * cluster, cluster * sharing
     inbox_bytes = types.uint32(16 * cluster)
-    load, store = element_loader(kind), element_storer(kind)
-    load_quads, mask, largest, raised, total, store_quads = operations(kind, slots, stride)
-    lanes_max, lanes_add = lanes_maximum(sharing), lanes_sum(sharing)
-    merge_warps, merge_blocks = warps_merger(warps), blocks_merger(cluster)
-    set_cluster, exp_below = cluster_setter(cluster), below(kind)
+    load, store = make_element_loader(kind), make_element_storer(kind)
+    load_quads, mask, largest, raised, total, store_quads = make_operations(kind, slots, stride)
+    lanes_max, lanes_add = make_lanes_maximum(sharing), make_lanes_sum(sharing)
+    merge_warps, merge_blocks = make_warps_merger(warps), make_blocks_merger(cluster)
+    set_cluster, exp_below = make_cluster_setter(cluster), make_exp_below(kind)
 
     @inner
     def find_place(plan, thread, block):
@@ -311,7 +311,7 @@ def resident_kernel(kernel):
         # their exponentials only; the float64 of the loss and of the target is left to the thread
         # that owned it, at the end, when nobody waits for it.
         total_exp = sum_exp
-        if narrow:  # one register less, and half a unit in the last place of the loss
+        if sixteen_bits:  # one register less, and half a unit in the last place of the loss
             total_exp = np.float32(sum_exp)
         t, scale = row_t[thread // sharing], row_scale[thread // sharing]
         thread += unknown
@@ -321,7 +321,7 @@ def resident_kernel(kernel):
             factor = edge_factor = scale
             if kept:
                 factor = edge_factor = row_factor(row_max, np.float32(total_exp), t, scale)
-                if not narrow:  # the exponentials are relative to the warp's maximum
+                if not sixteen_bits:  # the exponentials are relative to the warp's maximum
                     factor *= exp_below(m, row_max)
             store_quads(
                 quads, 0, at.grad + at.head * size + at.first * 16, at.n_chunks - at.first,

@@ -15,25 +15,25 @@ from typing import NamedTuple
 import numpy as np
 from numba import cuda
 
-from numba_ce.cuda.group import STAGED, THREADS, rows_of_block
 from numba_ce.cuda.intrinsics import (
     KINDS,
-    element_loader,
-    element_storer,
     inner,
-    quad_loader,
-    quad_storer,
+    make_element_loader,
+    make_element_storer,
+    make_quad_loader,
+    make_quad_storer,
+    make_stage_loader,
+    make_stage_quads,
+    make_stage_storer,
     stage_gap,
-    stage_loader,
-    stage_quads,
-    stage_storer,
 )
 from numba_ce.cuda.plan import locate
 from numba_ce.cuda.quads import add, made, over
+from numba_ce.cuda.thread_layout import STAGED, THREADS, rows_of_block
 
 SLOTS = 4  # 16 bytes that each thread has under way
 ROW_BYTES = 40 << 10  # of a row alone: with what else a block needs, below the 48 KB of any device
-load_quad, store_quad = quad_loader("words"), quad_storer("words")
+load_quad, store_quad = make_quad_loader("words"), make_quad_storer("words")
 
 
 class Run(NamedTuple):
@@ -60,13 +60,13 @@ def stage_bytes(access, n_classes):
 
 
 @cache
-def stager(access):
+def make_stager(access):
     """The functions (find, bring, leave): the `Run` of a block's rows, its way in and out."""
     kind = access.kind
     size, lanes, _ = KINDS[kind]
-    load, store = element_loader(kind), element_storer(kind)
-    read, write = stage_loader(kind), stage_storer(kind)
-    read_quad, write_quad = stage_quads(kind)
+    load, store = make_element_loader(kind), make_element_storer(kind)
+    read, write = make_stage_loader(kind), make_stage_storer(kind)
+    read_quad, write_quad = make_stage_quads(kind)
     step = THREADS
 
     @inner

@@ -7,7 +7,6 @@ import numpy as np
 
 from numba_ce import row
 from numba_ce.cuda.intrinsics import (
-    element_loader,
     inner,
     load_f64,
     load_i8,
@@ -17,11 +16,12 @@ from numba_ce.cuda.intrinsics import (
     load_u8,
     load_u16,
     load_u32,
+    make_element_loader,
 )
 
 smoothed = inner(row.smoothed)
-load_f16, load_bf16 = element_loader("float16"), element_loader("bfloat16")
-load_f32 = element_loader("float32")
+load_f16, load_bf16 = make_element_loader("float16"), make_element_loader("bfloat16")
+load_f32 = make_element_loader("float32")
 
 KEPT, IGNORED, BAD = 0, 1, 2
 NOTHING = 4  # no kind of float: 0 without a look at the memory

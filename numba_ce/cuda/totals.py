@@ -12,16 +12,16 @@ from numba import cuda
 from numba.core import types
 
 from numba_ce.cuda.finish import put_result
-from numba_ce.cuda.group import THREADS, block_reducer
 from numba_ce.cuda.intrinsics import load_f64, load_i64, store
 from numba_ce.cuda.plan import NO_ROW, locate
 from numba_ce.cuda.targets import BAD, KEPT, index_target, load_weight
+from numba_ce.cuda.thread_layout import THREADS, make_block_reducer
 
 MAX_PARTIALS = 1024
 ROWS_PER_PARTIAL = 4 * THREADS  # at least
 
-_sum = block_reducer("sum")
-_min = block_reducer("min")
+_sum = make_block_reducer("sum")
+_min = make_block_reducer("min")
 
 
 def n_partials(n_rows):

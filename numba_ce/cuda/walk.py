@@ -14,20 +14,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numba_ce.cuda.group import STAGED
 from numba_ce.cuda.intrinsics import (
     KINDS,
-    element_loader,
-    element_storer,
     inner,
+    make_element_loader,
+    make_element_storer,
+    make_quad_loader,
+    make_quad_storer,
+    make_stage_loader,
+    make_stage_storer,
+    make_unpacker,
     maximum_f32,
     packer,
-    quad_loader,
-    quad_storer,
-    stage_loader,
-    stage_storer,
-    unpacker,
 )
+from numba_ce.cuda.thread_layout import STAGED
 
 
 class Access(NamedTuple):
@@ -35,7 +35,7 @@ class Access(NamedTuple):
 
     kind: str  # dtype of the logits
     vector: bool = False  # contiguous rows, by 128 bits
-    layout: str = "row"  # see `group`
+    layout: str = "row"  # see `thread_layout`
     softcap: bool = False
 
     @property
@@ -71,7 +71,7 @@ def inside(walk, start, i):
 
 
 @cache
-def walker(access):
+def make_walker(access):
     """The function that begins a thread's `Walk` along a row."""
     size = KINDS[access.kind][0]
     chunk = chunk_size(access)
@@ -89,11 +89,11 @@ def walker(access):
 
 
 @cache
-def logit_loader(access):
+def make_logit_loader(access):
     """The function (source, step, j) that reads the logit of class j."""
     kind, staged = access.kind, access.staged
     size = KINDS[kind][0]
-    load, read = element_loader(kind), stage_loader(kind)
+    load, read = make_element_loader(kind), make_stage_loader(kind)
 
     @inner
     def load_logit(source, step, j):
@@ -105,7 +105,7 @@ def logit_loader(access):
 
 
 @cache
-def maximum(kind):
+def make_maximum(kind):
     """The larger of two numbers; NaN is ignored."""
     if kind != "float64":
         return maximum_f32
@@ -118,7 +118,7 @@ def maximum(kind):
 
 
 @cache
-def capper(kind):
+def make_capper(kind):
     """The functions (cap, slope): softcap tanh(z / softcap), and its derivative."""
     real = np.float64 if kind == "float64" else np.float32
 
@@ -139,13 +139,13 @@ def capper(kind):
 
 
 @cache
-def chunk_loader(access):
+def make_chunk_loader(access):
     """The function that fills a local array with a chunk; -inf where the row has no class."""
     kind, chunk = access.kind, chunk_size(access)
-    narrow = KINDS[kind][0] == 2
-    load = logit_loader(access)
-    load_quad = quad_loader(kind)
-    unpack = unpacker(kind) if narrow else None
+    sixteen_bits = KINDS[kind][0] == 2
+    load = make_logit_loader(access)
+    load_quad = make_quad_loader(kind)
+    unpack = make_unpacker(kind) if sixteen_bits else None
     minus_inf = minus_infinity(kind)
     vector = access.vector and kind != "float64"
 
@@ -155,7 +155,7 @@ def chunk_loader(access):
         if vector:
             if start >= 0 and start + chunk <= n_classes:
                 quad = load_quad(source + start * step)
-                if narrow:
+                if sixteen_bits:
                     for i in range(4):
                         pair = unpack(quad[i], np.uint32(0))
                         values[2 * i] = pair[0]
@@ -178,7 +178,7 @@ def staged_out(access, out_kind):
 
 
 @cache
-def chunk_storer(access, out_kind, aside=False):
+def make_chunk_storer(access, out_kind, aside=False):
     """The function that writes a chunk of float64 values, rounded to the kind of the output.
 
     A 16-bit result is the float32 result rounded once more. aside : not in the place of the logits,
@@ -187,14 +187,14 @@ def chunk_storer(access, out_kind, aside=False):
     chunk = chunk_size(access)
     size, lanes, real = KINDS[out_kind]
     real = np.float64 if out_kind == "float64" else np.float32
-    narrow = size == 2
-    store_element = element_storer(out_kind)
-    store_quad = quad_storer(out_kind)
-    pack = packer[out_kind] if narrow else None
-    write = stage_storer(out_kind)
+    sixteen_bits = size == 2
+    store_element = make_element_storer(out_kind)
+    store_quad = make_quad_storer(out_kind)
+    pack = packer[out_kind] if sixteen_bits else None
+    write = make_stage_storer(out_kind)
     staged = staged_out(access, out_kind) and not aside
     vector = access.vector and out_kind != "float64" and chunk % lanes == 0
-    packable = vector and not narrow
+    packable = vector and not sixteen_bits
 
     @inner
     def store_chunk(target, step, walk, start, n_classes, values):

@@ -10,30 +10,30 @@ from functools import cache
 import numpy as np
 from numba import cuda
 
-from numba_ce.cuda.exp import exponential
+from numba_ce.cuda.exp import make_exponential
 from numba_ce.cuda.intrinsics import KINDS, inner
-from numba_ce.cuda.measure import weight_reader
+from numba_ce.cuda.measure import make_weight_reader
 from numba_ce.cuda.walk import (
-    capper,
-    chunk_loader,
     chunk_size,
-    chunk_storer,
     inside,
-    walker,
+    make_capper,
+    make_chunk_loader,
+    make_chunk_storer,
+    make_walker,
 )
 
 
 @cache
-def gradient_writer(variant, out_kind):
+def make_gradient_writer(variant, out_kind):
     """The function that writes ``factor exp((z_j - m) / T) - q_factor q_j``, and g_k at k."""
     access = variant.access
     capped, dense = access.softcap, variant.dense
     chunk, real = chunk_size(access), KINDS[access.kind][2]
-    load_chunk, store_chunk = chunk_loader(access), chunk_storer(access, out_kind)
-    begin = walker(access)
-    rate_of, exp = exponential(access.kind)
-    cap, slope = capper(access.kind)
-    read_weight = weight_reader(variant)
+    load_chunk, store_chunk = make_chunk_loader(access), make_chunk_storer(access, out_kind)
+    begin = make_walker(access)
+    rate_of, exp = make_exponential(access.kind)
+    cap, slope = make_capper(access.kind)
+    read_weight = make_weight_reader(variant)
 
     @inner
     def write_gradient(
@@ -68,11 +68,11 @@ def gradient_writer(variant, out_kind):
 
 
 @cache
-def log_softmax_writer(access, out_kind):
+def make_log_softmax_writer(access, out_kind):
     """The function that writes ``(z_j - z_k) - surprise``, z_k the row's maximum."""
     chunk, real = chunk_size(access), KINDS[access.kind][2]
-    load_chunk, store_chunk = chunk_loader(access), chunk_storer(access, out_kind)
-    begin = walker(access)
+    load_chunk, store_chunk = make_chunk_loader(access), make_chunk_storer(access, out_kind)
+    begin = make_walker(access)
 
     @inner
     def write_log_softmax(plan, source, target, row, n_classes, k, peak, surprise):
@@ -91,18 +91,18 @@ def log_softmax_writer(access, out_kind):
 
 
 @cache
-def hess_writer(variant, grad_kind, hess_kind):
+def make_hess_writer(variant, grad_kind, hess_kind):
     """The function that writes the gradient and the diagonal of the Hessian of a row."""
     access, dense = variant.access, variant.dense
     chunk, real = chunk_size(access), KINDS[access.kind][2]
-    load_chunk = chunk_loader(access)
+    load_chunk = make_chunk_loader(access)
     store_grad, store_hess = (
-        chunk_storer(access, grad_kind),
-        chunk_storer(access, hess_kind, aside=True),
+        make_chunk_storer(access, grad_kind),
+        make_chunk_storer(access, hess_kind, aside=True),
     )
-    begin = walker(access)
-    rate_of, exp = exponential(access.kind)
-    read_weight = weight_reader(variant)
+    begin = make_walker(access)
+    rate_of, exp = make_exponential(access.kind)
+    read_weight = make_weight_reader(variant)
 
     @inner
     def write_hess(

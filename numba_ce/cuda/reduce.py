@@ -11,8 +11,7 @@ import numpy as np
 from numba import cuda
 from numba.core import types
 
-from numba_ce.cuda.exp import MINUS_INF, below, exp_minus
-from numba_ce.cuda.group import ALL_LANES
+from numba_ce.cuda.exp import MINUS_INF, exp_minus, make_exp_below
 from numba_ce.cuda.intrinsics import (
     cluster_wait,
     inner,
@@ -20,13 +19,14 @@ from numba_ce.cuda.intrinsics import (
     mbarrier_wait,
     send_pair,
 )
+from numba_ce.cuda.thread_layout import ALL_LANES
 
-exp_below = below("float32")
+exp_below = make_exp_below("float32")
 
 
 @inner
 def row_factor(m, sum_exp, t, scale):
-    """scale * top / bottom of `finish.Finished` in float32: the gradient is exp(z_j - m) times it."""
+    """scale * top / bottom of `Finished` in float32: the gradient is exp(z_j - m) times it."""
     if not t < np.float32(np.inf):
         return np.float32(np.nan)
     d = t - m
@@ -42,7 +42,7 @@ def row_factor(m, sum_exp, t, scale):
 
 
 @cache
-def lanes_maximum(lanes):
+def make_lanes_maximum(lanes):
     """The function by which neighbouring lanes agree on their float32 maximum."""
     distances = tuple(d for d in (16, 8, 4, 2, 1) if d < lanes)
 
@@ -56,7 +56,7 @@ def lanes_maximum(lanes):
 
 
 @cache
-def lanes_sum(lanes):
+def make_lanes_sum(lanes):
     """The function by which neighbouring lanes add up a float64."""
     distances = tuple(d for d in (16, 8, 4, 2, 1) if d < lanes)
 
@@ -69,7 +69,7 @@ def lanes_sum(lanes):
     return agree
 
 
-largest_of_warp, sum_of_warp = lanes_maximum(32), lanes_sum(32)
+largest_of_warp, sum_of_warp = make_lanes_maximum(32), make_lanes_sum(32)
 
 
 @inner
@@ -80,7 +80,7 @@ def merge_parts(m, sum_exp):
 
 
 @cache
-def warps_merger(warps):
+def make_warps_merger(warps):
     """The function by which the warps of a block merge their parts."""
 
     @inner
@@ -102,7 +102,7 @@ def warps_merger(warps):
 
 
 @cache
-def blocks_merger(cluster):
+def make_blocks_merger(cluster):
     """The function by which the blocks of a cluster merge their parts."""
 
     @inner

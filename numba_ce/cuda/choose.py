@@ -7,10 +7,10 @@ in registers (0 bytes spilled) for sm_80, sm_90, sm_100 and sm_120, as
 
 from functools import cache, lru_cache
 
-from numba_ce.cuda.group import THREADS
 from numba_ce.cuda.intrinsics import KINDS
 from numba_ce.cuda.kernel import Kernel
 from numba_ce.cuda.resident import Resident
+from numba_ce.cuda.thread_layout import THREADS
 
 # Plain rows of up to so many bytes go to the staged kernel: whole neighbouring rows by 128 bits,
 # where lanes of their own would read much of each row one by one, and a lane for each 16 classes to

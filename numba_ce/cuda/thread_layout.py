@@ -53,7 +53,7 @@ OPERATIONS = {"max": larger, "min": smaller, "sum": total}
 
 
 @cache
-def block_reducer(operation, layout="row"):
+def make_block_reducer(operation, layout="row"):
     """The function by which all threads of a row get `operation` over their float64 values."""
     operation = OPERATIONS[operation]
     in_warp = layout != "beside"
@@ -78,9 +78,9 @@ def block_reducer(operation, layout="row"):
 
 
 @cache
-def row_reducer(operation, layout):
+def make_row_reducer(operation, layout):
     """The same for any arrangement: the function (value, row, shared), `row` as of `kernel.Row`."""
-    of_block, of_lanes = block_reducer(operation, layout), OPERATIONS[operation]
+    of_block, of_lanes = make_block_reducer(operation, layout), OPERATIONS[operation]
     few = layout == "few"
 
     @inner
@@ -120,7 +120,7 @@ doublings_on_device = inner(doublings)
 
 
 @cache
-def row_walker(layout):
+def make_row_walker(layout):
     """The function that tells a thread (row in the block, place, threads of it, rows at once)."""
 
     @inner
