@@ -53,17 +53,13 @@ class Operation(NamedTuple):
     from_record: bool = False  # the row is finished from its record
 
 
-# The operands that have one entry, or one row of entries, per row of the logits. The row axes of
-# all of them are walked together: `axes` holds, for each row axis, its length and these strides.
-OPERANDS = ("logits", "targets", "sample_weight", "grad", "hess")
-
 # What shapes, strides, dtypes, options, the reduction and "in place" decide: it is packed once for
 # all calls that share them
 FIXED = [
     # the problem
     ("n_rows", "i8"),
     ("n_classes", "i8"),
-    ("axes", "i8"),  # address of int64 (n_axes, 1 + len(OPERANDS))
+    ("axes", "i8"),  # address of int64 (n_axes, 1 + len(OPERANDS)), see `describe_layout`
     ("n_axes", "i8"),
     # what `copies` needs, and of which operands it makes copies
     ("copier", "i8"),  # address of a kernel, 0: there are no copies
@@ -268,20 +264,9 @@ def locate_sixteen(plan, row):
     return locate(plan, row), steps, even
 
 
-def collapse(shape, strides):
-    """Row axes as few as possible: int64 (n_axes, 1 + operands), a row length, stride, stride ...
+def pack_axes(axes):
+    """Row axes, see `describe_layout`, as `locate` reads them: int64 (n_axes, 1 + operands).
 
-    shape : of the rows; strides : for each operand the strides (bytes) over those axes
     Returns an `array.array`, which is 1 us cheaper to make than one of NumPy.
     """
-    axes = []
-    for axis, length in enumerate(shape):
-        if length == 1:
-            continue
-        entry = [length, *[s[axis] for s in strides]]
-        if axes and all(
-            outer == inner * length for outer, inner in zip(axes[-1][1:], entry[1:], strict=True)
-        ):
-            entry[0] *= axes.pop()[0]
-        axes.append(entry)
-    return array("q", chain.from_iterable(axes or [[1] + [0] * len(strides)]))
+    return array("q", chain.from_iterable(axes))

@@ -49,6 +49,7 @@ from numba_ce.cuda.arrays import DeviceArray, View
 from numba_ce.cuda.driver import current_driver
 from numba_ce.cuda.host import in_pieces, uploaded
 from numba_ce.cuda.operations import Place
+from numba_ce.describe import classes_of
 from numba_ce.weights import check_indices, total_weight
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -252,7 +253,7 @@ def run_row_record(problem: Problem, class_offset: int, n_classes: int, record: 
 
 def run_grad_from_record(problem: Problem, record: Any, class_offset: int, grad: Any) -> None:
     """Gradient of the classes of this shard, from the merged records."""
-    n_classes = int(record[..., 8].max())
+    n_classes = classes_of(record)
     if _on_device(problem.logits):
         with (
             _at_problem(problem, grad) as place,

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 from typing import Any
 
-from numba_ce._validate import check_scale, encoded_ignore_index
 from numba_ce._validate import float_name as checked_name
 from numba_ce.cuda.choose import FEW_BYTES, resident_for
 from numba_ce.cuda.intrinsics import KINDS
 from numba_ce.cuda.kernel import Kernel
-from numba_ce.cuda.plan import DEFAULTS, MAX_AXES, OPERANDS, merged_axes, set_axes
+from numba_ce.cuda.plan import DEFAULTS, MAX_AXES, set_axes
 from numba_ce.cuda.stage import fits
-from numba_ce.cuda.targets import NOTHING
 from numba_ce.cuda.thread_layout import FEW_CLASSES
 from numba_ce.cuda.walk import Access
-
-KIND_NAMES = tuple(KINDS)
+from numba_ce.describe import OPERANDS, Form, describe_layout, form_of, kind_number
 
 
 def float_name(dtype: Any) -> str:
@@ -25,39 +21,18 @@ def float_name(dtype: Any) -> str:
     return checked_name(dtype) or ""
 
 
-def _form(array: Any) -> Any:
-    return None if array is None else (array.shape, array.strides, array.dtype)
-
-
 @lru_cache(maxsize=256)
-def _layout(*forms: Any) -> dict[str, Any]:
+def _layout(*forms: Form) -> dict[str, Any]:
     """The fields that shapes, strides and dtypes decide.
 
-    forms : of the OPERANDS, see `_form`; remembered, because a call would spend 2 us here
+    forms : of the OPERANDS; remembered, because a call would spend 2 us here
     """
     fields = DEFAULTS.copy()
-    shape = forms[0][0]
-    n_axes = len(shape) - 1
-    fields["n_rows"] = math.prod(shape[:-1])
-    fields["n_classes"] = fields["all_classes"] = shape[-1]
-    strides = []
-    for name, form in zip(OPERANDS, forms, strict=True):
-        if form is None:
-            strides.append((0,) * n_axes)
-            continue
-        _, own, dtype = form
-        strides.append(own[:n_axes])
-        if name in ("logits", "grad", "hess"):
-            fields[name + "_step"] = own[-1]
-        elif name == "sample_weight":
-            fields["sample_weight_kind"] = KIND_NAMES.index(float_name(dtype))
-        elif len(own) > n_axes:  # probabilities
-            fields["targets_step"] = own[-1]
-            fields["targets_kind"] = KIND_NAMES.index(float_name(dtype))
-        else:
-            fields["targets_bytes"] = dtype.itemsize
-            fields["targets_signed"] = int(dtype.kind == "i")
-    set_axes(fields, merged_axes(shape[:-1], strides))
+    set_axes(fields, describe_layout(fields, forms))
+    fields["all_classes"] = fields["n_classes"]
+    targets = forms[1]
+    if targets is not None and not fields["targets_bytes"]:  # probabilities
+        fields["targets_kind"] = kind_number(targets[2])
     return fields
 
 
@@ -66,35 +41,19 @@ def described(
 ) -> dict[str, Any]:
     """The fields for the logits (classes last) and what goes with their rows."""
     operands = logits, targets, sample_weight, grad, hess
-    fields = _layout(*map(_form, operands)).copy()
+    fields = _layout(*map(form_of, operands)).copy()
     for name, array in zip(OPERANDS, operands, strict=True):
         if array is not None:
             fields[name] = array.address
     return fields
 
 
-def describe_targets(fields: dict[str, Any], problem: Any) -> None:
-    """Class weights and ignore_index."""
-    ignored = encoded_ignore_index(problem.options.ignore_index, bool(fields["targets_signed"]))
-    if ignored is not None:
-        fields["has_ignore_index"], fields["ignore_index"] = 1, ignored
-    if problem.class_weight is not None:
-        fields["class_weight"] = problem.class_weight.address
-        fields["class_weight_step"] = problem.class_weight.strides[0]
-        fields["class_weight_kind"] = KIND_NAMES.index(float_name(problem.class_weight.dtype))
-
-
-def describe_options(fields: dict[str, Any], options: Any, kind: str) -> None:
-    """Smoothing, z-loss, soft cap and temperature, for logits of a kind."""
-    if options.temperature != 1.0:
-        check_scale("temperature", options.temperature, kind, "on CUDA")
-    if options.softcap is not None:
-        check_scale("softcap", options.softcap, kind, "on CUDA")
-    fields["smoothing"], fields["z_loss"] = options.label_smoothing, options.z_loss
-    if options.label_smoothing == 1.0:  # probabilities have no share, whatever they are
-        fields["targets_kind"] = NOTHING
-    fields["temperature"] = options.temperature
-    fields["softcap"] = options.softcap or 0.0
+def describe_class_weight(fields: dict[str, Any], class_weight: Any) -> None:
+    """The class weights, if there are any."""
+    if class_weight is not None:
+        fields["class_weight"] = class_weight.address
+        fields["class_weight_step"] = class_weight.strides[0]
+        fields["class_weight_kind"] = kind_number(class_weight.dtype)
 
 
 # Axes that are not in use have strides of 0

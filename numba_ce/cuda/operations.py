@@ -13,8 +13,7 @@ import numpy as np
 from numba_ce._validate import Problem, bad_target_error
 from numba_ce.cuda.describe import (
     access_of,
-    describe_options,
-    describe_targets,
+    describe_class_weight,
     described,
     float_name,
     general_for,
@@ -24,7 +23,9 @@ from numba_ce.cuda.driver import current_driver
 from numba_ce.cuda.kernel import Kernel
 from numba_ce.cuda.launch import launch
 from numba_ce.cuda.plan import NO_ROW, STATE_BYTES
+from numba_ce.cuda.targets import NOTHING
 from numba_ce.cuda.totals import n_partials
+from numba_ce.describe import describe_hess, describe_options, describe_shard
 
 
 class Place(NamedTuple):
@@ -51,8 +52,10 @@ class Scratch:
 
 def _fields(problem: Problem, **outputs: Any) -> dict[str, Any]:
     fields = described(problem.logits, problem.targets, problem.sample_weight, **outputs)
-    describe_targets(fields, problem)
-    describe_options(fields, problem.options, float_name(problem.logits.dtype))
+    describe_class_weight(fields, problem.class_weight)
+    describe_options(fields, problem.options, float_name(problem.logits.dtype), "on CUDA")
+    if problem.options.label_smoothing == 1.0:  # probabilities have no share, whatever they are
+        fields["targets_kind"] = NOTHING
     return fields
 
 
@@ -150,10 +153,7 @@ def loss(problem: Problem, result: Any, grad: Any, place: Place) -> None:
 def grad_hess(problem: Problem, grad: Any, hess: Any, kind: str, place: Place) -> None:
     """Gradient and diagonal Hessian of the row losses."""
     fields = _fields(problem, grad=grad, hess=hess)
-    n_classes = problem.logits.shape[-1]
-    lightgbm = n_classes / (n_classes - 1) if n_classes > 1 else 0.0
-    fields["hess_factor"] = {"diagonal": 1.0, "xgboost": 2.0, "lightgbm": lightgbm}[kind]
-    fields["hess_floor"] = 1e-16 if kind == "xgboost" else 0.0
+    describe_hess(fields, problem.logits.shape[-1], kind)
     kinds = {"grad_kind": grad.dtype.name, "hess_kind": hess.dtype.name}
     _check(fields, problem, place)
     launch(general_for("hess", fields, problem, **kinds), fields, *place)
@@ -186,7 +186,7 @@ def row_record(
 ) -> None:
     """The record of each row, or of the part of it in this shard."""
     fields = _fields(problem)
-    fields["class_offset"], fields["all_classes"] = class_offset, n_classes
+    describe_shard(fields, class_offset, n_classes)
     fields["record"] = record.address
     _check(fields, problem, place)
     launch(general_for("record", fields, problem), fields, *place)
@@ -197,7 +197,7 @@ def grad_from_record(
 ) -> None:
     """Gradient of the classes of this shard, from the merged records."""
     fields = _fields(problem, grad=grad)
-    fields["class_offset"], fields["all_classes"] = class_offset, n_classes
+    describe_shard(fields, class_offset, n_classes)
     fields["record"] = record.address
     kernel = general_for("from_record", fields, problem, grad_kind=grad.dtype.name)
     _check(fields, problem, place)

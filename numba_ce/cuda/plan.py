@@ -11,9 +11,8 @@ from collections import namedtuple
 from numba.core import types
 
 from numba_ce.cuda.intrinsics import inner
+from numba_ce.describe import OPERANDS
 
-# The operands that have one entry, or one row of entries, per row of the logits
-OPERANDS = ("logits", "targets", "sample_weight", "grad", "hess")
 # Row axes that a kernel walks, neighbours merged where their strides allow
 MAX_AXES = 4
 _NAMES = tuple(tuple(f"{what}_{n}" for what in ("length", *OPERANDS)) for n in range(MAX_AXES))
@@ -112,24 +111,6 @@ def locate(plan, row):
     grad = i * plan.grad_3 + j * plan.grad_2 + k * plan.grad_1 + first * plan.grad_0
     hess = i * plan.hess_3 + j * plan.hess_2 + k * plan.hess_1 + first * plan.hess_0
     return logits, targets, weight, grad, hess
-
-
-def merged_axes(shape, strides):
-    """Row axes as few as possible: a list of (length, stride of each operand), outermost first.
-
-    shape : of the rows; strides : for each operand the strides (bytes) over those axes
-    """
-    axes = []
-    for axis, length in enumerate(shape):
-        if length == 1:
-            continue
-        entry = (length, *(s[axis] for s in strides))
-        if axes and all(
-            outer == inner_ * length for outer, inner_ in zip(axes[-1][1:], entry[1:], strict=True)
-        ):
-            entry = (length * axes.pop()[0], *entry[1:])
-        axes.append(entry)
-    return axes
 
 
 def set_axes(fields, axes):

@@ -19,7 +19,7 @@ from numba import carray, types
 
 from numba_ce.cpu.choose import rows_gathered, rows_packed
 from numba_ce.cpu.compile.jit import call_address, inner, smaller, whole_kernel
-from numba_ce.cpu.plan import OPERANDS, PLAN_BYTES, PLAN_TYPE, copy_plan, plan_at
+from numba_ce.cpu.plan import PLAN_BYTES, PLAN_TYPE, copy_plan, plan_at
 from numba_ce.cpu.schedules.strips import (
     AXIS_BYTES,
     CLASSES,
@@ -33,6 +33,7 @@ from numba_ce.cpu.schedules.strips import (
 )
 from numba_ce.cpu.simd.element import KINDS, get, put
 from numba_ce.cpu.simd.vector import VECTOR_BYTES, splat, sum_of_lanes
+from numba_ce.describe import OPERANDS
 
 COPIED = ("logits", "targets", "grad", "hess")  # the operands that have classes
 LINE = PLAN_BYTES  # where all rows lie side by side: what is left of a line, then the rows

@@ -11,11 +11,12 @@ import numpy as np
 
 from numba_ce.cpu.choose import rows_gathered
 from numba_ce.cpu.compile.jit import inner, larger, smaller
-from numba_ce.cpu.plan import OPERANDS, locate
+from numba_ce.cpu.plan import locate
 from numba_ce.cpu.simd.element import get, stream_line
 from numba_ce.cpu.simd.memory import load, move_some, prefetch, store
 from numba_ce.cpu.simd.transpose import transposer
 from numba_ce.cpu.simd.vector import VECTOR_BYTES
+from numba_ce.describe import OPERANDS
 
 F32_0 = np.float32(0)
 AXIS_BYTES = (1 + len(OPERANDS)) * 8
