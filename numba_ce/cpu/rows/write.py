@@ -33,7 +33,7 @@ from numba_ce.cpu.simd.exp import (
 from numba_ce.cpu.simd.memory import load, store
 from numba_ce.cpu.simd.vector import LANES, VECTOR_BYTES, lane, maximum, splat
 
-BIAS_POWER = np.int64(BIAS)
+BIAS_POWER, NO_CLASS = np.int64(BIAS), np.int64(-1)
 
 
 class Finished(NamedTuple):
@@ -261,8 +261,11 @@ def gradient_tile_writer(variant, out_kind):
 
 
 @lru_cache
-def gradient_writer(variant, out_kind):
-    """The function that writes ``factor * exponential - q_factor q_j``, and g_k at k."""
+def gradient_writer(variant, out_kind, leaves_none):
+    """The function that writes ``factor * exponential - q_factor q_j``, and g_k at k.
+
+    leaves_none : there is no k, as for softmax
+    """
     kind, lead = variant.kind, variant.lead
     real = real_type(kind)
     width = np.dtype(real).itemsize
@@ -285,7 +288,8 @@ def gradient_writer(variant, out_kind):
                 # The largest class of its tile, not of the row: kept as a number
                 value = number_of(row, logit, temperature)
                 value -= q_factor * probability(plan, targets, left_out)
-            exps, k = work.exps + start * width, left_out - start
+            exps = work.exps + start * width
+            k = NO_CLASS if leaves_none else left_out - start
             write_tile(plan, source, target, targets, start, exps, factor, q_factor, k, value, work)
 
     return write_gradient

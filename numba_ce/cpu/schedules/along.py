@@ -273,7 +273,7 @@ def row_writer(kernel, operation):
     recall = row_recaller(kind, kernel.targets_kind, variant.dense and not has_hess)
     fill_grad, fill_hess = row_filler(grad_kind), row_filler(kernel.hess_kind or grad_kind)
     write_log = log_softmax_writer(kind, grad_kind)
-    write_gradient = gradient_writer(variant, grad_kind)
+    write_gradient = gradient_writer(variant, grad_kind, operation.leaves == "none")
     write_hess = hess_writer(variant, grad_kind, kernel.hess_kind or grad_kind)
 
     @inner
