@@ -4,13 +4,14 @@ from functools import lru_cache
 
 from numba_ce.cpu.plan import Kernel
 from numba_ce.cpu.rows.tile import real_type
-from numba_ce.cpu.simd.transpose import BLOCK_CLASSES, EXACT_CLASSES, ROWS
+from numba_ce.cpu.simd.transpose import BLOCK_CLASSES, EXACT_CLASSES
+from numba_ce.cpu.simd.vector import ROWS_ACROSS
 
 # Rows of so many classes run across the lanes. With 256 that takes what `along` takes, with 128
 # half of it
 ACROSS_CLASSES = 256
 # Up to so many, all of the next sixteen rows is asked for at once, and gradients go through the
-# caches; beyond, see `across_tile.asker` and `gather`: with 40 classes 11.8 ns a row, not 14.9
+# caches; beyond, see `across_tile.make_ask` and `gather`: with 40 classes 11.8 ns a row, not 14.9
 FEW_CLASSES = 24
 # Rows of up to so many classes that are far apart are used where they are; with more, copied first:
 # float32 softmax of 2 takes 2.9 ms instead of 4.3 on one core for 1.5 million rows, of 3 3.7 not
@@ -38,7 +39,7 @@ def choose_schedule(kernel: Kernel, n_classes: int) -> Kernel:
         return kernel._replace(schedule="along")
     return kernel._replace(
         schedule="across",
-        block=min(size for size in BLOCK_CLASSES if size >= min(n_classes, ROWS)),
+        block=min(size for size in BLOCK_CLASSES if size >= min(n_classes, ROWS_ACROSS)),
         prefetch_by_class=n_classes > FEW_CLASSES,
     )
 
@@ -69,4 +70,4 @@ def rows_per_block(n_classes: int, far: bool = False) -> int:
     n_rows = min(max(BLOCK_ELEMENTS // n_classes, 1), 1024)
     if far:
         n_rows = max(n_rows, 4 * rows_gathered(n_classes))
-    return n_rows // ROWS * ROWS or n_rows
+    return n_rows // ROWS_ACROSS * ROWS_ACROSS or n_rows

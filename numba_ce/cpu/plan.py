@@ -19,7 +19,7 @@ from numba.extending import intrinsic
 
 from numba_ce.cpu.compile.jit import inlined, inner
 from numba_ce.cpu.simd.element import get
-from numba_ce.cpu.simd.vector import VECTOR_BYTES
+from numba_ce.cpu.simd.vector import ROWS_ACROSS, VECTOR_BYTES
 
 
 class Kernel(NamedTuple):
@@ -244,8 +244,8 @@ def locate(plan, row):
 
 
 @inlined
-def locate_sixteen(plan, row):
-    """The byte offsets of a row, the bytes to the next row, and whether 15 rows follow like that.
+def locate_rows(plan, row):
+    """Byte offsets of a row, bytes to the next row, whether all ROWS_ACROSS rows follow like that.
 
     Offsets and steps : of the five OPERANDS
     """
@@ -253,7 +253,7 @@ def locate_sixteen(plan, row):
     even = plan.n_axes == 1
     if not even:
         length = get(entry, 0)
-        even = row % length + 16 <= length
+        even = row % length + ROWS_ACROSS <= length
     steps = (
         get(entry + 8, 0),
         get(entry + 16, 0),

@@ -8,7 +8,7 @@ import numpy as np
 from numba_ce.cpu.compile.jit import inner
 from numba_ce.cpu.plan import locate
 from numba_ce.cpu.rows.measure import Variant, measurer, unscaled
-from numba_ce.cpu.rows.targets import IGNORED, KEPT, logit_reader, target_reader
+from numba_ce.cpu.rows.targets import IGNORED, KEPT, make_read_logit, make_read_target
 from numba_ce.cpu.rows.tile import real_type
 from numba_ce.cpu.schedules.gather import block_doer
 from numba_ce.cpu.simd.element import put
@@ -29,8 +29,8 @@ def make_record(kernel):
     )
     zero = real_type(kind)(0)
     measure = measurer(variant)
-    read_target = target_reader(kind, targets_kind, True)
-    read_logit = logit_reader(kind, kernel.softcap)
+    read_target = make_read_target(kind, targets_kind, True)
+    read_logit = make_read_logit(kind, kernel.softcap)
 
     @inner
     def do_row(plan, row, count, work):

@@ -6,7 +6,7 @@ import numpy as np
 
 from numba_ce import row
 from numba_ce.cpu.compile.jit import inner
-from numba_ce.cpu.rows.tile import real_name, real_type, tile_finder
+from numba_ce.cpu.rows.tile import make_find_tile, real_name, real_type
 from numba_ce.cpu.simd.element import KINDS, get, load_element, put
 from numba_ce.cpu.simd.memory import load, store
 from numba_ce.cpu.simd.vector import (
@@ -53,7 +53,7 @@ def weight_filler(kind, targets_kind):
     lanes, width = LANES[KINDS[kind][1]], np.dtype(real).itemsize
     one, zero = real(1), real(0)
     if targets_kind is not None:
-        find_tile = tile_finder(targets_kind, real_name(kind))
+        find_tile = make_find_tile(targets_kind, real_name(kind))
 
     @inner
     def fill_weights(plan, targets, start, count, factor, work):

@@ -25,7 +25,7 @@ from numba_ce.cpu.simd.vector import (
     maximum,
     select,
     splat,
-    splat_sixteen,
+    splat_rows,
     times_power_of_two,
 )
 
@@ -305,8 +305,8 @@ def _double_value(factor):
 def _double_joined(low, high):
     """Of sixteen rows: a factor in two parts, and the two halves of the power of two."""
     n = joined(low[2], high[2], F64_0)
-    first = maximum(n, splat_sixteen(HALF_WAY))
-    one = splat_sixteen(F64_1)
+    first = maximum(n, splat_rows(HALF_WAY))
+    one = splat_rows(F64_1)
     return (
         joined(low[0], high[0], F64_0),
         joined(low[1], high[1], F64_0),

@@ -43,7 +43,7 @@ def _kept_of(e, slopes, offset):
 
 
 @lru_cache
-def exp_looper(kind):
+def make_exp_tile(kind):
     """The function that computes the exponentials of a tile of dtype `kind`."""
     n_bytes = group_size(kind) * KINDS[kind][0] // 8
     step = n_bytes // VECTORS
@@ -84,7 +84,7 @@ def exp_looper(kind):
 
 
 @lru_cache
-def peak_loopers(kind):
+def make_peak_loops(kind):
     """The functions that find the largest element of a tile of dtype `kind`, and where it is."""
     group, size = group_size(kind), KINDS[kind][0] // 8
     lanes, n_bytes = group // VECTORS, group * size
@@ -129,7 +129,7 @@ def weighted_below(q, x, pivot, zero):
 
 
 @lru_cache
-def weighted_summer(kind, weights_kind):
+def make_sum_weighted(kind, weights_kind):
     """The function that sums up weights and weighted logits of tiles of these dtypes."""
     n_bytes = group_size(kind) * KINDS[kind][0] // 8
     weights_bytes = group_size(weights_kind) * KINDS[weights_kind][0] // 8
@@ -163,7 +163,7 @@ def weighted_summer(kind, weights_kind):
 
 
 @lru_cache
-def below_summer(kind):
+def make_sum_below(kind):
     """The function that sums up how far the logits of a tile of dtype `kind` are below a number."""
     group, size = group_size(kind), KINDS[kind][0] // 8
     lanes, n_bytes = group // VECTORS, group * size
@@ -192,7 +192,7 @@ def below_summer(kind):
 
 
 @lru_cache
-def counter_above(kind):
+def make_count_above(kind):
     """The function that counts the elements of a tile of dtype `kind` above a number."""
     n_bytes = group_size(kind) * KINDS[kind][0] // 8
     step = n_bytes // VECTORS
@@ -212,7 +212,7 @@ def counter_above(kind):
 
 
 @lru_cache
-def cappers(kind):
+def make_cappers(kind):
     """The functions that apply the soft cap and its derivative to a tile of dtype `kind`."""
     n_bytes = group_size(kind) * KINDS[kind][0] // 8
     step = n_bytes // VECTORS

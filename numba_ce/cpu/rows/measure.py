@@ -11,24 +11,24 @@ from numba_ce import row
 from numba_ce.cpu.compile.jit import inner, larger, smaller
 from numba_ce.cpu.rows.effective_targets import stored_kind, weight_filler
 from numba_ce.cpu.rows.loops import (
-    below_summer,
-    cappers,
-    counter_above,
-    exp_looper,
-    peak_loopers,
-    weighted_summer,
+    make_cappers,
+    make_count_above,
+    make_exp_tile,
+    make_peak_loops,
+    make_sum_below,
+    make_sum_weighted,
 )
 from numba_ce.cpu.rows.tile import (
     TILE,
     group_size,
-    leaver_out,
+    make_find_tile,
+    make_leave_out,
     no_sums,
     plus_one,
     plus_times,
     real_name,
     real_type,
     reduction_of,
-    tile_finder,
     times,
     total_of,
     whole_tile,
@@ -129,8 +129,8 @@ def peak_finder(kind):
     """The function that finds a row's first maximum."""
     real, group = real_type(kind), group_size(kind)
     minus_inf = real(-np.inf)
-    find_tile = tile_finder(kind)
-    largest, find = peak_loopers(kind)
+    find_tile = make_find_tile(kind)
+    largest, find = make_peak_loops(kind)
 
     @inner
     def find_peak(plan, source, work):
@@ -201,20 +201,23 @@ def measurer(variant):
     minus_inf, one, zero = real(-np.inf), real(1), real(0)
     bias = EXPONENT_BIAS[real_dtype] + BIAS
     fits, choose = scale_functions(real_dtype)
-    find_tile, cap_tile = tile_finder(kind), cappers(kind)[0]
+    find_tile, cap_tile = make_find_tile(kind), make_cappers(kind)[0]
     # What the loops read: a soft cap makes its own copy of a tile
     tile_kind = real_name(kind) if softcap else kind
-    leave_out, exp_tile = leaver_out(tile_kind), exp_looper(tile_kind)
-    largest, find = peak_loopers(tile_kind)
-    sum_kept, count_above = weighted_summer(tile_kind, real_name(kind)), counter_above(tile_kind)
-    fill_weights, sum_below = weight_filler(kind, targets_kind), below_summer(tile_kind)
+    leave_out, exp_tile = make_leave_out(tile_kind), make_exp_tile(tile_kind)
+    largest, find = make_peak_loops(tile_kind)
+    sum_kept, count_above = (
+        make_sum_weighted(tile_kind, real_name(kind)),
+        make_count_above(tile_kind),
+    )
+    fill_weights, sum_below = weight_filler(kind, targets_kind), make_sum_below(tile_kind)
     if targets_kind is not None:
         weights_kind = stored_kind(kind, targets_kind)
         find_weights, leave_out_weight = (
-            tile_finder(targets_kind, weights_kind),
-            leaver_out(weights_kind),
+            make_find_tile(targets_kind, weights_kind),
+            make_leave_out(weights_kind),
         )
-        sum_targets = weighted_summer(tile_kind, weights_kind)
+        sum_targets = make_sum_weighted(tile_kind, weights_kind)
 
     @inner
     def measure(plan, source, k, targets, threshold, work):

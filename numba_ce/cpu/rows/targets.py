@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from numba_ce.cpu.compile.jit import inner, smaller
-from numba_ce.cpu.plan import locate, locate_sixteen
+from numba_ce.cpu.plan import locate, locate_rows
 from numba_ce.cpu.rows.effective_targets import class_weight, probability_reader, smoothed
 from numba_ce.cpu.rows.measure import peak_finder
 from numba_ce.cpu.rows.tile import real_type, reduction_of
@@ -16,17 +16,18 @@ from numba_ce.cpu.simd.exp import power_of_two, soft_cap_and_slope, two_sum
 from numba_ce.cpu.simd.memory import (
     gather_float64,
     load,
-    load_sixteen,
+    load_rows,
     prefetch,
 )
 from numba_ce.cpu.simd.vector import (
+    ROWS_ACROSS,
     high_as_float64,
     joined,
     lane,
     low_as_float64,
     select,
     splat,
-    splat_sixteen,
+    splat_rows,
     sum_of_lanes,
 )
 
@@ -117,7 +118,7 @@ def neighbours(plan, steps, even):
 
 
 @inner
-def sixteen_targets(plan, offset):
+def targets_of_rows(plan, offset):
     """The targets of sixteen rows, see `load_indices`."""
     upcoming = plan.targets + offset + TARGETS_AHEAD
     prefetch(upcoming)
@@ -135,20 +136,20 @@ def sixteen_targets(plan, offset):
 
 @inner
 def weights_are_neighbours(plan, steps):
-    """Whether `sixteen_weights` can read the sample weights of the next sixteen rows."""
+    """Whether `weights_of_rows` can read the sample weights of the next sixteen rows."""
     kind, step = plan.sample_weight_kind, steps[2]
     floats = (kind == FLOAT32 and step == 4) or (kind == FLOAT64 and step == 8)
     return plan.sample_weight == 0 or (floats and not plan.sample_weight_swapped)
 
 
 @inner
-def sixteen_weights(plan, offset):
+def weights_of_rows(plan, offset):
     """s_i of sixteen rows, neighbours in memory, as float64; 1 without sample weights."""
     if plan.sample_weight == 0:
-        return splat_sixteen(1.0)
+        return splat_rows(1.0)
     source = plan.sample_weight + offset
     if plan.sample_weight_kind == FLOAT64:
-        return load_sixteen(source, 0.0)
+        return load_rows(source, 0.0)
     x = load(source, np.float32(0))
     return joined(low_as_float64(x), high_as_float64(x), 0.0)
 
@@ -165,17 +166,19 @@ def scan(plan, first, last, work):
     in_reach = plan.class_weight == 0 or plan.n_classes == plan.all_classes
     one, zero = splat(np.float32(1)), splat(np.float32(0))
     kept, total, lost = zero, 0.0, 0.0
-    totals, all_lost = splat_sixteen(0.0), splat_sixteen(0.0)
-    for row in range(first, last, 16):
-        offsets, steps, even = locate_sixteen(plan, row)
-        whole = in_reach and even and last - row >= 16 and weights_are_neighbours(plan, steps)
+    totals, all_lost = splat_rows(0.0), splat_rows(0.0)
+    for row in range(first, last, ROWS_ACROSS):
+        offsets, steps, even = locate_rows(plan, row)
+        whole = (
+            in_reach and even and last - row >= ROWS_ACROSS and weights_are_neighbours(plan, steps)
+        )
         if whole and (not indices or neighbours(plan, steps, even)):
-            y = sixteen_targets(plan, offsets[1]) if indices else zero
+            y = targets_of_rows(plan, offsets[1]) if indices else zero
             if sum_of_lanes(select(y == np.float32(-2), one, zero)) == 0.0:
                 if unweighted:
                     kept = kept + select(y < np.float32(0), zero, one)
                     continue
-                s = sixteen_weights(plan, offsets[2])
+                s = weights_of_rows(plan, offsets[2])
                 weight = s
                 if indices and plan.class_weight != 0:
                     weight = s * gather_float64(plan.class_weight, y)
@@ -183,11 +186,11 @@ def scan(plan, first, last, work):
                 totals, roundings = two_sum(totals, weight)
                 all_lost = all_lost + roundings
                 continue
-        for i in range(row, smaller(row + 16, last)):
+        for i in range(row, smaller(row + ROWS_ACROSS, last)):
             total, rounding = two_sum(total, note_weight(plan, i))
             lost += rounding
     for sums in (totals, all_lost):
-        for i in range(16):
+        for i in range(ROWS_ACROSS):
             total, rounding = two_sum(total, lane(sums, i))
             lost += rounding
     if math.isinf(total) or math.isnan(lost):
@@ -196,7 +199,7 @@ def scan(plan, first, last, work):
 
 
 @lru_cache
-def logit_reader(kind, softcap):
+def make_read_logit(kind, softcap):
     """The function that reads one logit as the tiles see it."""
     real = real_type(kind)
 
@@ -212,7 +215,7 @@ def logit_reader(kind, softcap):
 
 
 @lru_cache
-def target_reader(kind, targets_kind, finds_peak):
+def make_read_target(kind, targets_kind, finds_peak):
     """The function that finds the class to leave out, and its q.
 
     finds_peak : with probabilities, look for the largest logit; else the index stays -1

@@ -80,7 +80,7 @@ def whole_tile(address, width):
 
 
 @lru_cache
-def tile_finder(kind, tile_kind=None):
+def make_find_tile(kind, tile_kind=None):
     """The function that makes a `Tile` in dtype `tile_kind` from a part of a row of dtype `kind`.
 
     It needs room in scratch memory: TILE elements and two groups.
@@ -131,7 +131,7 @@ def with_lane(x, index, value):
 
 
 @lru_cache
-def leaver_out(kind):
+def make_leave_out(kind):
     """The function that leaves a class out of a tile of dtype `kind`."""
     size, group = KINDS[kind][0] // 8, group_size(kind)
 
@@ -150,7 +150,7 @@ def leaver_out(kind):
 
 
 @lru_cache
-def tile_storer(kind):
+def make_store_tile(kind):
     """The function that writes a tile from scratch memory to any strides and byte order."""
     size = KINDS[kind][0] // 8
 

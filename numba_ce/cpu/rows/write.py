@@ -9,17 +9,17 @@ import numpy as np
 from numba_ce.cpu.compile.jit import inlined, inner, smaller
 from numba_ce.cpu.rows.effective_targets import probability_reader, stored_kind, weight_filler
 from numba_ce.cpu.rows.finish import F32_0
-from numba_ce.cpu.rows.loops import cappers
+from numba_ce.cpu.rows.loops import make_cappers
 from numba_ce.cpu.rows.measure import LIFT_BITS, Scale, rescale
 from numba_ce.cpu.rows.output import Factor, Shift, mapped, mapper
 from numba_ce.cpu.rows.tile import (
     TILE,
     group_size,
+    make_find_tile,
+    make_store_tile,
     real_name,
     real_type,
     reduction_of,
-    tile_finder,
-    tile_storer,
 )
 from numba_ce.cpu.rows.workspace import ELEMENTS, FIELDS, SCALE_BYTES
 from numba_ce.cpu.simd.element import KINDS, get, load_element, store_element, store_vector
@@ -157,7 +157,7 @@ def row_filler(out_kind):
     name = real_name(out_kind)
     lanes = LANES[KINDS[out_kind][1]]
     out_size, width = KINDS[out_kind][0] // 8, np.dtype(real).itemsize
-    store_tile, map_to = tile_storer(out_kind), mapper(name, None, out_kind)
+    store_tile, map_to = make_store_tile(out_kind), mapper(name, None, out_kind)
     zero = real(0)
 
     @inner
@@ -204,15 +204,15 @@ def gradient_tile_writer(variant, out_kind):
     one, zero, minus_inf = real(1), real(0), real(-np.inf)
     uncapped = variant.softcap and dense
     to_kind = name if uncapped else out_kind
-    find_tile, store_tile = tile_finder(kind), tile_storer(out_kind)
-    times_cap_derivative = cappers(kind)[1]
+    find_tile, store_tile = make_find_tile(kind), make_store_tile(out_kind)
+    times_cap_derivative = make_cappers(kind)[1]
     fill_weights = weight_filler(kind, targets_kind)
     map_plain, map_weighted = mapper(name, None, to_kind), mapper(name, name, to_kind)
     map_out = mapper(name, None, out_kind)
     if targets_kind is not None:
         weights_kind = stored_kind(kind, targets_kind)
         targets_size = KINDS[targets_kind][0] // 8
-        find_weights = tile_finder(targets_kind, weights_kind)
+        find_weights = make_find_tile(targets_kind, weights_kind)
         map_targets = mapper(name, weights_kind, to_kind)
 
     @inner
@@ -303,7 +303,7 @@ def hess_writer(variant, grad_kind, hess_kind):
     lanes, width = LANES[KINDS[kind][1]], np.dtype(real).itemsize
     one = real(1)
     grad_size, hess_size = KINDS[grad_kind][0] // 8, KINDS[hess_kind][0] // 8
-    store_grad, store_hess = tile_storer(grad_kind), tile_storer(hess_kind)
+    store_grad, store_hess = make_store_tile(grad_kind), make_store_tile(hess_kind)
     recall_tile, number_of = tile_recaller(kind)
     fill_weights = weight_filler(kind, variant.targets_kind)
     probability = probability_reader(variant.targets_kind)
@@ -365,7 +365,7 @@ def log_softmax_writer(kind, out_kind):
     real = real_type(kind)
     size, out_size = KINDS[kind][0] // 8, KINDS[out_kind][0] // 8
     minus_inf, zero = real(-np.inf), real(0)
-    find_tile, store_tile = tile_finder(kind), tile_storer(out_kind)
+    find_tile, store_tile = make_find_tile(kind), make_store_tile(out_kind)
     map_to = mapper(kind, None, out_kind)
 
     @inner

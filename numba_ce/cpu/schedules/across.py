@@ -20,29 +20,29 @@ from numba_ce.cpu.rows.tile import add_to, real_type, reduction_of
 from numba_ce.cpu.schedules.across_loops import (
     F32_0,
     F32_1,
-    halves_of,
+    make_find_peaks,
     make_gradient_filler,
+    make_halves,
     make_hessian_filler,
     make_log_filler,
-    no_sums_of_sixteen,
-    peak_of_sixteen,
-    scale_finder,
+    make_no_sums,
+    make_scales,
 )
 from numba_ce.cpu.schedules.across_tile import (
-    asker,
-    class_counter,
-    cutter,
+    make_ask,
+    make_count_classes,
+    make_cut_up,
+    make_read_tile,
+    make_write_tile,
     place_of,
     read_targets,
-    tile_reader,
-    tile_writer,
 )
 from numba_ce.cpu.schedules.gather import block_doer
 from numba_ce.cpu.simd.element import get
 from numba_ce.cpu.simd.exp import exp_scaled, slope_of_gradient, soft_cap_and_slope
-from numba_ce.cpu.simd.memory import load, load_sixteen, store
-from numba_ce.cpu.simd.transpose import ROWS
+from numba_ce.cpu.simd.memory import load, load_rows, store
 from numba_ce.cpu.simd.vector import (
+    ROWS_ACROSS,
     VECTOR_BYTES,
     fma,
     high_as_float64,
@@ -50,7 +50,7 @@ from numba_ce.cpu.simd.vector import (
     maximum,
     select,
     splat,
-    splat_sixteen,
+    splat_rows,
     sum_of_lanes,
 )
 
@@ -65,7 +65,7 @@ class Measured(NamedTuple):
     y: float
     target_logit: float
     q: float  # of the class k
-    scale: tuple  # see `scale_finder`
+    scale: tuple  # see `make_scales`
     sums: tuple  # see `add_to`, and so are the next three
     q_sums: tuple
     a_sums: tuple
@@ -77,14 +77,14 @@ class Measured(NamedTuple):
 def make_across(kernel, operation):
     """The function that does the rows of a block."""
     kind, real = kernel.kind, real_type(kernel.kind)
-    measure, count_classes = make_measure(kernel, operation), class_counter(kernel.block)
-    make_batches, cut_up = batch_maker(kernel, operation), cutter(kind)
+    measure, count_classes = make_measure(kernel, operation), make_count_classes(kernel.block)
+    make_batches, cut_up = batch_maker(kernel, operation), make_cut_up(kind)
     finish_batch, finish = finishing(real).finish, operation.finish
     fill = element_filler(kernel, operation)
     hessian, many = operation.writes == "hessian", kernel.prefetch_by_class
     grad_kind, hess_kind = kernel.grad_kind or kind, kernel.hess_kind or kind
-    write_grad = tile_writer(grad_kind, kernel.block, many and not hessian)
-    write_hess = tile_writer(hess_kind, kernel.block, False)
+    write_grad = make_write_tile(grad_kind, kernel.block, many and not hessian)
+    write_hess = make_write_tile(hess_kind, kernel.block, False)
     writes, tempered = operation.writes is not None, kernel.tempered
 
     @inner
@@ -107,7 +107,7 @@ def make_across(kernel, operation):
             write_hess(plan, place, 4, plan.hess, plan.hess_step, plan.hess_swapped, lanes.slopes)
         return low_loss + high_loss
 
-    return block_doer(inner(lambda plan: ROWS), do_rows)
+    return block_doer(inner(lambda plan: ROWS_ACROSS), do_rows)
 
 
 @lru_cache
@@ -115,17 +115,17 @@ def make_measure(kernel, operation):
     """The function that reads sixteen rows and measures them without their classes k."""
     kind, targets_kind = kernel.kind, kernel.targets_kind
     real, block, many = real_type(kind), kernel.block, kernel.prefetch_by_class
-    pitch, zero, minus_inf = ROWS * real().itemsize, real(0), real(-np.inf)
+    pitch, zero, minus_inf = ROWS_ACROSS * real().itemsize, real(0), real(-np.inf)
     counted, looked_at = operation.targets == "counted", operation.targets == "looked at"
     leaves_target, leaves_largest = operation.leaves == "target", operation.leaves == "largest"
     softcap = kernel.softcap
     probabilities, dense = targets_kind is not None, operation.dense
-    read_logits = tile_reader(kind, block, many)
-    read_probabilities = tile_reader(targets_kind or kind, block, many)
-    find_peaks, find_scale = peak_of_sixteen(real), scale_finder(real, kernel.tempered)
+    read_logits = make_read_tile(kind, block, many)
+    read_probabilities = make_read_tile(targets_kind or kind, block, many)
+    find_peaks, find_scale = make_find_peaks(real), make_scales(real, kernel.tempered)
     sum_exps = exp_summer(kernel, operation)
-    begin_ahead, _ = asker(kernel)
-    count_classes, no_sums = class_counter(block), no_sums_of_sixteen(real)
+    begin_ahead, _ = make_ask(kernel)
+    count_classes, no_sums = make_count_classes(block), make_no_sums(real)
     wants_grad = operation.writes == "gradient"
 
     @inner
@@ -136,7 +136,7 @@ def make_measure(kernel, operation):
         """
         capping = reduction_of(plan.capping, real)
         for at in range(lanes.tile, end, pitch):
-            x = select(y < F32_0, zero, load_sixteen(at, zero))
+            x = select(y < F32_0, zero, load_rows(at, zero))
             capped, slope = soft_cap_and_slope(x, real(plan.softcap), capping)
             store(at, capped)
             if wants_grad:
@@ -146,14 +146,14 @@ def make_measure(kernel, operation):
     def clear_ignored(tile, end, y):
         """Zeros for the rows that do not count: their weight 0 makes no 0 of NaN."""
         for at in range(tile, end, pitch):
-            store(at, select(y < F32_0, zero, load_sixteen(at, zero)))
+            store(at, select(y < F32_0, zero, load_rows(at, zero)))
 
     @inner
     def leave_out(lanes, end, y):
         """Puts -inf for the class y; returns the others' maximum, and the logit of y."""
-        row_max, t, c = splat_sixteen(minus_inf), splat_sixteen(minus_inf), F32_0
+        row_max, t, c = splat_rows(minus_inf), splat_rows(minus_inf), F32_0
         for at in range(lanes.tile, end, pitch):
-            x = select(y < F32_0, zero, load_sixteen(at, zero))
+            x = select(y < F32_0, zero, load_rows(at, zero))
             is_target = y == c
             t = select(is_target, x, t)
             x = select(is_target, minus_inf, x)
@@ -165,9 +165,9 @@ def make_measure(kernel, operation):
     @inner
     def pick(tile, end, y):
         """The logits of the classes y; -inf without one."""
-        t, c = splat_sixteen(minus_inf), F32_0
+        t, c = splat_rows(minus_inf), F32_0
         for at in range(tile, end, pitch):
-            t = select(y == c, load_sixteen(at, zero), t)
+            t = select(y == c, load_rows(at, zero), t)
             c += F32_1
         return t
 
@@ -175,18 +175,18 @@ def make_measure(kernel, operation):
     def effective_targets(plan, lanes, k, y):
         """q_c of every class into a tile, 0 for the class k; returns those of k."""
         common, share = plan.smoothing / plan.all_classes, 1.0 - plan.smoothing
-        q_k = splat_sixteen(zero)
+        q_k = splat_rows(zero)
         for c in range(count_classes(plan)):
             at = lanes.q + c * pitch
-            q = splat_sixteen(real(common))
+            q = splat_rows(real(common))
             if probabilities:
-                q = fma(load_sixteen(at, zero), real(share), q)
+                q = fma(load_rows(at, zero), real(share), q)
             if plan.class_weight != 0:
                 q = q * real(get(plan.class_weight + c * 8, 0.0))
-            is_k = k == np.float32(c)
-            q_k = select(is_k, q, q_k)
             # What an ignored row says, or one that is not there, does not count
-            store(at, select(is_k, zero, select(y < F32_0, zero, q)))
+            q, is_k = select(y < F32_0, zero, q), k == np.float32(c)
+            q_k = select(is_k, q, q_k)
+            store(at, select(is_k, zero, q))
         return q_k
 
     @inner
@@ -195,8 +195,8 @@ def make_measure(kernel, operation):
         pivot = select(row_max == minus_inf, zero, row_max)
         q_sums, a_sums = no_sums(), no_sums()
         for at in range(0, count_classes(plan) * pitch, pitch):
-            q = load_sixteen(lanes.q + at, zero)
-            below = pivot - load_sixteen(lanes.tile + at, zero)
+            q = load_rows(lanes.q + at, zero)
+            below = pivot - load_rows(lanes.tile + at, zero)
             q_sums = add_to(q_sums, q)
             a_sums = add_to(a_sums, select(q == zero, zero, q * below))
         return q_sums, a_sums
@@ -205,7 +205,7 @@ def make_measure(kernel, operation):
     def measure(plan, lanes, place):
         end = lanes.tile + count_classes(plan) * pitch
         read_logits(plan, place, 0, plan.logits, plan.logits_step, plan.logits_swapped, lanes.tile)
-        y, target_logit = splat(np.float32(-1)), splat_sixteen(minus_inf)
+        y, target_logit = splat(np.float32(-1)), splat_rows(minus_inf)
         if counted:
             read_targets(plan, place, lanes)
             y = load(lanes.targets, F32_0)
@@ -219,7 +219,7 @@ def make_measure(kernel, operation):
         if probabilities:
             step, swapped = plan.targets_step, plan.targets_swapped
             read_probabilities(plan, place, 1, plan.targets, step, swapped, lanes.q)
-        poison, k = splat_sixteen(zero), y
+        poison, k = splat_rows(zero), y
         if leaves_target:
             row_max, t = leave_out(lanes, end, y)
         else:
@@ -228,8 +228,8 @@ def make_measure(kernel, operation):
                     clear_ignored(lanes.tile, end, y)
             t, k, poison, row_max = find_peaks(lanes.tile, end)
             if not leaves_largest:
-                row_max, t = t, splat_sixteen(minus_inf)
-        q_k, q_sums, a_sums = splat_sixteen(zero), no_sums(), no_sums()
+                row_max, t = t, splat_rows(minus_inf)
+        q_k, q_sums, a_sums = splat_rows(zero), no_sums(), no_sums()
         if dense:
             q_k = effective_targets(plan, lanes, k, y)
             q_sums, a_sums = sum_dense(plan, lanes, row_max)
@@ -248,10 +248,10 @@ def make_measure(kernel, operation):
 def exp_summer(kernel, operation):
     """The function that turns a tile into exponentials, and adds them up."""
     real, tempered = real_type(kernel.kind), kernel.tempered
-    pitch, zero, minus_inf = ROWS * real().itemsize, real(0), real(-np.inf)
+    pitch, zero, minus_inf = ROWS_ACROSS * real().itemsize, real(0), real(-np.inf)
     keep, entropy = operation.writes in ("gradient", "hessian"), operation.entropy
-    leaves_largest, no_sums = operation.leaves == "largest", no_sums_of_sixteen(real)
-    _, ask = asker(kernel)
+    leaves_largest, no_sums = operation.leaves == "largest", make_no_sums(real)
+    _, ask = make_ask(kernel)
 
     @inlined
     def sum_exps(plan, tile, end, k, row_max, target_logit, scale, ahead):
@@ -268,7 +268,7 @@ def exp_summer(kernel, operation):
         for n in range((end - tile) // pitch):
             ask(ahead, n)
             at = tile + n * pitch
-            x = load_sixteen(at, zero)
+            x = load_rows(at, zero)
             if entropy:
                 above = select(x > target_logit, above + F32_1, above)
             if leaves_largest:
@@ -289,9 +289,9 @@ def exp_summer(kernel, operation):
 def batch_maker(kernel, operation):
     """The function that makes two `Batch` of sixteen rows."""
     real, counted = real_type(kernel.kind), operation.targets == "counted"
-    pitch, zero, poison = ROWS * real().itemsize, real(0), operation.poison
+    pitch, zero, poison = ROWS_ACROSS * real().itemsize, real(0), operation.poison
     minus_inf, infinity, nan = real(-np.inf), real(np.inf), real(np.nan)
-    count_classes = class_counter(kernel.block)
+    count_classes = make_count_classes(kernel.block)
     make_low, make_high = (half_maker(kernel, operation, upper) for upper in (0, 1))
 
     @inner
@@ -300,7 +300,7 @@ def batch_maker(kernel, operation):
         c = np.float32((end - tile) // pitch)
         for at in range(end - pitch, tile - pitch, -pitch):
             c -= F32_1
-            x = load_sixteen(at, zero)
+            x = load_rows(at, zero)
             k = select(x == x, k, c)
         return k
 
@@ -324,7 +324,7 @@ def half_maker(kernel, operation, upper):
     """The function that makes the `Batch` of the lower or upper eight rows."""
     real, probabilities = real_type(kernel.kind), kernel.targets_kind is not None
     dense, counted = operation.dense, operation.targets == "counted"
-    double, halves = real is np.float64, halves_of(real)
+    double, halves = real is np.float64, make_halves(real)
     half_of = high_as_float64 if upper else low_as_float64
     offset = upper * VECTOR_BYTES
 

@@ -8,12 +8,12 @@ from numba_ce.cpu.compile.jit import inlined, inner
 from numba_ce.cpu.rows.finish import finishing
 from numba_ce.cpu.rows.measure import LN2, ZERO_REFERENCE
 from numba_ce.cpu.rows.tile import real_type
-from numba_ce.cpu.schedules.across_tile import class_counter
+from numba_ce.cpu.schedules.across_tile import make_count_classes
 from numba_ce.cpu.simd.element import KINDS
 from numba_ce.cpu.simd.exp import BIAS, EXPONENT_BIAS, LOG2E, MAGIC
-from numba_ce.cpu.simd.memory import load, load_sixteen, store
-from numba_ce.cpu.simd.transpose import ROWS
+from numba_ce.cpu.simd.memory import load, load_rows, store
 from numba_ce.cpu.simd.vector import (
+    ROWS_ACROSS,
     VECTOR_BYTES,
     absolute,
     fma,
@@ -23,25 +23,25 @@ from numba_ce.cpu.simd.vector import (
     maximum,
     select,
     splat,
-    splat_sixteen,
+    splat_rows,
 )
 
 F32_0, F32_1 = np.float32(0), np.float32(1)
 
 
 @lru_cache
-def peak_of_sixteen(real):
+def make_find_peaks(real):
     """The function that finds the maxima of sixteen rows."""
-    pitch, zero, nan = ROWS * real().itemsize, real(0), real(np.nan)
+    pitch, zero, nan = ROWS_ACROSS * real().itemsize, real(0), real(np.nan)
     minus_inf = real(-np.inf)
 
     @inner
     def find_peaks(tile, end):
         """Maximum, its first class, NaN for a row that has one, else 0, the others' maximum."""
-        peak, poison = splat_sixteen(minus_inf), splat_sixteen(zero)
-        row_max, k, c = splat_sixteen(minus_inf), splat(F32_0), F32_0
+        peak, poison = splat_rows(minus_inf), splat_rows(zero)
+        row_max, k, c = splat_rows(minus_inf), splat(F32_0), F32_0
         for at in range(tile, end, pitch):
-            x = load_sixteen(at, zero)
+            x = load_rows(at, zero)
             higher = x > peak
             row_max = maximum(select(higher, peak, x), row_max)
             peak, k = select(higher, x, peak), select(higher, c, k)
@@ -53,7 +53,7 @@ def peak_of_sixteen(real):
 
 
 @lru_cache
-def scale_finder(real, tempered):
+def make_scales(real, tempered):
     """`measure.choose` for sixteen rows."""
     dtype = KINDS[real.__name__][1]
     magic, log2e, near_limit = MAGIC[dtype], real(LOG2E), real(ZERO_REFERENCE[dtype])
@@ -69,23 +69,23 @@ def scale_finder(real, tempered):
         power = fma(scaled, log2e, magic) - magic
         near, masked = absolute(scaled) < near_limit, row_max == minus_inf
         power = select(near, power, zero)
-        reference = select(near, splat_sixteen(zero), select(masked, zero, row_max))
+        reference = select(near, splat_rows(zero), select(masked, zero, row_max))
         lowest = fma(power, ln2, lowest_plain)
         if tempered:
             lowest = lowest * real(plan.temperature)
-        return reference, power, splat_sixteen(real(BIAS)) - power, lowest
+        return reference, power, splat_rows(real(BIAS)) - power, lowest
 
     return scales
 
 
-def no_sums_of_sixteen(real):
+def make_no_sums(real):
     """`tile.no_sums` for sixteen rows, one in each lane; `tile.add_to` adds to them."""
-    splat_any = splat_sixteen if real is np.float64 else splat
+    splat_any = splat_rows if real is np.float64 else splat
     return inner(lambda: (splat_any(0.0), splat_any(0.0)))
 
 
 @lru_cache
-def halves_of(real):
+def make_halves(real):
     """The function that gives the sums of the lower and the upper eight rows in float64."""
     infinity, zero, double = real(np.inf), real(0), real is np.float64
 
@@ -107,14 +107,14 @@ def halves_of(real):
 @lru_cache
 def make_gradient_filler(kernel, operation):
     real, softcap, dense = real_type(kernel.kind), kernel.softcap, operation.dense
-    pitch, zero = ROWS * real().itemsize, real(0)
+    pitch, zero = ROWS_ACROSS * real().itemsize, real(0)
     join_factors, times_factor = finishing(real).joined, finishing(real).times
-    count_classes, leaves_none = class_counter(kernel.block), operation.leaves == "none"
+    count_classes, leaves_none = make_count_classes(kernel.block), operation.leaves == "none"
 
     @inner
     def clear_gradient(lanes, n_bytes):
         for at in range(lanes.tile, lanes.tile + n_bytes, pitch):
-            store(at, splat_sixteen(zero))
+            store(at, splat_rows(zero))
 
     @inlined
     def fill(plan, lanes, found, low, high):
@@ -123,20 +123,20 @@ def make_gradient_filler(kernel, operation):
             clear_gradient(lanes, count_classes(plan) * pitch)
             return
         factor, g_k = join_factors(low[0], high[0]), joined(low[1], high[1], zero)
-        scale, k = splat_sixteen(zero), found.k
+        scale, k = splat_rows(zero), found.k
         if dense:
             over = plan.grad_scale / plan.temperature
             s_low, s_high = load(lanes.weights, 0.0), load(lanes.weights + VECTOR_BYTES, 0.0)
             scale = joined(s_low * over, s_high * over, zero)
         for c in range(count_classes(plan)):
             at = lanes.tile + c * pitch
-            g = times_factor(load_sixteen(at, zero), factor)
+            g = times_factor(load_rows(at, zero), factor)
             if dense:
-                g = g - scale * load_sixteen(lanes.q + c * pitch, zero)
+                g = g - scale * load_rows(lanes.q + c * pitch, zero)
             if not leaves_none:
                 g = select(k == np.float32(c), g_k, g)
             if softcap:
-                g = g * load_sixteen(at + (lanes.slopes - lanes.tile), zero)
+                g = g * load_rows(at + (lanes.slopes - lanes.tile), zero)
             store(at, g)
 
     return fill
@@ -145,8 +145,8 @@ def make_gradient_filler(kernel, operation):
 @lru_cache
 def make_log_filler(kernel, operation):
     real = real_type(kernel.kind)
-    pitch, zero = ROWS * real().itemsize, real(0)
-    count_classes = class_counter(kernel.block)
+    pitch, zero = ROWS_ACROSS * real().itemsize, real(0)
+    count_classes = make_count_classes(kernel.block)
 
     @inlined
     def fill(plan, lanes, found, low, high):
@@ -154,7 +154,7 @@ def make_log_filler(kernel, operation):
         surprise, c = joined(low[0], high[0], zero), F32_0
         for at in range(lanes.tile, lanes.tile + count_classes(plan) * pitch, pitch):
             # The largest class is 0 below itself, also where it is infinite
-            below = select(found.k == c, zero, load_sixteen(at, zero) - found.t)
+            below = select(found.k == c, zero, load_rows(at, zero) - found.t)
             store(at, below - surprise)
             c += F32_1
 
@@ -164,9 +164,9 @@ def make_log_filler(kernel, operation):
 @lru_cache
 def make_hessian_filler(kernel, operation):
     real, dense = real_type(kernel.kind), operation.dense
-    pitch, zero, one = ROWS * real().itemsize, real(0), real(1)
+    pitch, zero, one = ROWS_ACROSS * real().itemsize, real(0), real(1)
     join_factors, times_factor = finishing(real).joined, finishing(real).times
-    count_classes = class_counter(kernel.block)
+    count_classes = make_count_classes(kernel.block)
 
     @inlined
     def fill(plan, lanes, found, low, high):
@@ -175,14 +175,14 @@ def make_hessian_filler(kernel, operation):
         g_k, h_k = joined(low[1], high[1], zero), joined(low[2], high[2], zero)
         slope, curvature = joined(low[3], high[3], zero), joined(low[4], high[4], zero)
         s = joined(load(lanes.weights, 0.0), load(lanes.weights + VECTOR_BYTES, 0.0), zero)
-        floor = splat_sixteen(real(plan.hess_floor) if plan.hess_floor > 0.0 else real(-np.inf))
+        floor = splat_rows(real(plan.hess_floor) if plan.hess_floor > 0.0 else real(-np.inf))
         c = F32_0
         for at in range(0, count_classes(plan) * pitch, pitch):
-            p = times_factor(load_sixteen(lanes.tile + at, zero), factor)
+            p = times_factor(load_rows(lanes.tile + at, zero), factor)
             if dense:
-                g = p * slope - s * load_sixteen(lanes.q + at, zero)
+                g = p * slope - s * load_rows(lanes.q + at, zero)
             else:
-                g = s * (p - select(found.y == c, one, splat_sixteen(zero)))
+                g = s * (p - select(found.y == c, one, splat_rows(zero)))
             h = s * maximum(floor, p * (one - p) * curvature)
             store(lanes.tile + at, select(found.k == c, g_k, g))
             store(lanes.slopes + at, select(found.k == c, h_k, h))

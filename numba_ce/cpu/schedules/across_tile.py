@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from numba_ce.cpu.compile.jit import inlined, inner, smaller
-from numba_ce.cpu.plan import locate, locate_sixteen
+from numba_ce.cpu.plan import locate, locate_rows
 from numba_ce.cpu.rows.output import EDGE_BYTES
 from numba_ce.cpu.rows.targets import (
     BAD,
@@ -16,9 +16,9 @@ from numba_ce.cpu.rows.targets import (
     index_target,
     load_weight,
     neighbours,
-    sixteen_targets,
-    sixteen_weights,
+    targets_of_rows,
     weights_are_neighbours,
+    weights_of_rows,
 )
 from numba_ce.cpu.rows.tile import real_type
 from numba_ce.cpu.rows.workspace import BATCH_BYTES
@@ -34,25 +34,25 @@ from numba_ce.cpu.simd.element import (
 from numba_ce.cpu.simd.memory import (
     gather_float64,
     load,
-    load_sixteen,
+    load_rows,
     prefetch,
     prefetch_to_write,
     store,
 )
 from numba_ce.cpu.simd.transpose import (
     EXACT_CLASSES,
-    ROWS,
     load_packed,
     load_turned,
     store_packed,
     store_turned,
 )
 from numba_ce.cpu.simd.vector import (
+    ROWS_ACROSS,
     VECTOR_BYTES,
     first_lanes,
     select,
     splat,
-    splat_sixteen,
+    splat_rows,
 )
 
 F32_0 = np.float32(0)
@@ -63,7 +63,7 @@ IGNORED_F32, BAD_F32 = np.float32(IGNORED_TARGET), np.float32(BAD_TARGET)
 
 
 class Place(NamedTuple):
-    """Where sixteen rows are: see `plan.locate_sixteen`."""
+    """Where sixteen rows are: see `plan.locate_rows`."""
 
     first: int
     count: int  # fewer than 16 at the end of a block
@@ -75,7 +75,7 @@ class Place(NamedTuple):
 @inlined
 def place_of(plan, first, count):
     """The `Place` of `count` rows."""
-    offsets, steps, even = locate_sixteen(plan, first)
+    offsets, steps, even = locate_rows(plan, first)
     return Place(first, count, offsets, steps, even)
 
 
@@ -92,22 +92,21 @@ class Lanes(NamedTuple):
 
 def across_bytes(n_classes, kind):
     """Bytes a worker needs."""
-    padded = -(-n_classes // ROWS) * ROWS
-    return (
-        EDGE_BYTES + BATCH_BYTES + 6 * VECTOR_BYTES + 3 * padded * ROWS * real_type(kind)().itemsize
-    )
+    padded = -(-n_classes // ROWS_ACROSS) * ROWS_ACROSS
+    tiles = 3 * padded * ROWS_ACROSS * real_type(kind)().itemsize
+    return EDGE_BYTES + BATCH_BYTES + 6 * VECTOR_BYTES + tiles
 
 
 @lru_cache
-def cutter(kind):
+def make_cut_up(kind):
     """The function that cuts a worker's memory, at a multiple of VECTOR_BYTES, into `Lanes`."""
-    pitch = ROWS * real_type(kind)().itemsize
+    pitch = ROWS_ACROSS * real_type(kind)().itemsize
 
     @inner
     def cut_up(work, n_classes):
         start = work.exps
         tile = start + 5 * VECTOR_BYTES
-        size = (n_classes + ROWS - 1) // ROWS * ROWS * pitch
+        size = (n_classes + ROWS_ACROSS - 1) // ROWS_ACROSS * ROWS_ACROSS * pitch
         return Lanes(
             start,
             start + VECTOR_BYTES,
@@ -121,7 +120,7 @@ def cutter(kind):
 
 
 @lru_cache
-def class_counter(block):
+def make_count_classes(block):
     """The function that says how many classes a plan has; up to EXACT_CLASSES LLVM knows it."""
     if block <= EXACT_CLASSES:
         return inner(lambda plan: block)
@@ -129,15 +128,15 @@ def class_counter(block):
 
 
 @lru_cache
-def tile_reader(kind, block, many):
+def make_read_tile(kind, block, many):
     """The function that reads sixteen rows into ``tile[class][row]``.
 
-    many : classes, so that others prefetch, see `asker`
+    many : classes, so that others prefetch, see `make_ask`
     """
     size, real = KINDS[kind][0] // 8, real_type(kind)
     width, zero = real().itemsize, real(0)
-    pitch, double = ROWS * width, width == 8
-    count_classes, exact = class_counter(block), block <= EXACT_CLASSES
+    pitch, double = ROWS_ACROSS * width, width == 8
+    count_classes, exact = make_count_classes(block), block <= EXACT_CLASSES
 
     @inlined
     def read_tile(plan, place, operand, base, step, swapped, tile):
@@ -147,23 +146,25 @@ def tile_reader(kind, block, many):
         """
         n_classes = count_classes(plan)
         source, stride = base + place.offsets[operand], place.steps[operand]
-        whole = place.even and place.count == ROWS and not swapped
-        longest = 2 * ROWS * n_classes * size  # where rows are far apart, prefetches miss them
+        whole = place.even and place.count == ROWS_ACROSS and not swapped
+        longest = (
+            2 * ROWS_ACROSS * n_classes * size
+        )  # where rows are far apart, prefetches miss them
         if whole and step == size:
             if not many:
-                following = source + ROWS * stride + READ_AHEAD
-                for line in range(0, smaller(ROWS * stride, longest), VECTOR_BYTES):
+                following = source + ROWS_ACROSS * stride + READ_AHEAD
+                for line in range(0, smaller(ROWS_ACROSS * stride, longest), VECTOR_BYTES):
                     prefetch(following + line)
             if exact and stride == n_classes * size:
                 load_packed(kind, block, source, tile)
                 return
-            for c in range(0, n_classes, ROWS):
-                n = smaller(ROWS, n_classes - c)
+            for c in range(0, n_classes, ROWS_ACROSS):
+                n = smaller(ROWS_ACROSS, n_classes - c)
                 load_turned(kind, block, source + c * size, stride, n, tile + c * pitch)
         elif whole and stride == size:
             for c in range(n_classes):
                 at = source + c * step
-                x = load_sixteen(at, zero) if double else load_vector(kind, at)
+                x = load_rows(at, zero) if double else load_vector(kind, at)
                 store(tile + c * pitch, x)
         else:
             for i in range(place.count):
@@ -176,34 +177,36 @@ def tile_reader(kind, block, many):
 
 
 @lru_cache
-def tile_writer(kind, block, many):
+def make_write_tile(kind, block, many):
     """The function that writes ``tile[class][row]`` to sixteen rows."""
     size, real = KINDS[kind][0] // 8, real_type(kind)
     width, zero = real().itemsize, real(0)
-    pitch, double = ROWS * width, width == 8
-    count_classes, exact = class_counter(block), block <= EXACT_CLASSES
+    pitch, double = ROWS_ACROSS * width, width == 8
+    count_classes, exact = make_count_classes(block), block <= EXACT_CLASSES
 
     @inlined
     def write_tile(plan, place, operand, base, step, swapped, tile):
-        """Arguments as of `tile_reader`."""
+        """Arguments as of `make_read_tile`."""
         n_classes = count_classes(plan)
         target, stride = base + place.offsets[operand], place.steps[operand]
-        whole = place.even and place.count == ROWS and not swapped
-        longest = 2 * ROWS * n_classes * size  # where rows are far apart, prefetches miss them
+        whole = place.even and place.count == ROWS_ACROSS and not swapped
+        longest = (
+            2 * ROWS_ACROSS * n_classes * size
+        )  # where rows are far apart, prefetches miss them
         if whole and step == size:
             if not many:
-                following = target + ROWS * stride + WRITE_AHEAD
-                for line in range(0, smaller(ROWS * stride, longest), VECTOR_BYTES):
+                following = target + ROWS_ACROSS * stride + WRITE_AHEAD
+                for line in range(0, smaller(ROWS_ACROSS * stride, longest), VECTOR_BYTES):
                     prefetch_to_write(following + line)
             if exact and stride == n_classes * size:
                 store_packed(kind, block, target, tile)
                 return
-            for c in range(0, n_classes, ROWS):
-                n, at = smaller(ROWS, n_classes - c), tile + c * pitch
+            for c in range(0, n_classes, ROWS_ACROSS):
+                n, at = smaller(ROWS_ACROSS, n_classes - c), tile + c * pitch
                 store_turned(kind, block, target + c * size, stride, n, at)
         elif whole and stride == size:
             for c in range(n_classes):
-                at, x = target + c * step, load_sixteen(tile + c * pitch, zero)
+                at, x = target + c * step, load_rows(tile + c * pitch, zero)
                 if double:
                     store(at, x)
                 else:
@@ -233,7 +236,7 @@ NOTHING_AHEAD = Ahead(0, 0, 0, 0, 0, 0)
 
 
 @lru_cache
-def asker(kernel):
+def make_ask(kernel):
     """`begin` and `ask`, the functions that prefetch what follows while the exponentials are done.
 
     All of it at once holds up the work for as long as the memory takes: with 64 classes the
@@ -241,7 +244,7 @@ def asker(kernel):
     nothing: there it is slower by 5%.
     """
     many, has_targets = kernel.prefetch_by_class, kernel.targets_kind is not None
-    # With a Hessian the two outputs are asked for by `tile_writer`
+    # With a Hessian the two outputs are asked for by `make_write_tile`
     has_grad = kernel.grad_kind is not None and kernel.hess_kind is None
     kinds = (kernel.kind, kernel.targets_kind, kernel.grad_kind)
     size, targets_size, grad_size = (KINDS[kind or kernel.kind][0] // 8 for kind in kinds)
@@ -249,11 +252,11 @@ def asker(kernel):
     @inlined
     def step_of(plan, place, operand, size):
         """The share of one class of sixteen rows; where those are far apart, prefetches miss it."""
-        return smaller(ROWS * place.steps[operand] // plan.n_classes, 2 * ROWS * size)
+        return smaller(ROWS_ACROSS * place.steps[operand] // plan.n_classes, 2 * ROWS_ACROSS * size)
 
     @inlined
     def start_of(plan, place, operand, base):
-        return base + place.offsets[operand] + ROWS * place.steps[operand]
+        return base + place.offsets[operand] + ROWS_ACROSS * place.steps[operand]
 
     @inlined
     def begin(plan, place):
@@ -300,8 +303,8 @@ def read_targets(plan, place, lanes):
     first, count = place.first, place.count
     if plan.targets_bytes == 0:  # probabilities
         y = select(first_lanes(count, F32_0), splat(F32_0), IGNORED_F32)
-    elif count == ROWS and neighbours(plan, place.steps, place.even):
-        y = sixteen_targets(plan, place.offsets[1])
+    elif count == ROWS_ACROSS and neighbours(plan, place.steps, place.even):
+        y = targets_of_rows(plan, place.offsets[1])
     else:
         store(lanes.targets, splat(IGNORED_F32))
         for i in range(count):
@@ -311,12 +314,12 @@ def read_targets(plan, place, lanes):
                 BAD_F32 if target.status == BAD else np.float32(target.index),
             )
         y = load(lanes.targets, F32_0)
-    s = splat_sixteen(1.0)
+    s = splat_rows(1.0)
     if plan.sample_weight != 0:
         s = read_weights(plan, place, lanes)
         y = select(s == 0.0, select(y < F32_0, y, IGNORED_F32), y)
     store(lanes.targets, y)
-    one = select(y == BAD_F32, math.nan, select(y < F32_0, 0.0, splat_sixteen(1.0)))
+    one = select(y == BAD_F32, math.nan, select(y < F32_0, 0.0, splat_rows(1.0)))
     store(lanes.weights, select(y < F32_0, one, s))
     if plan.class_weight != 0 and plan.targets_bytes != 0:
         one = select(y < F32_0, one, gather_float64(plan.class_weight, y))
@@ -326,8 +329,8 @@ def read_targets(plan, place, lanes):
 @inner
 def read_weights(plan, place, lanes):
     """s_i of sixteen rows; of one that is not there, anything."""
-    if place.even and place.count == ROWS and weights_are_neighbours(plan, place.steps):
-        return sixteen_weights(plan, place.offsets[2])
+    if place.even and place.count == ROWS_ACROSS and weights_are_neighbours(plan, place.steps):
+        return weights_of_rows(plan, place.offsets[2])
     for i in range(place.count):
         put(lanes.weights + i * 8, load_weight(plan, locate(plan, place.first + i)[2]))
-    return load_sixteen(lanes.weights, 0.0)
+    return load_rows(lanes.weights, 0.0)

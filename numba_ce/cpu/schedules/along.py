@@ -19,8 +19,8 @@ from numba_ce.cpu.rows.targets import (
     IGNORED,
     IGNORED_TARGET,
     KEPT,
-    logit_reader,
-    target_reader,
+    make_read_logit,
+    make_read_target,
 )
 from numba_ce.cpu.rows.tile import real_type
 from numba_ce.cpu.rows.workspace import ELEMENTS, FIELDS, row_workspace
@@ -168,8 +168,11 @@ def row_measurer(kernel, operation):
     poison = operation.poison
     weighted = operation.dense and targets_kind is not None
     variant = variant_of(kernel, operation)
-    measure, read_target = measurer(variant), target_reader(kind, targets_kind, not lead)
-    read_logit, probability = logit_reader(kind, kernel.softcap), probability_reader(targets_kind)
+    measure, read_target = measurer(variant), make_read_target(kind, targets_kind, not lead)
+    read_logit, probability = (
+        make_read_logit(kind, kernel.softcap),
+        probability_reader(targets_kind),
+    )
     first_nan, workspace_of = nan_finder(kind), row_workspace(kind)
 
     @inner

@@ -14,7 +14,7 @@ from numba_ce.cpu.compile.jit import inner, larger, smaller
 from numba_ce.cpu.plan import locate
 from numba_ce.cpu.simd.element import get, stream_line
 from numba_ce.cpu.simd.memory import load, move_some, prefetch, store
-from numba_ce.cpu.simd.transpose import transposer
+from numba_ce.cpu.simd.transpose import make_transpose
 from numba_ce.cpu.simd.vector import VECTOR_BYTES
 from numba_ce.describe import OPERANDS
 
@@ -56,7 +56,7 @@ def mover(size):
 @lru_cache
 def fetcher(size, across):
     """The function that copies rows of elements of so many bytes."""
-    transpose, move = transposer(size), mover(size)
+    transpose, move = make_transpose(size), mover(size)
 
     @inner
     def move_in(far, strip, count):
@@ -127,7 +127,7 @@ def strip_putter(size):
 @lru_cache
 def deliverer(size, across):
     """The function that writes the copies of rows to where the rows are."""
-    transpose, put_strip = transposer(size), strip_putter(size)
+    transpose, put_strip = make_transpose(size), strip_putter(size)
 
     @inner
     def deliver(plan, first, last, block, operand, base, step, copies, strips, lines):

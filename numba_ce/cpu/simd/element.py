@@ -7,9 +7,9 @@ on x86 with F16C, on ARM64), bfloat16 is the upper half of a float32.
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
-from numba_ce.cpu.simd.memory import masked_load, masked_store
+from numba_ce.cpu.simd.lowered import Literal, lowered
+from numba_ce.cpu.simd.memory import load_raw, masked_load, masked_store, pointer, store_raw
 from numba_ce.cpu.simd.vector import F32, F64, I16, I32, LANES, Vector, lanes_below, spread
 
 HALF = ir.HalfType()
@@ -73,139 +73,93 @@ def _swapped_if(builder, raw, swapped):
     return builder.select(swapped, builder.call(swap, [raw]), raw)
 
 
-def _raw_pointer(builder, address, ty):
-    return builder.inttoptr(address, ty.as_pointer())
-
-
-def literal(kind):
-    """The value of a string literal type."""
-    return getattr(kind, "literal_value", None)
-
-
-@intrinsic(prefer_literal=True)
-def load_element(typingctx, kind, address, swapped):
+@lowered
+def load_element(kind: Literal, address: types.intp, swapped: types.boolean):
     """The element at `address` in the type it is computed in; `kind` is a literal dtype name."""
-    name = literal(kind)
-    if name is None:
-        return None
-    bits, real = KINDS[name]
+    bits, real = KINDS[kind]
 
-    def codegen(context, builder, sig, args):
-        _, address, swapped = args
-        raw = builder.load(_raw_pointer(builder, address, ir.IntType(bits)))
-        raw.align = 1
-        return decode(builder, _swapped_if(builder, raw, swapped), name)
+    def build(builder, _, address, swapped):
+        raw = load_raw(builder, address, ir.IntType(bits))
+        return decode(builder, _swapped_if(builder, raw, swapped), kind)
 
-    return real(kind, types.intp, types.boolean), codegen
+    return real, build
 
 
-@intrinsic(prefer_literal=True)
-def store_element(typingctx, kind, address, value, swapped):
+@lowered
+def store_element(kind: Literal, address: types.intp, value, swapped: types.boolean):
     """Round `value` to the dtype named by the literal `kind` and write it."""
-    name = literal(kind)
-    if name is None:
-        return None
-    real = KINDS[name][1]
-
-    def codegen(context, builder, sig, args):
-        _, address, value, swapped = args
-        raw = _swapped_if(builder, encode(builder, value, name), swapped)
-        builder.store(raw, _raw_pointer(builder, address, raw.type)).align = 1
-        return context.get_dummy_value()
-
-    return types.none(kind, types.intp, real, types.boolean), codegen
+    real = KINDS[kind][1]
+    signature = types.none(types.literal(kind), types.intp, real, types.boolean)
+    return signature, lambda builder, _, address, value, swapped: store_raw(
+        builder, address, _swapped_if(builder, encode(builder, value, kind), swapped)
+    )
 
 
-@intrinsic(prefer_literal=True)
-def load_vector(typingctx, kind, address):
+def _stored(kind):
+    """The LLVM vector of elements as they are stored that make a vector."""
+    bits, real = KINDS[kind]
+    return ir.VectorType(ir.IntType(bits), LANES[real])
+
+
+@lowered
+def load_vector(kind: Literal, address: types.intp):
     """A vector of neighbouring elements in native byte order."""
-    name = literal(kind)
-    if name is None:
-        return None
-    bits, real = KINDS[name]
-    vector = Vector(real)
-
-    def codegen(context, builder, sig, args):
-        stored = ir.VectorType(ir.IntType(bits), vector.lanes)
-        raw = builder.load(_raw_pointer(builder, args[1], stored))
-        raw.align = 1
-        return decode(builder, raw, name)
-
-    return vector(kind, types.intp), codegen
+    return Vector(KINDS[kind][1]), lambda builder, _, address: decode(
+        builder, load_raw(builder, address, _stored(kind)), kind
+    )
 
 
-@intrinsic(prefer_literal=True)
-def store_vector(typingctx, kind, address, vector):
+@lowered
+def store_vector(kind: Literal, address: types.intp, vector):
     """Round a vector to the dtype named by the literal `kind` and write it in native byte order."""
-    name = literal(kind)
-    if name is None:
-        return None
-
-    def codegen(context, builder, sig, args):
-        raw = encode(builder, args[2], name)
-        builder.store(raw, _raw_pointer(builder, args[1], raw.type)).align = 1
-        return context.get_dummy_value()
-
-    return types.none(kind, types.intp, vector), codegen
+    return types.none, lambda builder, _, address, value: store_raw(
+        builder, address, encode(builder, value, kind)
+    )
 
 
-@intrinsic(prefer_literal=True)
-def load_some(typingctx, kind, address, count):
+@lowered
+def load_some(kind: Literal, address: types.intp, count: types.intp):
     """The first `count` lanes of `load_vector`, 0 in the others; nothing else is read."""
-    name = literal(kind)
-    if name is None:
-        return None
-    bits, real = KINDS[name]
-    vector = Vector(real)
+    stored = _stored(kind)
 
-    def codegen(context, builder, sig, args):
-        stored = ir.VectorType(ir.IntType(bits), vector.lanes)
-        mask = lanes_below(builder, args[2], vector.lanes)
-        raw = masked_load(builder, args[1], mask, ir.Constant(stored, None))
-        return decode(builder, raw, name)
+    def build(builder, _, address, count):
+        mask = lanes_below(builder, count, stored.count)
+        return decode(builder, masked_load(builder, address, mask, ir.Constant(stored, None)), kind)
 
-    return vector(kind, types.intp, types.intp), codegen
+    return Vector(KINDS[kind][1]), build
 
 
-@intrinsic(prefer_literal=True)
-def store_some(typingctx, kind, address, vector, count):
+@lowered
+def store_some(kind: Literal, address: types.intp, vector, count: types.intp):
     """`store_vector` for the first `count` lanes; nothing else is touched."""
-    name = literal(kind)
-    if name is None:
-        return None
 
-    def codegen(context, builder, sig, args):
-        raw = encode(builder, args[2], name)
-        masked_store(builder, args[1], lanes_below(builder, args[3], vector.lanes), raw)
-        return context.get_dummy_value()
+    def build(builder, _, address, value, count):
+        raw = encode(builder, value, kind)
+        masked_store(builder, address, lanes_below(builder, count, vector.lanes), raw)
 
-    return types.none(kind, types.intp, vector, types.intp), codegen
+    return types.none, build
 
 
-@intrinsic(prefer_literal=True)
-def stream_line(typingctx, kind, address, vectors):
+@lowered
+def stream_line(kind: Literal, address: types.intp, vectors):
     """A tuple of vectors, rounded, as one line around the caches; `address` is that of a line.
 
     Of float16 each vector alone would be stored by the instruction that converts it, through the
     caches: LLVM overlooks there what was asked for.
     """
-    name = literal(kind)
-    if name is None:
-        return None
 
-    def codegen(context, builder, sig, args):
-        parts = cgutils.unpack_tuple(builder, args[2])
-        raw = encode(builder, parts[0], name)
+    def build(builder, _, address, vectors):
+        parts = cgutils.unpack_tuple(builder, vectors)
+        raw = encode(builder, parts[0], kind)
         if len(parts) == 2:
             lanes = 2 * raw.type.count
             both = ir.Constant(ir.VectorType(I32, lanes), list(range(lanes)))
-            raw = builder.shuffle_vector(raw, encode(builder, parts[1], name), both)
-        stored = builder.store(raw, _raw_pointer(builder, args[1], raw.type))
+            raw = builder.shuffle_vector(raw, encode(builder, parts[1], kind), both)
+        stored = builder.store(raw, pointer(builder, address, raw.type))
         stored.align = raw.type.count * raw.type.element.width // 8
         stored.set_metadata("nontemporal", builder.module.add_metadata([I32(1)]))
-        return context.get_dummy_value()
 
-    return types.none(kind, types.intp, vectors), codegen
+    return types.none, build
 
 
 # Integers of any width: (bytes, signed) are run-time values, so one kernel reads them all
@@ -229,8 +183,7 @@ def _load_integer(builder, address, swapped, size, signed, lanes=None):
         block = builder.append_basic_block(f"load{width}")
         choice.add_case(ir.IntType(64)(width // 8), block)
         builder.position_at_end(block)
-        raw = builder.load(_raw_pointer(builder, address, shaped(ir.IntType(width))))
-        raw.align = 1
+        raw = load_raw(builder, address, shaped(ir.IntType(width)))
         value = raw = _swapped_if(builder, raw, swapped)
         if width < 64:
             value = builder.select(signed, builder.sext(raw, i64), builder.zext(raw, i64))
@@ -245,24 +198,30 @@ def _load_integer(builder, address, swapped, size, signed, lanes=None):
     return result
 
 
-@intrinsic
-def load_integer(typingctx, address, size, signed, swapped):
+@lowered
+def load_integer(
+    address: types.intp, size: types.intp, signed: types.boolean, swapped: types.boolean
+):
     """The integer of `size` bytes at `address`, modulo 2**64."""
-
-    def codegen(context, builder, sig, args):
-        address, size, signed, swapped = args
-        return _load_integer(builder, address, swapped, size, signed)
-
-    return types.int64(types.intp, types.intp, types.boolean, types.boolean), codegen
+    return types.int64, lambda builder, address, size, signed, swapped: _load_integer(
+        builder, address, swapped, size, signed
+    )
 
 
-@intrinsic
-def load_indices(typingctx, address, size, signed, swapped, ignored, has_ignored, n_classes):
-    """Sixteen neighbouring class indices as float32 lanes; -1: ignored, -2: no class."""
+@lowered
+def load_indices(
+    address: types.intp,
+    size: types.intp,
+    signed: types.boolean,
+    swapped: types.boolean,
+    ignored: types.int64,
+    has_ignored: types.boolean,
+    n_classes: types.intp,
+):
+    """Neighbouring class indices as float32 lanes; -1: ignored, -2: no class."""
     lanes = LANES[types.float32]
 
-    def codegen(context, builder, sig, args):
-        address, size, signed, swapped, ignored, has_ignored, n_classes = args
+    def build(builder, address, size, signed, swapped, ignored, has_ignored, n_classes):
         y = _load_integer(builder, address, swapped, size, signed, lanes)
         is_ignored = builder.icmp_signed("==", y, spread(builder, ignored, lanes))
         is_ignored = builder.and_(is_ignored, spread(builder, has_ignored, lanes))
@@ -271,40 +230,24 @@ def load_indices(typingctx, address, size, signed, swapped, ignored, has_ignored
         index = builder.select(is_class, builder.sitofp(y, vector), _constant(vector, -2.0))
         return builder.select(is_ignored, _constant(vector, -1.0), index)
 
-    flag, number = types.boolean, types.intp
-    signature = Vector(types.float32)(number, number, flag, flag, types.int64, flag, number)
-    return signature, codegen
+    return Vector(types.float32), build
 
 
-@intrinsic
-def put(typingctx, address, value):
+@lowered
+def put(address: types.intp, value):
     """Write a float64, float32 or int64 scalar."""
-
-    def codegen(context, builder, sig, args):
-        builder.store(args[1], _raw_pointer(builder, args[0], args[1].type)).align = 1
-        return context.get_dummy_value()
-
-    return types.none(types.intp, value), codegen
+    return types.none, store_raw
 
 
-@intrinsic
-def get(typingctx, address, like):
+@lowered
+def get(address: types.intp, like):
     """Read a scalar of the type of `like`."""
-
-    def codegen(context, builder, sig, args):
-        loaded = builder.load(_raw_pointer(builder, args[0], args[1].type))
-        loaded.align = 1
-        return loaded
-
-    return like(types.intp, like), codegen
+    return like, lambda builder, address, like: load_raw(builder, address, like.type)
 
 
-@intrinsic
-def atomic_add(typingctx, address, number):
+@lowered
+def atomic_add(address: types.intp, number: types.int64):
     """Add to the int64 at `address` as one indivisible step; returns what it was."""
-
-    def codegen(context, builder, sig, args):
-        pointer = _raw_pointer(builder, args[0], ir.IntType(64))
-        return builder.atomic_rmw("add", pointer, args[1], "seq_cst")
-
-    return types.int64(types.intp, types.int64), codegen
+    return types.int64, lambda builder, address, number: builder.atomic_rmw(
+        "add", pointer(builder, address, ir.IntType(64)), number, "seq_cst"
+    )

@@ -19,9 +19,9 @@ from typing import NamedTuple
 
 import numpy as np
 from numba import types
-from numba.extending import intrinsic
 
 from numba_ce.cpu.compile.jit import inner, inner_overload, smaller
+from numba_ce.cpu.simd.lowered import lowered
 from numba_ce.cpu.simd.vector import (
     F64,
     I64,
@@ -216,24 +216,16 @@ def two_sum(a, b):
 # Powers of two of scalars. ldexp and frexp of the C library cost 5 ns a call, these one or two.
 
 
-@intrinsic
-def _float64_of(typingctx, bits):
+@lowered
+def _float64_of(bits: types.int64):
     """The float64 whose bits are an int64."""
-
-    def codegen(context, builder, sig, args):
-        return builder.bitcast(args[0], F64)
-
-    return types.float64(types.int64), codegen
+    return types.float64, lambda builder, bits: builder.bitcast(bits, F64)
 
 
-@intrinsic
-def _bits_of(typingctx, value):
+@lowered
+def _bits_of(value: types.float64):
     """The bits of a float64 as an int64."""
-
-    def codegen(context, builder, sig, args):
-        return builder.bitcast(args[0], I64)
-
-    return types.int64(types.float64), codegen
+    return types.int64, lambda builder, value: builder.bitcast(value, I64)
 
 
 @inner

@@ -8,10 +8,10 @@ error of 2**-37.6, 8000 times less than half a unit of float32; seven leave 2**-
 
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 
 from numba_ce.cpu.compile.jit import inner
 from numba_ce.cpu.simd.exp import two_sum
+from numba_ce.cpu.simd.lowered import lowered
 from numba_ce.cpu.simd.vector import Vector, absolute, fma, select, splat
 
 _R = (0.23582151505260393, 0.2853730853028031, 0.4000033519108837, 0.6666666564545537)
@@ -42,28 +42,28 @@ def _constant(value):
     return ir.Constant(ir.VectorType(ir.IntType(64), 8), [value] * 8)
 
 
-@intrinsic
-def _exponent(typingctx, x):
+@lowered
+def _exponent(x: F64X8):
     """k as float64, x = 2**k m with sqrt(1/2) <= m < sqrt(2)."""
 
-    def codegen(context, builder, sig, args):
-        moved = builder.add(_bits(builder, args[0]), _constant(_ONE_BITS - _SQRT_HALF_BITS))
+    def build(builder, x):
+        moved = builder.add(_bits(builder, x), _constant(_ONE_BITS - _SQRT_HALF_BITS))
         k = builder.sub(builder.lshr(moved, _constant(52)), _constant(1023))
-        return builder.sitofp(k, args[0].type)
+        return builder.sitofp(k, x.type)
 
-    return F64X8(F64X8), codegen
+    return F64X8, build
 
 
-@intrinsic
-def _mantissa(typingctx, x):
+@lowered
+def _mantissa(x: F64X8):
     """m of the same."""
 
-    def codegen(context, builder, sig, args):
-        moved = builder.add(_bits(builder, args[0]), _constant(_ONE_BITS - _SQRT_HALF_BITS))
+    def build(builder, x):
+        moved = builder.add(_bits(builder, x), _constant(_ONE_BITS - _SQRT_HALF_BITS))
         low = builder.and_(moved, _constant(2**52 - 1))
-        return builder.bitcast(builder.add(low, _constant(_SQRT_HALF_BITS)), args[0].type)
+        return builder.bitcast(builder.add(low, _constant(_SQRT_HALF_BITS)), x.type)
 
-    return F64X8(F64X8), codegen
+    return F64X8, build
 
 
 @inner

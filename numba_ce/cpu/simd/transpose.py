@@ -9,14 +9,13 @@ from functools import lru_cache
 
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 
 from numba_ce.cpu.compile.jit import inner
-from numba_ce.cpu.simd.element import KINDS, decode, encode, literal
+from numba_ce.cpu.simd.element import KINDS, decode, encode
+from numba_ce.cpu.simd.lowered import Literal, lowered
 from numba_ce.cpu.simd.memory import masked_load, masked_store
-from numba_ce.cpu.simd.vector import F32, F64, I1, I32, I64, SIXTEEN, VECTOR_BYTES, lanes_below
+from numba_ce.cpu.simd.vector import F32, F64, I1, I32, I64, ROWS_ACROSS, VECTOR_BYTES, lanes_below
 
-ROWS = SIXTEEN
 # Classes of a block, for each of which there is code: fewer need fewer shuffles. Up to
 # EXACT_CLASSES a kernel knows how many there are: no loops over them, and rows side by side are
 # read and written in whole vectors. 1.36 times the speed with 2 classes, 1.17 times with 5; with 7
@@ -56,142 +55,141 @@ def _row(builder, address, stride, i):
 
 def _computed(name):
     """The LLVM vector of sixteen rows in the type that a dtype is computed in."""
-    return ir.VectorType(F32 if KINDS[name][1] == types.float32 else F64, ROWS)
+    return ir.VectorType(F32 if KINDS[name][1] == types.float32 else F64, ROWS_ACROSS)
 
 
 def _class_pointer(builder, tile, c, vector):
-    bytes_ = ROWS * (4 if vector.element == F32 else 8)
+    bytes_ = ROWS_ACROSS * (4 if vector.element == F32 else 8)
     return builder.inttoptr(builder.add(tile, I64(c * bytes_)), vector.as_pointer())
 
 
-@intrinsic(prefer_literal=True)
-def load_turned(typingctx, kind, block, source, stride, count, tile):
+@lowered
+def load_turned(
+    kind: Literal,
+    block: Literal,
+    source: types.intp,
+    stride: types.intp,
+    count: types.intp,
+    tile: types.intp,
+):
     """tile[c] = class c of sixteen rows at `source`, `stride` bytes apart, for c < `block`.
 
     count : classes of the rows from `source` on; nothing beyond them is read
     """
-    name, classes = literal(kind), literal(block)
-    if name is None or classes is None:
-        return None
-    stored = ir.VectorType(ir.IntType(KINDS[name][0]), ROWS)
+    stored = ir.VectorType(ir.IntType(KINDS[kind][0]), ROWS_ACROSS)
 
-    def codegen(context, builder, sig, args):
-        _, _, source, stride, count, tile = args
-        mask, zeros = lanes_below(builder, count, ROWS), ir.Constant(stored, None)
+    def build(builder, _kind, _block, source, stride, count, tile):
+        mask, zeros = lanes_below(builder, count, ROWS_ACROSS), ir.Constant(stored, None)
         rows = []
-        for i in range(ROWS):
+        for i in range(ROWS_ACROSS):
             raw = masked_load(builder, _row(builder, source, stride, i), mask, zeros)
-            rows.append(decode(builder, raw, name))
-        for c, vector in enumerate(_turned(builder, rows)[:classes]):
+            rows.append(decode(builder, raw, kind))
+        for c, vector in enumerate(_turned(builder, rows)[:block]):
             builder.store(
                 vector, _class_pointer(builder, tile, c, vector.type)
             ).align = VECTOR_BYTES
-        return context.get_dummy_value()
 
-    address = types.intp
-    return types.none(kind, block, address, address, address, address), codegen
+    return types.none, build
 
 
-@intrinsic(prefer_literal=True)
-def store_turned(typingctx, kind, block, target, stride, count, tile):
+@lowered
+def store_turned(
+    kind: Literal,
+    block: Literal,
+    target: types.intp,
+    stride: types.intp,
+    count: types.intp,
+    tile: types.intp,
+):
     """The reverse: sixteen rows at `target` = tile[c] for c < `count` <= `block`."""
-    name, classes = literal(kind), literal(block)
-    if name is None or classes is None:
-        return None
 
-    def codegen(context, builder, sig, args):
-        _, _, target, stride, count, tile = args
-        mask = lanes_below(builder, count, ROWS)
-        computed = _computed(name)
+    def build(builder, _kind, _block, target, stride, count, tile):
+        mask = lanes_below(builder, count, ROWS_ACROSS)
+        computed = _computed(kind)
         undefined = ir.Constant(computed, ir.Undefined)
-        loaded = [builder.load(_class_pointer(builder, tile, c, computed)) for c in range(classes)]
+        loaded = [builder.load(_class_pointer(builder, tile, c, computed)) for c in range(block)]
         for vector in loaded:
             vector.align = VECTOR_BYTES
-        for i, row in enumerate(_turned(builder, loaded + [undefined] * (ROWS - classes))):
-            raw, at = encode(builder, row, name), _row(builder, target, stride, i)
-            if classes == 1:
+        for i, row in enumerate(_turned(builder, loaded + [undefined] * (ROWS_ACROSS - block))):
+            raw, at = encode(builder, row, kind), _row(builder, target, stride, i)
+            if block == 1:
                 # LLVM makes four bytes of a masked store of one known lane of two bytes
                 element = builder.extract_element(raw, ir.Constant(I32, 0))
                 builder.store(element, builder.inttoptr(at, element.type.as_pointer())).align = 1
             else:
                 masked_store(builder, at, mask, raw)
-        return context.get_dummy_value()
 
-    address = types.intp
-    return types.none(kind, block, address, address, address, address), codegen
+    return types.none, build
 
 
 def _picked(builder, vectors, elements):
     """The sixteen elements with these numbers, counted through all vectors."""
     found = ir.Constant(vectors[0].type, ir.Undefined)
     for n, vector in enumerate(vectors):
-        lanes = [i if e // ROWS < n else ROWS + e % ROWS for i, e in enumerate(elements)]
-        mask = ir.Constant(ir.VectorType(I32, ROWS), lanes)
+        lanes = [
+            i if e // ROWS_ACROSS < n else ROWS_ACROSS + e % ROWS_ACROSS
+            for i, e in enumerate(elements)
+        ]
+        mask = ir.Constant(ir.VectorType(I32, ROWS_ACROSS), lanes)
         found = builder.shuffle_vector(found, vector, mask)
     return found
 
 
-@intrinsic(prefer_literal=True)
-def load_packed(typingctx, kind, classes, source, tile):
+@lowered
+def load_packed(kind: Literal, classes: Literal, source: types.intp, tile: types.intp):
     """`load_turned` for sixteen rows side by side: as many loads as classes instead of sixteen."""
-    name, count = literal(kind), literal(classes)
-    if name is None or count is None:
-        return None
-    stored = ir.VectorType(ir.IntType(KINDS[name][0]), ROWS)
+    stored = ir.VectorType(ir.IntType(KINDS[kind][0]), ROWS_ACROSS)
 
-    def codegen(context, builder, sig, args):
-        _, _, source, tile = args
+    def build(builder, _kind, _block, source, tile):
         vectors = []
-        for n in range(count):
-            at = builder.add(source, I64(n * ROWS * KINDS[name][0] // 8))
+        for n in range(classes):
+            at = builder.add(source, I64(n * ROWS_ACROSS * KINDS[kind][0] // 8))
             raw = builder.load(builder.inttoptr(at, stored.as_pointer()))
             raw.align = 1
-            vectors.append(decode(builder, raw, name))
-        for c in range(count):
-            vector = _picked(builder, vectors, [i * count + c for i in range(ROWS)])
+            vectors.append(decode(builder, raw, kind))
+        for c in range(classes):
+            vector = _picked(builder, vectors, [i * classes + c for i in range(ROWS_ACROSS)])
             pointer = _class_pointer(builder, tile, c, vector.type)
             builder.store(vector, pointer).align = VECTOR_BYTES
-        return context.get_dummy_value()
 
-    return types.none(kind, classes, types.intp, types.intp), codegen
+    return types.none, build
 
 
-@intrinsic(prefer_literal=True)
-def store_packed(typingctx, kind, classes, target, tile):
+@lowered
+def store_packed(kind: Literal, classes: Literal, target: types.intp, tile: types.intp):
     """The reverse."""
-    name, count = literal(kind), literal(classes)
-    if name is None or count is None:
-        return None
-    stored = ir.VectorType(ir.IntType(KINDS[name][0]), ROWS)
+    stored = ir.VectorType(ir.IntType(KINDS[kind][0]), ROWS_ACROSS)
 
-    def codegen(context, builder, sig, args):
-        _, _, target, tile = args
-        computed = _computed(name)
-        loaded = [builder.load(_class_pointer(builder, tile, c, computed)) for c in range(count)]
+    def build(builder, _kind, _block, target, tile):
+        computed = _computed(kind)
+        loaded = [builder.load(_class_pointer(builder, tile, c, computed)) for c in range(classes)]
         for vector in loaded:
             vector.align = VECTOR_BYTES
-        for n in range(count):
-            numbers = range(n * ROWS, (n + 1) * ROWS)
-            elements = [e % count * ROWS + e // count for e in numbers]
-            raw = encode(builder, _picked(builder, loaded, elements), name)
-            at = builder.add(target, I64(n * ROWS * KINDS[name][0] // 8))
+        for n in range(classes):
+            numbers = range(n * ROWS_ACROSS, (n + 1) * ROWS_ACROSS)
+            elements = [e % classes * ROWS_ACROSS + e // classes for e in numbers]
+            raw = encode(builder, _picked(builder, loaded, elements), kind)
+            at = builder.add(target, I64(n * ROWS_ACROSS * KINDS[kind][0] // 8))
             builder.store(raw, builder.inttoptr(at, stored.as_pointer())).align = 1
-        return context.get_dummy_value()
 
-    return types.none(kind, classes, types.intp, types.intp), codegen
+    return types.none, build
 
 
-@intrinsic(prefer_literal=True)
-def _transpose_block(typingctx, size, source, pitch, lines, columns, target, target_pitch):
-    """`transposer` for the first block of lines and columns."""
-    bytes_ = literal(size)
-    if bytes_ is None:
-        return None
-    n = BLOCK[bytes_]
-    vector = ir.VectorType(ir.IntType(bytes_ * 8), n)
+@lowered
+def _transpose_block(
+    size: Literal,
+    source: types.intp,
+    pitch: types.intp,
+    n_lines: types.intp,
+    n_columns: types.intp,
+    target: types.intp,
+    target_pitch: types.intp,
+):
+    """`make_transpose` for the first block of lines and columns."""
+    n = BLOCK[size]
+    vector = ir.VectorType(ir.IntType(size * 8), n)
 
-    def codegen(context, builder, sig, args):
-        _, source, pitch, n_lines, n_columns, target, target_pitch = args
+    def build(builder, _, source, pitch, n_lines, n_columns, target, target_pitch):
         nothing = ir.Constant(ir.VectorType(I1, n), None)
 
         def mask(i, count, lanes):
@@ -206,14 +204,12 @@ def _transpose_block(typingctx, size, source, pitch, lines, columns, target, tar
         for i, line in enumerate(_turned(builder, block)):
             at = _row(builder, target, target_pitch, i)
             masked_store(builder, at, mask(i, n_columns, lines), line)
-        return context.get_dummy_value()
 
-    address = types.intp
-    return types.none(size, *(address,) * 6), codegen
+    return types.none, build
 
 
 @lru_cache
-def transposer(size):
+def make_transpose(size):
     """The function that transposes a matrix of elements of so many bytes."""
     n = BLOCK[size]
 

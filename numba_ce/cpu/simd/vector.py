@@ -15,13 +15,15 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.core.imputils import lower_builtin
-from numba.extending import intrinsic, models, register_model, type_callable
+from numba.extending import models, register_model, type_callable
+
+from numba_ce.cpu.simd.lowered import lowered
 
 F32, F64 = ir.FloatType(), ir.DoubleType()
 I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 VECTOR_BYTES = 64
 LANES = {types.float32: 16, types.float64: 8}
-SIXTEEN = 16  # lanes, of either type, where sixteen rows are done at a time
+ROWS_ACROSS = 16  # lanes, of either type, where sixteen rows are done at a time
 
 
 class Vector(types.Type):
@@ -80,12 +82,15 @@ def _vector_of(a, b):
     return found[0]
 
 
-def _widened(context, builder, sig, args, vector):
+def _cast(vector, *given):
+    """The types of vectors and of scalars that are copied to the lanes of `vector`."""
+    return [ty if ty == vector else vector.dtype for ty in given]
+
+
+def _widened(builder, args, vector):
     return [
-        arg
-        if ty == vector
-        else spread(builder, context.cast(builder, arg, ty, vector.dtype), vector.lanes)
-        for ty, arg in zip(sig.args, args, strict=True)
+        arg if isinstance(arg.type, ir.VectorType) else spread(builder, arg, vector.lanes)
+        for arg in args
     ]
 
 
@@ -101,8 +106,10 @@ def _binary(function, build, compares):
         return typer
 
     def lower(context, builder, sig, args):
-        a, b = _widened(context, builder, sig, args, _vector_of(*sig.args))
-        return build(builder, a, b)
+        vector = _vector_of(*sig.args)
+        to = _cast(vector, *sig.args)
+        args = [context.cast(builder, *arg) for arg in zip(args, sig.args, to, strict=True)]
+        return build(builder, *_widened(builder, args, vector))
 
     for pair in ((Vector, Vector), (Vector, types.Number), (types.Number, Vector)):
         lower_builtin(function, *pair)(lower)
@@ -119,36 +126,24 @@ for _function, _sign in ((operator.lt, "<"), (operator.gt, ">"), (operator.eq, "
     _binary(_function, lambda builder, a, b, s=_sign: builder.fcmp_ordered(s, a, b), True)
 
 
-@intrinsic
-def splat(typingctx, scalar):
+@lowered
+def splat(scalar):
     """The vector whose lanes all hold `scalar` (float32 or float64)."""
-    vector = Vector(scalar)
-
-    def codegen(context, builder, sig, args):
-        return spread(builder, args[0], vector.lanes)
-
-    return vector(scalar), codegen
+    return Vector(scalar), lambda builder, value: spread(builder, value, LANES[scalar])
 
 
-@intrinsic
-def splat_like(typingctx, scalar, vector):
+@lowered
+def splat_like(scalar, vector):
     """A vector of the type of another, whose lanes all hold `scalar`."""
-
-    def codegen(context, builder, sig, args):
-        return spread(builder, args[0], vector.lanes)
-
-    return vector(vector.dtype, vector), codegen
+    result = vector(vector.dtype, vector)
+    return result, lambda builder, value, _: spread(builder, value, vector.lanes)
 
 
-@intrinsic
-def splat_sixteen(typingctx, scalar):
-    """Sixteen lanes that all hold `scalar`: of float64, two registers."""
-    vector = Vector(scalar, SIXTEEN)
-
-    def codegen(context, builder, sig, args):
-        return spread(builder, args[0], SIXTEEN)
-
-    return vector(scalar), codegen
+@lowered
+def splat_rows(scalar):
+    """A lane for each of the rows across, all with `scalar`: of float64, two registers."""
+    result = Vector(scalar, ROWS_ACROSS)
+    return result, lambda builder, value: spread(builder, value, ROWS_ACROSS)
 
 
 def suffix(vector):
@@ -159,168 +154,128 @@ def suffix(vector):
     return f"v{vector.count}{'f32' if element == F32 else 'f64'}"
 
 
-def _call(builder, name, args):
+def _call(builder, name, *args):
     vector = args[0].type
     kind = ir.FunctionType(vector, [vector] * len(args))
     name = f"{name}.{suffix(vector)}"
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
 
 
-@intrinsic
-def fma(typingctx, a, b, c):
+@lowered
+def fma(a, b, c):
     """a * b + c, rounded once where the machine can; scalars are copied to every lane."""
     vector = next(x for x in (a, b, c) if isinstance(x, Vector))
-
-    def codegen(context, builder, sig, args):
-        return _call(builder, "llvm.fmuladd", _widened(context, builder, sig, args, vector))
-
-    return vector(a, b, c), codegen
+    return vector(*_cast(vector, a, b, c)), lambda builder, *args: _call(
+        builder, "llvm.fmuladd", *_widened(builder, args, vector)
+    )
 
 
-@intrinsic
-def maximum(typingctx, a, b):
+def _larger(builder, a, b):
+    return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+
+@lowered
+def maximum(a, b):
     """The larger lane; `b` where either is NaN (one instruction on x86)."""
-
-    def codegen(context, builder, sig, args):
-        return builder.select(builder.fcmp_ordered(">", *args), *args)
-
-    return a(a, a), codegen
+    return a, _larger
 
 
-@intrinsic
-def absolute(typingctx, a):
+@lowered
+def absolute(a):
     """|a| in every lane."""
-
-    def codegen(context, builder, sig, args):
-        return _call(builder, "llvm.fabs", list(args))
-
-    return a(a), codegen
+    return a, lambda builder, a: _call(builder, "llvm.fabs", a)
 
 
-@intrinsic
-def with_sign_of(typingctx, a, b):
+@lowered
+def with_sign_of(a, b):
     """|a| with the sign of `b`."""
-
-    def codegen(context, builder, sig, args):
-        return _call(builder, "llvm.copysign", list(args))
-
-    return a(a, a), codegen
+    return a, lambda builder, a, b: _call(builder, "llvm.copysign", a, b)
 
 
-@intrinsic
-def select(typingctx, mask, a, b):
+@lowered
+def select(mask, a, b):
     """`a` where the mask is set, else `b`; a scalar is copied to every lane."""
     vector = next(x for x in (a, b) if isinstance(x, Vector))
-
-    def codegen(context, builder, sig, args):
-        pair = _widened(context, builder, vector(*sig.args[1:]), args[1:], vector)
-        return builder.select(args[0], *pair)
-
-    return vector(mask, a, b), codegen
+    return vector(mask, *_cast(vector, a, b)), lambda builder, mask, *pair: builder.select(
+        mask, *_widened(builder, pair, vector)
+    )
 
 
-@intrinsic
-def times_power_of_two(typingctx, value, magic, exponent):
+@lowered
+def times_power_of_two(value, magic, exponent: types.intp):
     """value * 2**(n + exponent - bias), n the integer in the low bits of the float `magic`.
 
     `exponent` (intp) holds the bias of the format; the sum must name a normal number.
     """
     mantissa_bits = 23 if value.dtype == types.float32 else 52
+    integers = _integers(value)
 
-    def codegen(context, builder, sig, args):
-        integers = _integers(value)
+    def build(builder, number, magic, exponent):
         shift = ir.Constant(integers, [mantissa_bits] * value.lanes)
-        exponent = args[2]
         if exponent.type != integers.element:
             exponent = builder.trunc(exponent, integers.element)
-        n = builder.add(builder.bitcast(args[1], integers), spread(builder, exponent, value.lanes))
-        return builder.fmul(args[0], builder.bitcast(builder.shl(n, shift), llvm_type(value)))
+        n = builder.add(builder.bitcast(magic, integers), spread(builder, exponent, value.lanes))
+        return builder.fmul(number, builder.bitcast(builder.shl(n, shift), llvm_type(value)))
 
-    return value(value, magic, types.intp), codegen
+    return value, build
 
 
 # Folds over the lanes, in an order that is written here
 
 
-def _halves(builder, vector):
+def _half(builder, vector, upper):
     half = vector.type.count // 2
-    undefined = ir.Constant(vector.type, ir.Undefined)
-    low, high = (
-        builder.shuffle_vector(
-            vector,
-            undefined,
-            ir.Constant(ir.VectorType(I32, half), list(range(start, start + half))),
-        )
-        for start in (0, half)
-    )
-    return low, high
+    lanes = ir.Constant(ir.VectorType(I32, half), list(range(upper * half, (upper + 1) * half)))
+    return builder.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), lanes)
 
 
 def _fold(builder, vector, combine):
     while vector.type.count > 1:
-        vector = combine(*_halves(builder, vector))
+        vector = combine(_half(builder, vector, 0), _half(builder, vector, 1))
     return builder.extract_element(vector, I32(0))
 
 
-@intrinsic
-def largest_lane(typingctx, vector):
+@lowered
+def largest_lane(vector):
     """The largest lane (a NaN may be lost)."""
-
-    def codegen(context, builder, sig, args):
-        return _fold(
-            builder, args[0], lambda a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b)
-        )
-
-    return vector.dtype(vector), codegen
+    return vector.dtype, lambda builder, x: _fold(builder, x, lambda a, b: _larger(builder, a, b))
 
 
-@intrinsic
-def sum_of_lanes(typingctx, vector):
+@lowered
+def sum_of_lanes(vector):
     """Sum of the lanes: halves added to halves."""
-
-    def codegen(context, builder, sig, args):
-        return _fold(builder, args[0], builder.fadd)
-
-    return vector.dtype(vector), codegen
+    return vector.dtype, lambda builder, x: _fold(builder, x, builder.fadd)
 
 
 def _widened_half(builder, vector, upper):
-    half = _halves(builder, vector)[upper]
+    half = _half(builder, vector, upper)
     return half if vector.type.element == F64 else builder.fpext(half, ir.VectorType(F64, 8))
 
 
-@intrinsic
-def low_as_float64(typingctx, vector):
+@lowered
+def low_as_float64(vector):
     """The lower eight of sixteen lanes as a float64 vector."""
-
-    def codegen(context, builder, sig, args):
-        return _widened_half(builder, args[0], 0)
-
-    return Vector(types.float64)(vector), codegen
+    return Vector(types.float64), lambda builder, x: _widened_half(builder, x, 0)
 
 
-@intrinsic
-def high_as_float64(typingctx, vector):
+@lowered
+def high_as_float64(vector):
     """The upper eight of sixteen lanes as a float64 vector."""
-
-    def codegen(context, builder, sig, args):
-        return _widened_half(builder, args[0], 1)
-
-    return Vector(types.float64)(vector), codegen
+    return Vector(types.float64), lambda builder, x: _widened_half(builder, x, 1)
 
 
-@intrinsic
-def joined(typingctx, low, high, like):
+@lowered
+def joined(low, high, like):
     """Two float64 vectors as sixteen lanes of the type of the scalar `like`, rounded to it."""
 
-    def codegen(context, builder, sig, args):
-        both = args[:2]
+    def build(builder, low, high, _):
+        both = low, high
         if like == types.float32:
             both = [builder.fptrunc(arg, ir.VectorType(F32, 8)) for arg in both]
-        lanes = ir.Constant(ir.VectorType(I32, SIXTEEN), list(range(SIXTEEN)))
+        lanes = ir.Constant(ir.VectorType(I32, ROWS_ACROSS), list(range(ROWS_ACROSS)))
         return builder.shuffle_vector(*both, lanes)
 
-    return Vector(like, SIXTEEN)(low, high, like), codegen
+    return Vector(like, ROWS_ACROSS), build
 
 
 def lanes_below(builder, count, lanes):
@@ -329,35 +284,25 @@ def lanes_below(builder, count, lanes):
     return builder.icmp_signed("<", numbers, spread(builder, count, lanes))
 
 
-@intrinsic
-def first_lanes(typingctx, count, like):
+@lowered
+def first_lanes(count: types.intp, like):
     """The mask of the lanes below `count` of a vector of the type of the scalar `like`."""
     lanes = LANES[like]
-
-    def codegen(context, builder, sig, args):
-        return lanes_below(builder, args[0], lanes)
-
-    return Mask(lanes)(types.intp, like), codegen
+    return Mask(lanes), lambda builder, count, _: lanes_below(builder, count, lanes)
 
 
-@intrinsic
-def lane(typingctx, vector, i):
+@lowered
+def lane(vector, i: types.intp):
     """Lane `i` of a vector."""
-
-    def codegen(context, builder, sig, args):
-        return builder.extract_element(*args)
-
-    return vector.dtype(vector, types.intp), codegen
+    return vector.dtype, lambda builder, vector, i: builder.extract_element(vector, i)
 
 
-@intrinsic
-def first_set(typingctx, mask):
+@lowered
+def first_set(mask):
     """The first lane of a mask that is set; the number of lanes if none is."""
-    lanes = mask.lanes
 
-    def codegen(context, builder, sig, args):
-        bits = builder.zext(builder.bitcast(args[0], ir.IntType(lanes)), I64)
-        bits = builder.or_(bits, I64(1 << lanes))
-        return builder.cttz(bits, ir.Constant(ir.IntType(1), 1))
+    def build(builder, bits):
+        bits = builder.zext(builder.bitcast(bits, ir.IntType(mask.lanes)), I64)
+        return builder.cttz(builder.or_(bits, I64(1 << mask.lanes)), I1(1))
 
-    return types.intp(mask), codegen
+    return types.intp, build
