@@ -11,6 +11,7 @@ def loss_operation(kernel):
     """The target is left out; of probabilities, whose rows have many, the largest logit."""
     real, probabilities = real_type(kernel.kind), kernel.targets_kind is not None
     dense, from_record = kernel.smoothing or probabilities, kernel.operation == "from_record"
+    over, tempered = finishing(real).over, kernel.tempered
     times_amount, put = finishing(real).amount, make_putters(real)[0]
     row_loss = finishing(real).formulas.row_loss
     probability_weight = finishing(real).formulas.probability_weight
@@ -40,9 +41,11 @@ def loss_operation(kernel):
         loss = select(batch.s == 0.0, splat(F64_0), batch.s * loss)
         if plan.loss != 0:
             put(plan.loss, first, count, loss)
-        scale = batch.s * (plan.grad_scale / temperature)
-        elements = times_amount(end.factor, scale * alpha), scale * g_k
-        return select(first_lanes(count, F64_0), loss, splat(F64_0)), elements
+        scale = batch.s * plan.grad_scale
+        factor, g_k = times_amount(end.factor, scale * alpha), scale * g_k
+        if tempered:
+            factor, g_k = over(factor, temperature), g_k / temperature
+        return select(first_lanes(count, F64_0), loss, splat(F64_0)), (factor, g_k)
 
     return Operation(
         leaves="largest" if probabilities and not from_record else "target",

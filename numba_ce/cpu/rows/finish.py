@@ -14,7 +14,16 @@ from numba_ce import row
 from numba_ce.cpu.compile.jit import inlined, inner
 from numba_ce.cpu.rows.measure import LN2, UNBIAS
 from numba_ce.cpu.simd.element import KINDS
-from numba_ce.cpu.simd.exp import BIAS, LOG2E, MAGIC, PLAIN, polynomial, two_sum
+from numba_ce.cpu.simd.exp import (
+    BIAS,
+    LOG2E,
+    MAGIC,
+    PLAIN,
+    polynomial,
+    product_lost,
+    times_pair,
+    two_sum,
+)
 from numba_ce.cpu.simd.log import log1p, log1p64
 from numba_ce.cpu.simd.memory import store_lanes, store_whole_numbers
 from numba_ce.cpu.simd.vector import (
@@ -90,6 +99,7 @@ class Finishing(NamedTuple):
     formulas: row.Formulas
     finish: object  # a `Batch` as `FinishedRows`
     amount: object  # a factor times a float64 vector
+    over: object  # a factor over a number, the temperature
     value: object  # a factor as one float64 vector
     joined: object  # the factors of eight and eight rows as what `times` takes
     times: object  # sixteen exponentials times a factor
@@ -155,6 +165,11 @@ def _single_amount(factor, amount):
 
 
 @inner
+def _single_over(factor, temperature):
+    return (factor[0] * (1.0 / temperature),)
+
+
+@inner
 def _single_value(factor):
     return factor[0]
 
@@ -197,15 +212,8 @@ def _difference(a, b, temperature):
         return total, lost
     quotient = total / temperature
     size = absolute(quotient)
-    many = quotient * 134217729.0
-    q_hi = many - (many - quotient)
-    q_lo = quotient - q_hi
-    one = 134217729.0 * temperature
-    t_hi = one - (one - temperature)
-    t_lo = temperature - t_hi
     product = quotient * temperature
-    product_lost = ((q_hi * t_hi - product) + q_hi * t_lo + q_lo * t_hi) + q_lo * t_lo
-    rest = (total - product) - product_lost
+    rest = (total - product) - product_lost(quotient, temperature, product)
     rest = select(size < 1e140, select(size > 1e-140, rest, zero), zero)
     if not 1e-140 < temperature < 1e140:
         rest = zero
@@ -239,12 +247,13 @@ def _scaled(value, n):
 @inner
 def _inverse_in_parts(x):
     inverse = 1.0 / x
-    return inverse, fma(splat(0.0) - x, inverse, splat(1.0)) * inverse
+    product = x * inverse
+    return inverse, ((1.0 - product) - product_lost(x, inverse, product)) * inverse
 
 
 @inner
 def _share_of_double(a, inverse):
-    return fma(a, inverse[0], a * inverse[1])
+    return times_pair(a, inverse[0], inverse[1])
 
 
 _double_formulas = row.make_formulas(
@@ -277,7 +286,7 @@ def _double(batch, temperature, over_temperature):
         _scaled(total * UNBIAS * y, n), small, d, d_lost, others
     )
     value = y * inverse[0]
-    value_lost = fma(y, inverse[0], zero - value) + y * inverse[1]
+    value_lost = product_lost(y, inverse[0], value) + y * inverse[1]
     return FinishedRows(
         surprise,
         above,
@@ -291,9 +300,18 @@ def _double(batch, temperature, over_temperature):
 @inner
 def _double_amount(factor, amount):
     value = factor[0] * amount
-    lost = fma(factor[0], amount, splat(0.0) - value) + factor[1] * amount
+    lost = product_lost(factor[0], amount, value) + factor[1] * amount
     finite = absolute(value) < 1e300
     return value, select(finite, lost, 0.0), factor[2]
+
+
+@inner
+def _double_over(factor, temperature):
+    value = factor[0] / temperature
+    product = value * temperature
+    rest = (factor[0] - product) - product_lost(value, splat(temperature), product)
+    finite = absolute(value) < 1e300
+    return value, select(finite, (rest + factor[1]) / temperature, 0.0), factor[2]
 
 
 @inner
@@ -317,14 +335,26 @@ def _double_joined(low, high):
 
 @inner
 def _double_times(e, factor):
-    return fma(e, factor[0], e * factor[1]) * factor[2] * factor[3]
+    return times_pair(e, factor[0], factor[1]) * factor[2] * factor[3]
 
 
 SINGLE = Finishing(
-    _single_formulas, _single, _single_amount, _single_value, _single_joined, _single_times
+    _single_formulas,
+    _single,
+    _single_amount,
+    _single_over,
+    _single_value,
+    _single_joined,
+    _single_times,
 )
 DOUBLE = Finishing(
-    _double_formulas, _double, _double_amount, _double_value, _double_joined, _double_times
+    _double_formulas,
+    _double,
+    _double_amount,
+    _double_over,
+    _double_value,
+    _double_joined,
+    _double_times,
 )
 
 

@@ -86,16 +86,16 @@ def _mapped(x, t, how):
     if isinstance(how[4], types.NoneType):
         if single:
             return lambda x, t, how: x * how.value * how.power
-        return lambda x, t, how: fma(x, how.value, x * how.low) * how.power
+        return lambda x, t, how: times_pair(x, how.value, how.low) * how.power
     if isinstance(t, types.NoneType):
         if single:
             return lambda x, t, how: fma(x * how.value, how.power, -how.common)
-        return lambda x, t, how: fma(fma(x, how.value, x * how.low), how.power, -how.common)
+        return lambda x, t, how: fma(times_pair(x, how.value, how.low), how.power, -how.common)
     if single:
         return lambda x, t, how: fma(x * how.value, how.power, fma(t, -how.share, -how.common))
 
     def minus_weights(x, t, how):
-        product = fma(x, how.value, x * how.low)
+        product = times_pair(x, how.value, how.low)
         return fma(product, how.power, fma(t, -how.share, -how.common))
 
     return minus_weights

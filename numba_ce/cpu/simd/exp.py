@@ -14,11 +14,15 @@ that, with reference 0, x - max is never rounded.
 from __future__ import annotations
 
 import math
+import re
 from fractions import Fraction
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
+from llvmlite import binding
 from numba import types
+from numba.core.registry import cpu_target
 
 from numba_ce.cpu.compile.jit import inner, inner_overload, smaller
 from numba_ce.cpu.simd.lowered import lowered
@@ -211,6 +215,52 @@ def two_sum(a, b):
     total = a + b
     b_part = total - a
     return total, (a - (total - b_part)) + (b - b_part)
+
+
+@cache
+def fuses():
+    """Whether a product is added in one instruction; else LLVM calls a slow function for it."""
+    text = """declare double @llvm.fma.f64(double, double, double)
+    define double @f(double %x) {
+      %y = call double @llvm.fma.f64(double %x, double %x, double %x)
+      ret double %y
+    }"""
+    machine = cpu_target.target_context.codegen()._tm
+    return not re.search(r"\b_?fma\b", machine.emit_assembly(binding.parse_assembly(text)))
+
+
+def product_lost(a, b, product):
+    """What the rounding of a * b to `product` lost, for float64 vectors: exact, or 0 out of range.
+
+    Without fused multiply-add by Veltkamp's splitting and Dekker's product, which overflow early.
+    """
+    raise NotImplementedError
+
+
+@inner_overload(product_lost)
+def _product_lost(a, b, product):
+    def dekker(a, b, product):
+        many_a, many_b = a * 134217729.0, b * 134217729.0
+        a_hi, b_hi = many_a - (many_a - a), many_b - (many_b - b)
+        a_lo, b_lo = a - a_hi, b - b_hi
+        lost = ((a_hi * b_hi - product) + a_hi * b_lo + a_lo * b_hi) + a_lo * b_lo
+        return select(lost == lost, lost, 0.0)
+
+    return (lambda a, b, product: fma(a, b, 0.0 - product)) if fuses() else dekker
+
+
+def times_pair(x, value, low):
+    """x * (value + low) for a vector of float64: as good as rounded once."""
+    raise NotImplementedError
+
+
+@inner_overload(times_pair)
+def _times_pair(x, value, low):
+    def split(x, value, low):
+        product = x * value
+        return product + (product_lost(x, value, product) + x * low)
+
+    return (lambda x, value, low: fma(x, value, x * low)) if fuses() else split
 
 
 # Powers of two of scalars. ldexp and frexp of the C library cost 5 ns a call, these one or two.
