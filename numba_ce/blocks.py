@@ -257,10 +257,11 @@ def is_blocks(value: Any, name: str, n_axes: int, lists: bool = False) -> bool:
         )
     if not isinstance(value, (list, tuple)):
         return True
-    return any(
-        is_path(item) or (np.ndim(item) if lists else len(getattr(item, "shape", ()))) >= n_axes
-        for item in value[:1]
-    )
+    return any(is_path(item) or _n_axes(item, name, lists) >= n_axes for item in value[:1])
+
+
+def _n_axes(item: Any, name: str, lists: bool) -> int:
+    return as_array(item, name).ndim if lists else len(getattr(item, "shape", ()))
 
 
 def full_index(index: Index, axis: int) -> Index:

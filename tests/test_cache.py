@@ -166,10 +166,13 @@ def test_an_edited_module_runs_at_once(filled, plain):
     package = copy_of_package(filled / "code")
     environment = {"PYTHONPATH": str(package.parent)}
     assert run(ONE_KERNEL, filled, **environment) == ([], plain)
-    path, line = package / "cpu" / "eight.py", "    here = first_lanes(count, F32_0)\n"
+    path, line = (
+        package / "cpu" / "rows" / "finish.py",
+        " " * 12 + "here = first_lanes(count, F32_0)\n",
+    )
     source = path.read_text()
-    assert source.count(line) == 1  # of `put_eight`
-    path.write_text(source.replace(line, "    values = values + 0.5\n" + line))
+    assert source.count(line) == 1  # of `put_floats`
+    path.write_text(source.replace(line, " " * 12 + "values = values + 0.5\n" + line))
     made, result = run(ONE_KERNEL, filled, **environment)
     assert len(made) == 1
     before, after = (np.frombuffer(bytes.fromhex(x), np.float32) for x in (plain, result))

@@ -191,6 +191,17 @@ def test_all_but_the_target_masked(backend, dtype, n_classes):
     assert (grad == 0).all()
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("n_classes", [2, 3, 40, 300, 1030])
+def test_a_low_target_alone(backend, dtype, n_classes):
+    """exp(-z) overflows: the sum over no class must not meet it."""
+    logits = np.full((1, n_classes), -INF, dtype)
+    logits[0, n_classes // 2] = -1e4
+    loss, grad = loss_and_grad(logits, [n_classes // 2])
+    assert loss.tolist() == [0.0]
+    assert (grad == 0).all()
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
 @pytest.mark.parametrize("n_classes", [2, 3, 40, 1030])
 def test_all_but_one_other_class_masked(backend, dtype, n_classes):

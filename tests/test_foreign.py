@@ -161,5 +161,5 @@ def test_bfloat16_without_ml_dtypes(monkeypatch):
 
 
 def test_a_list_of_tensors_that_require_a_gradient():
-    with pytest.raises(TypeError, match=r"logits cannot be made an array.*detach\(\)"):
+    with pytest.raises(TypeError, match=r"logits \(list\) cannot be made an array.*detach\(\)"):
         nc.logsumexp([torch.zeros((), requires_grad=True)])

@@ -19,6 +19,7 @@ from numba_ce.cpu.simd.element import (
     store_vector,
     stream_line,
 )
+from numba_ce.cpu.simd.exp import times_pair
 from numba_ce.cpu.simd.memory import load
 from numba_ce.cpu.simd.vector import LANES, VECTOR_BYTES, fma
 
