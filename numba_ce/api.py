@@ -11,21 +11,27 @@ from numba_ce._quiet import quiet
 from numba_ce._validate import (
     Array,
     Problem,
-    as_array,
     check_choice,
     check_logits,
     check_options,
     check_out,
     check_reduction,
     classes_last,
-    cuda_arrays,
     make_problem,
     on_device,
 )
 from numba_ce.options import LossOptions
+from numba_ce.results import (
+    compute_loss,
+    fresh_output,
+    fresh_rows,
+    inputs,
+    no_classes,
+    result_dtype,
+    returned,
+)
 
 HESSIANS = ("diagonal", "xgboost", "lightgbm")
-FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
 
 class RowStats(NamedTuple):
@@ -41,84 +47,6 @@ class RowStats(NamedTuple):
     target_logit: Array | None
     loss: Array | None
     rank: Array | None
-
-
-def result_dtype(logits: Array) -> np.dtype[Any]:
-    """The dtype of losses: float64 for float64 logits, otherwise float32."""
-    return FLOAT64 if logits.dtype.itemsize == 8 else FLOAT32
-
-
-def fresh_output(logits: Array) -> Array:
-    """A dense array in native byte order and the axis order of the logits."""
-    if on_device(logits):
-        return cuda_arrays().empty_like(logits)  # type: ignore[no-any-return]
-    native = logits.dtype.isnative
-    return np.empty_like(logits, None if native else logits.dtype.newbyteorder("="))
-
-
-def fresh_rows(logits: Array, shape: tuple[int, ...], dtype: Any) -> Any:
-    """A dense array with results of the rows, where the logits are."""
-    if on_device(logits):
-        return cuda_arrays().empty(logits, shape, np.dtype(dtype))
-    return np.empty(shape, dtype)
-
-
-def returned(array: Any) -> Any:
-    """What the caller gets: on the device, an array of the family that was passed."""
-    return array.owner if on_device(array) else array
-
-
-def no_classes(logits: Array, axis: int) -> ValueError:
-    """The error for rows without a class."""
-    return ValueError(
-        f"logits of shape {logits.shape} have no classes along axis {axis}: expected at least one"
-    )
-
-
-def reduced(total: float, weight: float, reduction: str, dtype: np.dtype[Any]) -> Any:
-    """The mean or sum as it is returned, from the sums of the losses and of the weights."""
-    if reduction == "mean":
-        total = total / weight if weight != 0.0 else float("nan")
-    return dtype.type(total)
-
-
-def loss_sums(
-    problem: Problem, logits: Array, axis: int, per_row: Array | None, grad: Array | None
-) -> tuple[float, float]:
-    """The sums of the weighted losses and of the weights, in float64; fills `per_row` and `grad`.
-
-    Losses of both signs that are too large for a float32 may have a sum that is a number.
-    """
-    shape = problem.logits.shape
-    if 0 in shape:
-        if 0 not in shape[:-1]:
-            raise no_classes(logits, axis)
-        return 0.0, 0.0
-    moved = None if grad is None else classes_last(grad, axis)
-    return backend().run_loss(problem, per_row, moved)
-
-
-def compute_loss(
-    problem: Problem, logits: Array, axis: int, grad: Array | None, dtype: Any = None
-) -> Any:
-    """The loss in the shape that the reduction gives; fills `grad`.
-
-    dtype : of a mean or sum; row losses have that of `result_dtype`
-    """
-    dtype = result_dtype(logits) if dtype is None else dtype
-    rows = problem.logits.shape[:-1]
-    if on_device(logits):
-        if problem.logits.shape[-1] == 0 and 0 not in rows:
-            raise no_classes(logits, axis)
-        result = fresh_rows(logits, rows if problem.reduction == "none" else (), dtype)
-        moved = None if grad is None else classes_last(grad, axis)
-        backend(True).loss_on_device(problem, result, moved)
-        return returned(result)
-    per_row = np.empty(rows, dtype) if problem.reduction == "none" else None
-    total, weight = loss_sums(problem, logits, axis, per_row, grad)
-    if per_row is None:
-        return reduced(total, weight, problem.reduction, dtype)
-    return per_row if rows else per_row[()]
 
 
 @quiet
@@ -289,20 +217,6 @@ softcap, temperature, check_targets
         grad = check_out(out, array, inputs(problem, class_weight))
     loss = compute_loss(problem, array, axis, grad)
     return loss, returned(grad) if out is None else out
-
-
-def inputs(problem: Problem, class_weight: Any) -> tuple[tuple[Any, str], ...]:
-    """What `out` must not overlap, as arrays: a Series, too, lends its memory to one."""
-    if on_device(problem.logits):
-        class_weight = problem.class_weight
-    elif class_weight is not None:
-        # the problem holds a copy, unless it was float64
-        class_weight = as_array(class_weight, "class_weight")
-    return (
-        (problem.targets, "targets"),
-        (class_weight, "class_weight"),
-        (problem.sample_weight, "sample_weight"),
-    )
 
 
 @quiet

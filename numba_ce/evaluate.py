@@ -14,6 +14,7 @@ from numba_ce import RowStats, row_stats
 from numba_ce._quiet import quiet
 from numba_ce._validate import Array, check_options, check_reduction
 from numba_ce.blocks import Block, Source, float_dtype
+from numba_ce.results import mean_of
 from numba_ce.streaming import Options, Progress, run
 
 TOP = 5
@@ -122,10 +123,9 @@ def evaluate(
                 "class indices, integers of that shape without the class axis"
             )
         result = run(z, y, None, arguments, grad_out, progress, counts.visit, dtype)
-    nan, kept = float("nan"), counts.kept
-    mean = float(result.loss)
+    kept, mean = counts.kept, float(result.loss)
     if reduction == "sum":
-        mean = mean / result.weight if result.weight else nan
+        mean = mean_of(mean, result.weight)
     with np.errstate(over="ignore"):
         perplexity = float(np.exp(mean))
     return Evaluation(
@@ -135,9 +135,9 @@ def evaluate(
         float(result.loss),
         mean,
         perplexity,
-        counts.hits / kept if kept else nan,
-        counts.top / kept if kept else nan,
-        counts.entropy / kept if kept else nan,
+        mean_of(counts.hits, kept),
+        mean_of(counts.top, kept),
+        mean_of(counts.entropy, kept),
         result.seconds,
         result.n_bytes / result.seconds / 1e9,
     )

@@ -28,8 +28,8 @@ from numba_ce._validate import (
     make_problem,
     shown,
 )
-from numba_ce.api import compute_loss, result_dtype
 from numba_ce.options import LossOptions
+from numba_ce.results import clear_mean_over_nothing, compute_loss, mean_of, result_dtype
 from numba_ce.weights import is_ignored, mean_weights, stand_in, total_weight
 
 # At least this many rows, so that a product is bound by arithmetic and not by reading `weight`: of
@@ -189,14 +189,13 @@ def run(layer: Layer, gradients: Callable[[slice, Array], None] | None) -> Any:
         grad = None if gradients is None else array
         losses[rows if per_row else chunk] = compute_loss(part, array, 1, grad, losses.dtype)
         if gradients is not None:
-            if problem.reduction == "mean" and denominator == 0.0:
-                logits[...] = 0  # also where a bad target that was not to be checked gave NaN
+            clear_mean_over_nothing(logits, denominator, problem.reduction)
             gradients(rows, logits)
     if per_row:
         return losses
     total = losses.sum()
-    if problem.reduction == "mean" and denominator == 0.0:
-        total = total * np.nan
+    if problem.reduction == "mean":  # the rows came out divided already
+        total = mean_of(total, float(denominator != 0.0))
     return total.astype(dtype)
 
 

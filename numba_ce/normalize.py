@@ -16,7 +16,7 @@ from numba_ce._validate import (
     classes_last,
     on_device,
 )
-from numba_ce.api import fresh_output, fresh_rows, result_dtype, returned
+from numba_ce.results import fresh_output, fresh_rows, result_dtype, returned
 
 
 @quiet

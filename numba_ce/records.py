@@ -33,8 +33,8 @@ from numba_ce._validate import (
     on_device,
     shown,
 )
-from numba_ce.api import fresh_output, inputs, returned
 from numba_ce.reference import finish, row_loss, times
+from numba_ce.results import fresh_output, inputs, returned
 from numba_ce.weights import check_indices
 
 FIELDS = (

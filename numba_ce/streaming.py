@@ -27,7 +27,6 @@ from numba_ce._validate import (
     check_reduction,
     make_problem,
 )
-from numba_ce.api import fresh_output, loss_sums, no_classes, reduced, result_dtype
 from numba_ce.blocks import (
     Block,
     Source,
@@ -43,6 +42,14 @@ from numba_ce.blocks import (
 )
 from numba_ce.npy import Index, NpyWriter
 from numba_ce.options import LossOptions
+from numba_ce.results import (
+    clear_mean_over_nothing,
+    fresh_output,
+    loss_sums,
+    no_classes,
+    reduced,
+    result_dtype,
+)
 from numba_ce.weights import mean_weights, stand_in, total_weight
 
 Progress = Callable[[int, int | None], None]
@@ -211,8 +218,8 @@ def _compute(block: Block, job: _Job) -> tuple[float, Array | None, Array | None
         in_place = block.ours and block.logits.dtype.isnative
         grad = block.logits if in_place else fresh_output(block.logits)
     total, _ = loss_sums(problem, block.logits, options.axis, per_row, grad)
-    if grad is not None and job.options.reduction == "mean" and job.weight == 0.0:
-        grad[...] = 0  # also where a bad target that was not to be checked gave NaN
+    if grad is not None:
+        clear_mean_over_nothing(grad, job.weight, job.options.reduction)
     return total, per_row, grad
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from numba_ce._quiet import quiet
 from numba_ce._validate import Array, Problem, bad_target_error
+from numba_ce.results import mean_scale
 
 
 def is_ignored(problem: Problem) -> Array:
@@ -99,7 +100,7 @@ def mean_weights(sample_weight: Array | None, rows: tuple[int, ...], denominator
 
     One number takes the place of all of them if the rows have none.
     """
-    scale = np.float64(1.0 / denominator if denominator != 0.0 else 0.0)
+    scale = np.float64(mean_scale(denominator))
     if sample_weight is None:
         return np.broadcast_to(scale, rows)
     return np.asarray(sample_weight, np.float64) * scale

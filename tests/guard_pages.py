@@ -19,8 +19,8 @@ from cases import DTYPES, TARGET_DTYPES, make_logits, make_targets
 from guarded import Guarded, span
 
 import numba_ce as nc
-import numba_ce.api
 import numba_ce.records
+import numba_ce.results
 
 #: Every remainder of sixteen, and both sides of where the kernels change.
 FEW_CLASSES = (*range(1, 18), 31, 33, 256, 257, 273, 1025)
@@ -141,7 +141,7 @@ def main(arguments=None):
     parser.add_argument("--all", action="store_true", help="every kernel: a quarter of an hour")
     everything = parser.parse_args(arguments).all
     faulthandler.enable()
-    numba_ce.api.np = numba_ce.records.np = results = GuardedNumPy()
+    numba_ce.results.np = numba_ce.records.np = results = GuardedNumPy()
     count, kernels = 0, settings(everything)
 
     def say(text):

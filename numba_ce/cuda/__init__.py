@@ -50,6 +50,7 @@ from numba_ce.cuda.driver import current_driver
 from numba_ce.cuda.host import in_pieces, uploaded
 from numba_ce.cuda.operations import Place
 from numba_ce.describe import classes_of
+from numba_ce.results import mean_scale
 from numba_ce.weights import check_indices, total_weight
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -157,7 +158,7 @@ def run_loss(problem: Problem, loss_rows: Any, grad: Any) -> tuple[float, float]
         outputs["grad"] = grad
     grad_scale = 1.0
     if problem.reduction == "mean":
-        grad_scale = 1.0 / weight if weight != 0.0 else 0.0
+        grad_scale = mean_scale(weight)
 
     def work(part: Problem, views: dict[str, Any], place: Place) -> None:
         results: dict[str, Any] = {

@@ -22,8 +22,8 @@ import numba_ce
 from numba_ce._foreign import numpy_array
 from numba_ce._quiet import quiet
 from numba_ce._validate import check_reduction
-from numba_ce.api import reduced, result_dtype
 from numba_ce.records import N_FIELDS, scaled
+from numba_ce.results import clear_mean_over_nothing, mean_scale, reduced, result_dtype
 from numba_ce.weights import mean_weights, row_weights
 
 # A record, and what the row adds to the denominator of the mean
@@ -287,13 +287,12 @@ def cross_entropy_and_grad(
     record, weight = merged[..., :N_FIELDS], float(merged[..., N_FIELDS].sum())
     loss, dtype = numba_ce.loss_from_record(record), result_dtype(logits)
     if reduction == "mean":
-        record = scaled(record, 1.0 / weight if weight else 0.0)
+        record = scaled(record, mean_scale(weight))
         sample_weight = mean_weights(sample_weight, record.shape[:-1], weight)
     grad = numba_ce.grad_from_record(
         logits, targets, record, sample_weight=sample_weight, out=out, **options
     )
-    if reduction == "mean" and not weight:
-        grad[...] = 0  # also where a bad target that was not to be checked gave NaN
+    clear_mean_over_nothing(grad, weight, reduction)
     if reduction == "none":
         return loss.astype(dtype), grad
     return reduced(float(loss.sum()), weight, reduction, dtype), grad
@@ -389,9 +388,8 @@ def row_sharded_cross_entropy_and_grad(
     if reduction == "none":
         return loss, grad
     total, weight = everybody[:, :2].sum(axis=0).tolist()
-    if reduction == "mean" and weight:
+    if reduction == "mean":
         # The factor unrounded: in the dtype of a 16-bit gradient it cost one ULP more
-        np.multiply(grad, np.float64(1.0 / weight), out=grad, casting="same_kind")
-    elif reduction == "mean":
-        grad[...] = 0
+        np.multiply(grad, np.float64(mean_scale(weight)), out=grad, casting="same_kind")
+        clear_mean_over_nothing(grad, weight, reduction)
     return reduced(total, weight, reduction, result_dtype(logits)), grad

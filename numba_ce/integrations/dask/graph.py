@@ -11,9 +11,9 @@ from numpy.lib.array_utils import normalize_axis_index
 
 import numba_ce
 from numba_ce._foreign import numpy_array
-from numba_ce.api import result_dtype
 from numba_ce.integrations.dask import tasks
 from numba_ce.records import N_FIELDS
+from numba_ce.results import result_dtype
 from numba_ce.weights import row_weights
 
 # So many records, one for each block of classes, are merged by one task

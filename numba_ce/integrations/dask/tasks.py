@@ -16,6 +16,7 @@ from numba_ce._quiet import quiet
 from numba_ce._validate import make_problem
 from numba_ce.options import LossOptions
 from numba_ce.reference import finish
+from numba_ce.results import mean_of
 from numba_ce.weights import check_indices, mean_weights, stand_in
 
 
@@ -105,7 +106,7 @@ def total(values: Any, axis: Any, keepdims: bool) -> Any:
 
 @quiet
 def mean(total: Any, denominator: Any) -> Any:
-    return np.asarray(total / denominator if denominator else np.nan)
+    return np.asarray(mean_of(total, denominator))
 
 
 @quiet
@@ -114,7 +115,7 @@ def rounded(values: Any, dtype: str) -> Any:
 
 
 def nan_without(denominator: Any, total: Any) -> Any:
-    return np.asarray(total if denominator else np.nan)
+    return np.asarray(mean_of(total, float(denominator != 0.0)))
 
 
 def zero_without(denominator: Any, grad: Any) -> Any:
