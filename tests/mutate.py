@@ -335,7 +335,7 @@ FAULTS = (
           "            slot.finish()\n            _start(", "            _start(",
           "test_cuda_host.py -k test_pieces"),
     Fault("CUDA: the mean of one piece's weight", "cuda/__init__.py",
-          "grad_scale = 1.0 / weight if", "grad_scale = 1.0 / len(row_loss) if",
+          "grad_scale = mean_scale(weight)", "grad_scale = mean_scale(len(row_loss))",
           "test_cuda_host.py -k test_pieces"),
     Fault("CUDA: launched on whichever device is current", "cuda/__init__.py",
           "        gpu.push(device)", "        gpu.push(current)",

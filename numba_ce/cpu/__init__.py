@@ -27,7 +27,7 @@ from numba_ce._validate import bad_target_error
 from numba_ce.cpu.choose import IN_PLACE_CLASSES, STREAMING_BYTES, choose_schedule
 from numba_ce.cpu.plan import CALL_DEFAULTS, FIXED_DEFAULTS, Kernel, address_of, pack_axes
 from numba_ce.cpu.rows.tile import real_type
-from numba_ce.cpu.run.launch import prepare, run
+from numba_ce.cpu.run.launch import prepare, run_job
 from numba_ce.cpu.simd.element import KINDS
 from numba_ce.cpu.simd.exp import reduction
 from numba_ce.describe import (
@@ -150,7 +150,7 @@ class _Call:
 
     def run(self):
         """The sum of what the kernel returns for the rows."""
-        return run(self.job, self.fields)[0]
+        return run_job(self.job, self.fields)[0]
 
     def run_checked(self, problem):
         """The same after a look at the targets, and the sum of the weights."""
@@ -160,7 +160,7 @@ class _Call:
             if self.job.averaged:
                 fields["grad_scale"] = 1.0 / weight
             return self.run(), weight
-        total, bad, weight = run(self.job, fields)
+        total, bad, weight = run_job(self.job, fields)
         if bad >= 0 and self.job.checked:
             raise bad_target_error(problem, bad, fields["all_classes"])
         return total, weight

@@ -191,7 +191,7 @@ def _copies(kernel, fields, far):
     return fields["near_bytes"]
 
 
-def run(job, fields):
+def run_job(job, fields):
     """Do a job, given the dictionary of what this call adds to its plan.
 
     Returns the sums of the blocks added up in order, the first bad row or -1, and the sum of the
