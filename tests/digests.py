@@ -4,7 +4,7 @@
 
 The results are those of fixed inputs; the key are the vector instructions that Numba compiles for.
 Those of a processor that is not in the file are added by the same command; to add others, set
-NUMBA_CPU_NAME and NUMBA_CPU_FEATURES.
+NUMBA_CPU_NAME, and NUMBA_CPU_FEATURES to nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ def features():
     """What Numba compiles for, as far as it could change results: the vector instructions."""
     from numba.core.registry import cpu_target
 
-    triple, _, names = cpu_target.target_context.codegen().magic_tuple()
+    triple, processor, names = cpu_target.target_context.codegen().magic_tuple()
+    if not names:  # NUMBA_CPU_FEATURES is empty: those of the processor that was named
+        return f"{triple.split('-')[0]} {processor}"
     names = names.split(",")
     return " ".join([triple.split("-")[0], *(name for name in FEATURES if f"+{name}" in names)])
 

@@ -21,21 +21,15 @@ PROCESSORS = {
     "haswell": "AVX2 and fused multiply-add, no AVX-512",
     "nehalem": "SSE 4.2 alone: no fused multiply-add, no float16",
 }
-#: Tests of what kernels compute, in every way they are called.
-FILES = (
-    "accuracy",
-    "copies",
-    "digests",
-    "edge_cases",
-    "guard_pages",
-    "hess",
-    "layouts",
-    "narrow",
-    "normalize",
-    "options",
-    "records",
-    "reproducible",
-    "row_stats",
+#: Tests of what kernels compute: both schedules, every operation, the promised accuracy.
+TESTS = (
+    "test_accuracy.py::test_families",
+    "test_accuracy.py::test_roundings_of_float64_at_a_temperature",
+    "test_digests.py",
+    "test_hess.py",
+    "test_narrow.py",
+    "test_normalize.py",
+    "test_row_stats.py",
 )
 
 
@@ -43,7 +37,7 @@ def run(name, arguments):
     """Run the tests for a processor; returns pytest's exit status."""
     environment = os.environ | {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": ""}
     command = [sys.executable, "-m", "pytest", "-q", "-k", "not [numpy and not [cuda", *arguments]
-    command += [f"tests/test_{file}.py" for file in FILES]
+    command += [f"tests/{test}" for test in TESTS]
     print(f"{name}: {PROCESSORS[name]}", flush=True)
     start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     folder = Path(__file__).resolve().parent.parent
