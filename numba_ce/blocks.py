@@ -249,6 +249,8 @@ def is_blocks(value: Any, name: str, n_axes: int, lists: bool = False) -> bool:
     n_axes : a list of arrays of so many axes is one of blocks
     lists : whether a list in that list counts as an array
     """
+    if is_sparse(value):
+        as_array(value, name)  # raises, also for those that are a dictionary
     if is_path(value) or isinstance(value, Source) or hasattr(readable(value, name), "shape"):
         return False
     if not hasattr(_no_container(value, name), "__iter__"):

@@ -195,7 +195,8 @@ def run(layer: Layer, gradients: Callable[[slice, Array], None] | None) -> Any:
         return losses
     total = losses.sum()
     if problem.reduction == "mean":  # the rows came out divided already
-        total = mean_of(total, float(denominator != 0.0))
+        if denominator == 0.0:
+            total = mean_of(total, 0.0)
     return total.astype(dtype)
 
 

@@ -72,7 +72,7 @@ class Arrays(NamedTuple):
 
 
 def _check_known(array: Any, name: str) -> None:
-    if any(math.isnan(n) for n in np.shape(array)):
+    if any(math.isnan(n) for n in getattr(array, "shape", ())):
         raise ValueError(f"{name} have unknown chunk sizes: expected {name}.compute_chunk_sizes()")
 
 
