@@ -105,7 +105,8 @@ def is_path(value: Any) -> bool:
 
 def _no_container(value: Any, name: str) -> Any:
     """The same, but for an open file or an archive, which NumPy would make an array of bytes."""
-    if isinstance(value, (bytes, bytearray, Mapping)) or hasattr(value, "read"):
+    mapping = isinstance(value, Mapping) and not is_sparse(value)  # one kind of those is a dict
+    if mapping or isinstance(value, (bytes, bytearray)) or hasattr(value, "read"):
         raise TypeError(
             f"{name} = {shown(value)}: expected a path, an array or an iterable of arrays (of an "
             "open file its path, of an .npz archive one array, as numpy.load(path)[name])"
@@ -249,8 +250,6 @@ def is_blocks(value: Any, name: str, n_axes: int, lists: bool = False) -> bool:
     n_axes : a list of arrays of so many axes is one of blocks
     lists : whether a list in that list counts as an array
     """
-    if is_sparse(value):
-        as_array(value, name)  # raises, also for those that are a dictionary
     if is_path(value) or isinstance(value, Source) or hasattr(readable(value, name), "shape"):
         return False
     if not hasattr(_no_container(value, name), "__iter__"):

@@ -194,9 +194,8 @@ def run(layer: Layer, gradients: Callable[[slice, Array], None] | None) -> Any:
     if per_row:
         return losses
     total = losses.sum()
-    if problem.reduction == "mean":  # the rows came out divided already
-        if denominator == 0.0:
-            total = mean_of(total, 0.0)
+    if problem.reduction == "mean" and denominator == 0.0:  # else the rows are divided already
+        total = mean_of(total, 0.0)
     return total.astype(dtype)
 
 
