@@ -14,9 +14,10 @@ import time
 import numba
 import numpy as np
 import pytest
+from bits import bits_of
 from cases import make_logits
 from exact import assert_same
-from stress import Checked, as_bytes, usual_jobs
+from stress import Checked, usual_jobs
 
 import numba_ce as nc
 from numba_ce.cpu.run import launch, pool, threads
@@ -27,7 +28,7 @@ N_CALLERS = 8
 @pytest.mark.parametrize("numba_threads", [1, 2])
 def test_many_callers(backend, numba_threads):
     jobs = usual_jobs(few=False)
-    expected = [as_bytes(job()) for job in jobs]
+    expected = [bits_of(job()) for job in jobs]
     start = threading.Barrier(N_CALLERS)
 
     def caller(k):
@@ -36,7 +37,7 @@ def test_many_callers(backend, numba_threads):
         with nc.use_backend(backend):
             start.wait()
             order = np.random.default_rng(k).permutation(len(jobs))
-            return {i: as_bytes(jobs[i]()) for i in order.tolist()}
+            return {i: bits_of(jobs[i]()) for i in order.tolist()}
 
     with concurrent.futures.ThreadPoolExecutor(N_CALLERS) as pool:
         answers = list(pool.map(caller, range(N_CALLERS)))
