@@ -19,7 +19,7 @@ def loss_operation(kernel):
     dense_sums = dense or from_record
 
     @inlined
-    def weigh(plan, batch, end, q_rest, a_rest, z_weight):
+    def weigh(batch, end, q_rest, a_rest, z_weight):
         loss = row_loss(batch.q, end.surprise, q_rest, a_rest, end.above, z_weight, end.lse)
         alpha = probability_weight(batch.q, q_rest, z_weight, end.lse)
         g_k = target_gradient(batch.q, end.rest, q_rest, end.p_k, z_weight, end.lse)
@@ -32,11 +32,11 @@ def loss_operation(kernel):
         else:
             q_rest = a_rest = None
         if from_record:
-            loss, alpha, g_k = weigh(plan, batch, end, q_rest, splat(F64_0), batch.w)
+            loss, alpha, g_k = weigh(batch, end, q_rest, splat(F64_0), batch.w)
         elif plan.z_loss != 0.0:
-            loss, alpha, g_k = weigh(plan, batch, end, q_rest, a_rest, batch.w * plan.z_loss)
+            loss, alpha, g_k = weigh(batch, end, q_rest, a_rest, batch.w * plan.z_loss)
         else:
-            loss, alpha, g_k = weigh(plan, batch, end, q_rest, a_rest, None)
+            loss, alpha, g_k = weigh(batch, end, q_rest, a_rest, None)
         # Of a row that does not count, the batch may hold anything
         loss = select(batch.s == 0.0, splat(F64_0), batch.s * loss)
         if plan.loss != 0:

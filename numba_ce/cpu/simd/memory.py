@@ -78,12 +78,6 @@ def masked_store(builder, address, mask, value):
 
 
 @lowered
-def load_lanes(address: types.intp, mask, other):
-    """The masked lanes at `address`, the lanes of `other` elsewhere; nothing else is read."""
-    return other, masked_load
-
-
-@lowered
 def store_lanes(address: types.intp, mask, vector):
     """Write the masked lanes; nothing else is touched."""
     return types.none, masked_store
