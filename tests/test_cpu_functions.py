@@ -13,7 +13,8 @@ import pytest
 from exact import SLOPE_ULPS, SOFTCAP_ULPS, assert_same, mp, mpf, ulp
 
 import numba_ce
-from numba_ce.cpu.compile.jit import OPTIONS, KernelCompiler, inner
+from numba_ce.cpu.compile.fast import KernelCompiler
+from numba_ce.cpu.compile.jit import OPTIONS, inner
 from numba_ce.cpu.rows.tile import reduction_of
 from numba_ce.cpu.simd.element import KINDS
 from numba_ce.cpu.simd.exp import (

@@ -1,0 +1,4 @@
+"""Numba's own pipeline: slower to compile, without Numba's private parts."""
+
+PART_OPTIONS: dict = {}
+KERNEL_OPTIONS: dict = {}
