@@ -259,6 +259,7 @@ def info() -> None:
     if available["cpu"] == "available":
         row("threads", _threads)  # first: it lets Numba find TBB
         row("threading layer", _threading_layer)
+        row("compiler", _compiler)
     row("processor", _processor)
     row("compiled kernels", lambda: _cache.describe("cpu"))
     row("GPU", _gpu)
@@ -281,6 +282,12 @@ def _threads() -> str:
     from numba_ce.cpu.run.threads import n_threads
 
     return str(n_threads())
+
+
+def _compiler() -> str:
+    from numba_ce.cpu.compile.jit import PATH
+
+    return PATH if PATH == "fast" else f"{PATH}: slower, kernels are not kept on disk"
 
 
 def _threading_layer() -> str:

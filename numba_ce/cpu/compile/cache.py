@@ -22,6 +22,7 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 
 from numba_ce import _cache
+from numba_ce.cpu.compile.jit import PATH
 
 # Settings of Numba that change no code, or not that of the CPU
 OTHER_SETTINGS = {
@@ -52,7 +53,8 @@ def cached(name, signature, compile_now):
     name : says all that tells it from the other functions of the package
     signature : its type for ctypes
     """
-    where = _cache.folder("cpu")
+    # The plain path keeps no object code, and must not load what the fast one made
+    where = _cache.folder("cpu") if PATH == "fast" else None
     file = where and _soft(_file_name, name)
     if not file:
         return compile_now()
