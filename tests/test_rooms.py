@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-CPU = Path(__file__).resolve().parent.parent / "numba_ce" / "cpu"
+import numba_ce.cpu
+
+CPU = Path(numba_ce.cpu.__file__).parent
 #: Each room imports only from itself and from those before it.
 ROOMS = ("compile", "simd", "plan", "rows", "choose", "schedules", "operations", "run")
 FILES = sorted(CPU.rglob("*.py"))
@@ -43,6 +45,13 @@ def test_imports_go_one_way(path):
     rooms = map(room_of, modules_imported(ast.parse(path.read_text())))
     later = [ROOMS[room] for room in rooms if room is not None and room > here]
     assert not later, f"{own} imports from {later}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CPU)))
+def test_private_parts_of_numba_are_in_one_room(path):
+    private = ("numba.core", "numba._", "numba.np")
+    found = [name for name in modules_imported(ast.parse(path.read_text())) if name]
+    assert "compile" in path.parts or not [name for name in found if name.startswith(private)]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CPU)))

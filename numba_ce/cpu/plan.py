@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numba import from_dtype, types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from numba_ce.cpu.compile.jit import inlined, inner
+from numba_ce.cpu.compile.numba_core import raw_memcpy
 from numba_ce.cpu.simd.element import get
 from numba_ce.cpu.simd.vector import ROWS_ACROSS, VECTOR_BYTES
 
@@ -205,7 +205,7 @@ def copy_plan(typingctx, plan, address):
     def codegen(context, builder, sig, args):
         plan, address = args
         size = address.type(PLAN.itemsize)
-        cgutils.raw_memcpy(builder, builder.inttoptr(address, plan.type), plan, size, 1)
+        raw_memcpy(builder, builder.inttoptr(address, plan.type), plan, size, 1)
         return context.get_dummy_value()
 
     return types.none(plan, types.intp), codegen

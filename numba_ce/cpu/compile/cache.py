@@ -18,11 +18,11 @@ import numba
 import numpy as np
 from llvmlite import binding
 from numba.core import config
-from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 
 from numba_ce import _cache
 from numba_ce.cpu.compile.jit import PATH
+from numba_ce.cpu.compile.numba_core import global_compiler_lock, target_facts
 
 # Settings of Numba that change no code, or not that of the CPU
 OTHER_SETTINGS = {
@@ -91,7 +91,7 @@ def _fingerprint():
     return (
         (numba.__version__, llvmlite.__version__, binding.llvm_version_info, np.__version__),
         (sys.version, sys.implementation.cache_tag),
-        cpu_target.target_context.codegen().magic_tuple(),  # triple, processor, its features
+        target_facts(),
         sorted(settings.items()),
     )
 

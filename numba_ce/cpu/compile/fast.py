@@ -11,7 +11,7 @@ loops, exceptions.
 from typing import ClassVar
 
 from llvmlite.binding import Linkage
-from numba import _dynfunc
+from numba import _dynfunc, cfunc, njit
 from numba.core import codegen, typed_passes, untyped_passes
 from numba.core.cgutils import alloca_once
 from numba.core.compiler import CompilerBase, _LowerResult
@@ -157,3 +157,11 @@ class KernelCompiler(PartCompiler):
 
 PART_OPTIONS = {"pipeline_class": PartCompiler}
 KERNEL_OPTIONS = {"pipeline_class": KernelCompiler}
+
+
+def try_out():
+    """Compile a kernel of two parts; whatever this raises, Numba has other private parts."""
+    part = njit(**PART_OPTIONS)(lambda x: x + 1)
+    kernel = cfunc("intp(intp)", **KERNEL_OPTIONS)(lambda x: part(x) * 2)
+    if kernel.ctypes(20) != 42:
+        raise RuntimeError("the fast path computes something else")

@@ -2,3 +2,7 @@
 
 PART_OPTIONS: dict = {}
 KERNEL_OPTIONS: dict = {}
+
+
+def try_out():
+    """Nothing can be missing here."""

@@ -15,14 +15,13 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from llvmlite import binding
 from numba import carray, types
-from numba.core.registry import cpu_target
 
 from numba_ce._backend import is_serial
 from numba_ce.cpu.choose import SERIAL_ELEMENTS, rows_gathered, rows_packed, rows_per_block
 from numba_ce.cpu.compile.cache import cached
 from numba_ce.cpu.compile.jit import call_address, collector_paused, smaller, whole_kernel
+from numba_ce.cpu.compile.numba_core import assembly
 from numba_ce.cpu.operations import make_rows
 from numba_ce.cpu.plan import PLAN_BYTES, PLAN_TYPE, Kernel, address_of, fixed_part, pack_plan
 from numba_ce.cpu.rows.output import begin_line, end_line
@@ -91,8 +90,7 @@ def require_float16():
 def converts_float16():
     """Whether Numba's target converts float16 by itself, or by calling a function."""
     text = "define float @f(half %x) {\n %y = fpext half %x to float\n ret float %y\n}"
-    machine = cpu_target.target_context.codegen()._tm
-    return "hfsf2" not in machine.emit_assembly(binding.parse_assembly(text))
+    return "hfsf2" not in assembly(text)
 
 
 @cache

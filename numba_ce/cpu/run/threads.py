@@ -23,14 +23,13 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba import cfunc, prange, types
-from numba.core import cgutils
-from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic
 
 from numba_ce import _fork
 from numba_ce._validate import PARTLY_WRITTEN
 from numba_ce.cpu.compile.cache import cached
 from numba_ce.cpu.compile.jit import call_address, collector_paused
+from numba_ce.cpu.compile.numba_core import call_named, global_compiler_lock
 from numba_ce.cpu.plan import address_of, pack_plan
 from numba_ce.cpu.run.pool import run_with_pool
 from numba_ce.cpu.simd.element import put
@@ -74,9 +73,9 @@ def _allowed_threads(typingctx):
     """`get_num_threads` of Numba's layer by its name: its address would keep the loop off disk."""
 
     def codegen(context, builder, sig, args):
-        kind = ir.FunctionType(ir.IntType(64), [])  # as Numba declares it; an int comes back
-        function = cgutils.get_or_insert_function(builder.module, kind, "get_num_threads")
-        number = builder.trunc(builder.call(function, []), ir.IntType(32))
+        # As Numba declares it; an int comes back
+        number = call_named(builder, "get_num_threads", ir.IntType(64))
+        number = builder.trunc(number, ir.IntType(32))
         return builder.sext(number, ir.IntType(64))
 
     return types.int64(), codegen

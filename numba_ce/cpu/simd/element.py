@@ -6,8 +6,8 @@ on x86 with F16C, on ARM64), bfloat16 is the upper half of a float32.
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 
+from numba_ce.cpu.compile.numba_core import call_named, unpack_tuple
 from numba_ce.cpu.simd.lowered import Literal, lowered
 from numba_ce.cpu.simd.memory import load_raw, masked_load, masked_store, pointer, store_raw
 from numba_ce.cpu.simd.vector import F32, F64, I16, I32, LANES, Vector, lanes_below, spread
@@ -67,10 +67,8 @@ def _swapped_if(builder, raw, swapped):
     if scalar.width == 8:
         return raw
     lanes = "" if scalar is raw.type else f"v{raw.type.count}"
-    kind = ir.FunctionType(raw.type, [raw.type])
-    name = f"llvm.bswap.{lanes}i{scalar.width}"
-    swap = cgutils.get_or_insert_function(builder.module, kind, name)
-    return builder.select(swapped, builder.call(swap, [raw]), raw)
+    other = call_named(builder, f"llvm.bswap.{lanes}i{scalar.width}", raw.type, raw)
+    return builder.select(swapped, other, raw)
 
 
 @lowered
@@ -149,7 +147,7 @@ def stream_line(kind: Literal, address: types.intp, vectors):
     """
 
     def build(builder, _, address, vectors):
-        parts = cgutils.unpack_tuple(builder, vectors)
+        parts = unpack_tuple(builder, vectors)
         raw = encode(builder, parts[0], kind)
         if len(parts) == 2:
             lanes = 2 * raw.type.count

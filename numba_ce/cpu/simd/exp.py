@@ -20,11 +20,10 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-from llvmlite import binding
 from numba import types
-from numba.core.registry import cpu_target
 
 from numba_ce.cpu.compile.jit import inner, inner_overload, smaller
+from numba_ce.cpu.compile.numba_core import assembly
 from numba_ce.cpu.simd.lowered import lowered
 from numba_ce.cpu.simd.vector import (
     F64,
@@ -225,8 +224,7 @@ def fuses():
       %y = call double @llvm.fma.f64(double %x, double %x, double %x)
       ret double %y
     }"""
-    machine = cpu_target.target_context.codegen()._tm
-    return not re.search(r"\b_?fma\b", machine.emit_assembly(binding.parse_assembly(text)))
+    return not re.search(r"\b_?fma\b", assembly(text))
 
 
 def product_lost(a, b, product):

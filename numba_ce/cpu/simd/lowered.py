@@ -4,7 +4,6 @@ from functools import wraps
 from inspect import Parameter, Signature, get_annotations, signature
 
 from numba import types
-from numba.core.typing.templates import Signature as TypeSignature
 from numba.extending import intrinsic
 
 
@@ -31,7 +30,7 @@ def lowered(declare):
             return None
         values = iter(known)
         result, build = declare(*(next(values) if hint is Literal else ty for hint, ty in pairs))
-        if not isinstance(result, TypeSignature):
+        if isinstance(result, types.Type):
             result = result(*(ty if hint in (None, Literal) else hint for hint, ty in pairs))
 
         def codegen(context, builder, sig, args):

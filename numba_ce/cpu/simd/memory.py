@@ -2,8 +2,8 @@
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 
+from numba_ce.cpu.compile.numba_core import call_named
 from numba_ce.cpu.simd.lowered import Literal, lowered
 from numba_ce.cpu.simd.vector import (
     F64,
@@ -61,20 +61,16 @@ def masked_load(builder, address, mask, other):
     """LLVM's load of the masked lanes at an i64; the others are those of `other`."""
     vector = other.type
     at = pointer(builder, address, vector)
-    kind = ir.FunctionType(vector, [at.type, I32, mask.type, vector])
     name = f"llvm.masked.load.{suffix(vector)}.p0"
-    function = cgutils.get_or_insert_function(builder.module, kind, name)
-    return builder.call(function, [at, I32(1), mask, other])
+    return call_named(builder, name, vector, at, I32(1), mask, other)
 
 
 def masked_store(builder, address, mask, value):
     """LLVM's store of the masked lanes at an i64."""
     vector = value.type
     at = pointer(builder, address, vector)
-    kind = ir.FunctionType(ir.VoidType(), [vector, at.type, I32, mask.type])
     name = f"llvm.masked.store.{suffix(vector)}.p0"
-    function = cgutils.get_or_insert_function(builder.module, kind, name)
-    builder.call(function, [value, at, I32(1), mask])
+    call_named(builder, name, ir.VoidType(), value, at, I32(1), mask)
 
 
 @lowered
@@ -116,10 +112,9 @@ def gather_float64(address: types.intp, index):
         here = builder.fcmp_ordered(">=", index, zero)
         offsets = builder.mul(builder.fptosi(index, integers), ir.Constant(integers, [8] * lanes))
         at = builder.inttoptr(builder.add(offsets, spread(builder, address, lanes)), pointers)
-        kind = ir.FunctionType(found, [pointers, I32, here.type, found])
         name = f"llvm.masked.gather.v{lanes}f64.v{lanes}p0"
-        function = cgutils.get_or_insert_function(builder.module, kind, name)
-        return builder.call(function, [at, I32(8), here, ir.Constant(found, [0.0] * lanes)])
+        others = ir.Constant(found, [0.0] * lanes)
+        return call_named(builder, name, found, at, I32(8), here, others)
 
     return Vector(types.float64, lanes), build
 

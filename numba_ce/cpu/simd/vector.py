@@ -13,10 +13,9 @@ import operator
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
-from numba.core.imputils import lower_builtin
-from numba.extending import models, register_model, type_callable
+from numba.extending import lower_builtin, models, register_model, type_callable
 
+from numba_ce.cpu.compile.numba_core import call_named
 from numba_ce.cpu.simd.lowered import lowered
 
 F32, F64 = ir.FloatType(), ir.DoubleType()
@@ -156,9 +155,7 @@ def suffix(vector):
 
 def _call(builder, name, *args):
     vector = args[0].type
-    kind = ir.FunctionType(vector, [vector] * len(args))
-    name = f"{name}.{suffix(vector)}"
-    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
+    return call_named(builder, f"{name}.{suffix(vector)}", vector, *args)
 
 
 @lowered
