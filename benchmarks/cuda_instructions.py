@@ -1,6 +1,6 @@
 """Instructions of the CUDA kernels for each element: python -m benchmarks.cuda_instructions
 
-Counted by the interpreter in `tests/ptx`, without a GPU: what all threads of a float32 loss and
+Counted by the interpreter in `tools/ptx`, without a GPU: what all threads of a float32 loss and
 gradient execute, over the elements.
 """
 

@@ -44,7 +44,7 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default")
 
 
 # Of the tests that run once per backend, one in so many runs on CUDA too, its kernels executed by
-# the interpreter in tests/ptx; with --cuda all of them do, and nothing else.
+# the interpreter in tools/ptx; with --cuda all of them do, and nothing else.
 CUDA_SAMPLE = 300
 # Arrays of gigabytes, and threads and forks: too much for an interpreter
 NOT_EMULATED = ("test_large.py", "test_threads.py")

@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from importlib import import_module
 
 import numpy as np
-from ptx import Device
-from ptx.memory import USABLE
 
 import numba_ce as nc
 from numba_ce.cuda.plan import PACKER
+from tools.ptx import Device
+from tools.ptx.memory import USABLE
 
 driver_module = import_module("numba_ce.cuda.driver")
 

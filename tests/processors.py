@@ -23,9 +23,9 @@ PROCESSORS = {
 }
 #: Tests of what kernels compute: both schedules, and the promised accuracy.
 TESTS = (
-    "test_narrow.py",
-    "test_accuracy.py::test_roundings_of_float64_at_a_temperature",
-    "test_accuracy.py::test_options_over_many_classes",
+    "kernels/test_narrow.py",
+    "numerics/test_accuracy.py::test_roundings_of_float64_at_a_temperature",
+    "numerics/test_accuracy.py::test_options_over_many_classes",
 )
 
 

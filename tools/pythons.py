@@ -1,6 +1,6 @@
 """Pythons that this machine does not have: ARM64, and the newest of Debian.
 
-    python -m tools.pythons arm64 FOLDER -m pytest -n0 tests/test_narrow.py
+    python -m tools.pythons arm64 FOLDER -m pytest -n0 tests/kernels/test_narrow.py
     python -m tools.pythons 3.14 FOLDER -m pytest -q
 
 FOLDER keeps what was made: 1 GB and a minute the first time, nothing the next. Both need root, for

@@ -6,8 +6,9 @@ import re
 
 import numpy as np
 import pytest
-from ptx import Device, Fault
-from ptx_programs import EXCHANGE, REDUCTION, kernel
+from programs import EXCHANGE, REDUCTION, kernel
+
+from tools.ptx import Device, Fault
 
 SEEDS = [None, *range(6)]
 WORDS = ".shared .align 16 .b8 words[256];"

@@ -25,11 +25,11 @@ from exact import assert_same, check_grad, check_loss, exact_rows
 pytest.importorskip("numba_cuda")
 
 from emulated import FakeArray, emulated
-from ptx import Fault
 
 import numba_ce as nc
 from numba_ce.cuda import launch
 from numba_ce.cuda.choose import layouts
+from tools.ptx import Fault
 
 INF, NAN = np.inf, np.nan
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)

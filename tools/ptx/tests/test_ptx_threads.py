@@ -6,8 +6,9 @@ import math
 
 import numpy as np
 import pytest
-from ptx import Device
-from ptx_programs import EXCHANGE, REDUCTION, STORE, execute, kernel
+from programs import EXCHANGE, REDUCTION, STORE, execute, kernel
+
+from tools.ptx import Device
 
 SEEDS = [None, 1, 2, 3]
 

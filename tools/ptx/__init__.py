@@ -1,6 +1,6 @@
 """Executes PTX on the CPU.
 
-    from ptx import Device
+    from tools.ptx import Device
 
     device = Device()
     x = device.put(np.arange(100, dtype=np.float32))

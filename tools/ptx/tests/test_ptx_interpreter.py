@@ -6,8 +6,9 @@ import math
 
 import numpy as np
 import pytest
-from ptx import Device
-from ptx_programs import STORE, elementwise, execute, kernel
+from programs import STORE, elementwise, execute, kernel
+
+from tools.ptx import Device
 
 # ---------------------------------------------------------------- memory
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ptx import Device
+from tools.ptx import Device
 
 REGISTERS = {
     "u8": "u16", "s8": "s16", "b8": "b16", "f16": "b16", "bf16": "b16", "f16x2": "b32",

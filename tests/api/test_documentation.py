@@ -13,7 +13,7 @@ import pytest
 
 import numba_ce
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FUNCTIONS = [name for name in numba_ce.__all__ if inspect.isfunction(getattr(numba_ce, name))]
 RECIPES = ROOT / "docs" / "recipes.md"  # run by test_recipes.py, each by itself
 PAGES = sorted({ROOT / "README.md", *ROOT.glob("docs/**/*.md")} - {RECIPES})

@@ -13,9 +13,9 @@ from test_linear import C, D, N, check, make, whole
 pytest.importorskip("numba_cuda")
 
 from emulated import emulated
-from ptx.memory import GLOBAL_BASE, USABLE
 
 import numba_ce as nc
+from tools.ptx.memory import GLOBAL_BASE, USABLE
 
 
 class DeviceArray:

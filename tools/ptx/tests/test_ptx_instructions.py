@@ -8,8 +8,9 @@ import mpmath
 import numpy as np
 import pytest
 from ml_dtypes import bfloat16
-from ptx import Device, Unsupported
-from ptx_programs import elementwise
+from programs import elementwise
+
+from tools.ptx import Device, Unsupported
 
 DTYPES = {
     "f16": np.float16, "bf16": bfloat16, "f32": np.float32, "f64": np.float64, "pred": np.uint32,

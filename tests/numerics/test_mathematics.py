@@ -17,7 +17,7 @@ from formulas import FORMULAS
 import numba_ce as nc
 from numba_ce import reference, row
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "mathematics.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "mathematics.md"
 mp = mpmath.mp.clone() if hasattr(mpmath.mp, "clone") else mpmath.mp
 mp.dps = 60
 mpf, exp, log = mp.mpf, mp.exp, mp.log
