@@ -71,13 +71,19 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("backend", names, indirect=True)
 
 
+def number_of(item):
+    """A hash of a test's name without its folder, so that nothing changes when a file moves."""
+    test = item.nodeid.partition("::")[2]
+    return zlib.crc32(f"tests/{item.path.name}::{test}".encode())
+
+
 def _runs(item):
     name = item.callspec.params.get("backend") if hasattr(item, "callspec") else None
     if name == "cuda" and item.path.name in NOT_EMULATED:
         return False
     if item.config.getoption("cuda"):
         return name == "cuda"
-    return name != "cuda" or zlib.crc32(item.nodeid.encode()) % CUDA_SAMPLE == 0
+    return name != "cuda" or number_of(item) % CUDA_SAMPLE == 0
 
 
 def pytest_collection_modifyitems(config, items):
@@ -121,7 +127,7 @@ def cpu():
 @pytest.fixture
 def rng(request):
     """Random numbers that depend on nothing but the name of the test."""
-    return np.random.default_rng(zlib.crc32(request.node.nodeid.encode()))
+    return np.random.default_rng(number_of(request.node))
 
 
 def pytest_unconfigure():
