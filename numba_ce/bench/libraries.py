@@ -225,6 +225,17 @@ def sklearn_loss(case: Case, problem: CaseData) -> Call | None:
     return lambda: loss.loss_gradient(gradient_out=problem.out, **arguments)
 
 
+def plain_numba(case: Case, problem: CaseData) -> Call | None:
+    """What a Numba user would write."""
+    if case.op != "grad" or case.dtype not in NUMPY_DTYPES or len(case.shape) != 2:
+        return None
+    if case.axis != -1:
+        return None
+    from numba_ce.bench.plain_kernel import plain_kernel
+
+    return lambda: (plain_kernel(problem.logits, problem.targets, problem.out), problem.out)
+
+
 def scipy_special(case: Case, problem: CaseData) -> Call | None:
     """softmax, log_softmax and logsumexp of scipy.special."""
     from scipy import special
@@ -238,6 +249,7 @@ def scipy_special(case: Case, problem: CaseData) -> Call | None:
 #: Name, the module that has to be installed, the function above
 LIBRARIES: dict[str, tuple[str, Callable[[Case, CaseData], Call | None]]] = {
     "NumPy": ("numpy", plain_numpy),
+    "Numba": ("numba", plain_numba),
     "torch": ("torch", torch_eager),
     "torch.compile": ("torch", torch_compiled),
     "JAX": ("jax", jax_jit),
