@@ -18,7 +18,8 @@ def readable(value: Any, name: str) -> Any:
     A CUDA tensor, which speaks for itself, stays one.
     """
     # Subclasses of Tensor live in any module. Half imported, torch may have no Tensor yet
-    tensor: Any = getattr(sys.modules.get("torch"), "Tensor", ())
+    torch: Any = sys.modules.get("torch")
+    tensor: Any = getattr(torch, "Tensor", ())
     if not isinstance(value, tensor):
         return value
     if value.requires_grad:
@@ -28,16 +29,16 @@ def readable(value: Any, name: str) -> Any:
         )
     if value.is_nested:
         raise TypeError(f"{name} is a nested tensor: expected {name}.to_padded_tensor(...)")
-    if str(value.layout) != "torch.strided":
+    if value.layout is not torch.strided:
         raise TypeError(f"{name} is a tensor of layout {value.layout}: expected {name}.to_dense()")
-    if value.device.type not in ("cpu", "cuda"):
+    if not value.is_cpu and not value.is_cuda:
         raise TypeError(
             f"{name} is a tensor on the device {value.device}: expected {name}.cpu(), or a tensor "
             "on a CUDA device"
         )
     if not value.is_cpu:
         return value
-    if str(value.dtype) == "torch.bfloat16":
+    if value.dtype is torch.bfloat16:
         return _bfloat16(value, name)
     try:
         return value.numpy()

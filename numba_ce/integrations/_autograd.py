@@ -7,7 +7,6 @@ them further.
 
 from __future__ import annotations
 
-import inspect
 import math
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 import numba_ce
-from numba_ce._foreign import readable
+from numba_ce.integrations._tensors import Positional, array_of, has_memory, loss_dtype, tensor_of
 from numba_ce.records import scaled
 
 
@@ -51,32 +50,6 @@ def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None, plan: P
 # ---------------------------------------------------------------- between torch and NumPy
 
 
-def array_of(tensor: Tensor | None, name: str) -> Any:
-    """The memory of a tensor as an array; a device tensor speaks for itself."""
-    if tensor is None:
-        return None
-    return readable(tensor.detach() if tensor.requires_grad else tensor, name)
-
-
-def _has_memory(tensor: Tensor) -> bool:
-    """Whether the numbers lie somewhere, and are not those of many calls under one wrapper."""
-    try:
-        tensor.data_ptr()
-    except RuntimeError:  # the vmap of torch.autograd, which uses no rule of a function
-        return False
-    return True
-
-
-def _tensor(result: Any) -> Tensor:
-    """A result of numba_ce as a tensor that shares its memory."""
-    if isinstance(result, Tensor):
-        return result
-    if not isinstance(result, np.ndarray):
-        dtype = torch.float64 if result.dtype.itemsize == 8 else torch.float32
-        return torch.scalar_tensor(float(result), dtype=dtype)
-    return torch.from_numpy(result)
-
-
 def _arrays(logits: Tensor, target: Tensor, weight: Tensor | None, plan: Plan) -> dict[str, Any]:
     """The arguments of the functions of numba_ce."""
     return {
@@ -85,10 +58,6 @@ def _arrays(logits: Tensor, target: Tensor, weight: Tensor | None, plan: Plan) -
         "class_weight": array_of(weight, "weight"),
         **plan.options(),
     }
-
-
-def _loss_dtype(logits: Tensor) -> torch.dtype:
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
 # ---------------------------------------------------------------- what a row weighs
@@ -137,7 +106,7 @@ def _loss_and_gradient(
     if logits.dtype.itemsize == 2:
         arguments["out"] = array_of(torch.empty_like(logits, dtype=torch.float32), "out")
     loss, grad = numba_ce.cross_entropy_and_grad(**arguments, reduction=reduction)
-    return _tensor(loss), _tensor(grad)
+    return tensor_of(loss), tensor_of(grad)
 
 
 def _loss_and_record(
@@ -160,7 +129,7 @@ def _loss_and_kept(
         loss, kept = _loss_and_gradient(logits, target, weight, plan, reduction)
     else:
         arguments = _arrays(logits, target, weight, plan)
-        loss = _tensor(numba_ce.cross_entropy(**arguments, reduction=reduction))
+        loss = tensor_of(numba_ce.cross_entropy(**arguments, reduction=reduction))
         kept = logits.new_empty(0)
     if reduction != plan.reduction:
         loss = _total(loss, plan)
@@ -170,7 +139,7 @@ def _loss_and_kept(
             if plan.keep == "gradient":
                 over_logits = _over_logits(scale, logits, plan)
                 kept = torch.where(over_logits == 0.0, 0.0, kept * over_logits).to(kept.dtype)
-    return loss.to(_loss_dtype(logits)), kept
+    return loss.to(loss_dtype(logits)), kept
 
 
 class _Loss(torch.autograd.Function):
@@ -199,7 +168,7 @@ class _Loss(torch.autograd.Function):
         # Only where nothing is derived from it. `pop` is one step, so that no two threads get the
         # same; who asks again (retain_graph) gets another
         once = ctx.plan.keep == "gradient" and not torch.is_grad_enabled()
-        if once and _has_memory(upstream):
+        if once and has_memory(upstream):
             kept = vars(ctx).pop("kept", None)
             if kept is not None:
                 return _multiplied(kept, upstream, logits, ctx.plan), None, None, None
@@ -220,8 +189,7 @@ class _Loss(torch.autograd.Function):
         return result, (0, None if plan.keep == "nothing" else 0)
 
 
-# torch asks at each call, which takes 20 us without this
-_Loss.forward.__signature__ = inspect.signature(_Loss.forward)  # type: ignore[attr-defined]
+_Loss.forward.__signature__ = Positional()  # type: ignore[attr-defined]
 
 
 # ---------------------------------------------------------------- its gradient
@@ -253,7 +221,7 @@ def _upstream_times_gradient(
     kept: Tensor,
     plan: Plan,
 ) -> Tensor:
-    if plan.keep != "record" or not _has_memory(upstream):
+    if plan.keep != "record" or not has_memory(upstream):
         if plan.keep != "gradient":
             plan = replace(plan, keep="gradient")
             _, kept = _loss_and_kept(logits, target, weight, plan)
@@ -331,7 +299,7 @@ def _slope(direction: Tensor, saved: Any, plan: Plan) -> Tensor:
     shape = logits.shape[: plan.n_batch]
     if plan.reduction == "none":
         shape = logits.shape[: plan.axis] + logits.shape[plan.axis + 1 :]
-    ones = logits.new_ones(shape, dtype=_loss_dtype(logits))
+    ones = logits.new_ones(shape, dtype=loss_dtype(logits))
     products = _Gradient.apply(ones, *saved, plan).double() * direction.double()  # type: ignore[no-untyped-call]
     by_loss = products.sum(plan.axis) if plan.reduction == "none" else _total(products, plan)
     return by_loss.to(ones.dtype)
