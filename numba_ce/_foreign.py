@@ -31,7 +31,7 @@ def readable(value: Any, name: str) -> Any:
         raise TypeError(f"{name} is a nested tensor: expected {name}.to_padded_tensor(...)")
     if value.layout is not torch.strided:
         raise TypeError(f"{name} is a tensor of layout {value.layout}: expected {name}.to_dense()")
-    if not value.is_cpu and not value.is_cuda:
+    if not value.is_cpu and value.device.type not in ("cpu", "cuda"):
         raise TypeError(
             f"{name} is a tensor on the device {value.device}: expected {name}.cpu(), or a tensor "
             "on a CUDA device"
