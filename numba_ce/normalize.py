@@ -90,7 +90,8 @@ def softmax(logits: Any, axis: int = -1, *, out: Any = None) -> Array:
     axis : int
         The axis that sums to one.
     out : ndarray, optional
-        As `out` of `cross_entropy_and_grad`; ``out=logits`` works in place.
+        Where the result goes: shape and dtype of `logits`, or float32 for 16-bit logits.
+        ``out=logits`` works in place.
 
     Returns
     -------
@@ -127,7 +128,8 @@ def log_softmax(logits: Any, axis: int = -1, *, out: Any = None) -> Array:
     axis : int
         The axis whose probabilities sum to one.
     out : ndarray, optional
-        As `out` of `cross_entropy_and_grad`; ``out=logits`` works in place.
+        Where the result goes: shape and dtype of `logits`, or float32 for 16-bit logits.
+        ``out=logits`` works in place.
 
     Returns
     -------
