@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import platform
@@ -25,7 +24,7 @@ from numba_ce import _cache
 from numba_ce._backend import MODULES, VARIABLE
 from numba_ce.demo import compare
 from numba_ce.evaluate import Evaluation, evaluate
-from numba_ce.options import TABLE, Keywords
+from numba_ce.options import TABLE, fill_signature
 
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
 NOT_IN_EVAL = ("sample_weight", "check_targets")
@@ -112,22 +111,16 @@ def demo(
     console.print(f"largest difference of the weights: {result.largest_difference:.1e}")
 
 
+def _annotated(name: str, hint: Any) -> Any:
+    """A loss option for typer; an array is an .npy file."""
+    text = TABLE[name].meaning.replace("`", "")
+    if TABLE[name].check is None:
+        hint, text = Path | None, f".npy file. {text}"
+    return Annotated[hint, typer.Option(help=text)]
+
+
 def _with_loss_options(function: Any) -> Any:
-    """Options of the command in the place of `**options`; an array is an .npy file."""
-    signature = inspect.signature(function, eval_str=True)
-    *parameters, _ = signature.parameters.values()
-    for name, hint in Keywords.__annotations__.items():
-        option = TABLE[name]
-        if name not in NOT_IN_EVAL:
-            text = option.meaning.replace("`", "")
-            if option.check is None:
-                hint, text = Path | None, f".npy file. {text}"
-            annotation = Annotated[hint, typer.Option(help=text)]  # type: ignore[valid-type]
-            keyword = inspect.Parameter.KEYWORD_ONLY
-            parameters.append(
-                inspect.Parameter(name, keyword, default=option.default, annotation=annotation)
-            )
-    function.__signature__ = signature.replace(parameters=parameters)
+    fill_signature(function, _annotated, NOT_IN_EVAL, eval_str=True)
     return function
 
 

@@ -304,18 +304,12 @@ def linear_cross_entropy_and_grad(
 
     Parameters
     ----------
-    hidden : array_like of shape (N, D)
-        float32 or float64; or a CuPy array, also float16 or bfloat16. All arrays lie on one side.
-    weight : array_like of shape (C, D)
-        Of the dtype of `hidden`, as `nn.Linear.weight` and scikit-learn's `coef_`. Pass the
-        transposed view of a (D, C) matrix; nothing is copied.
-    targets : array_like
-        Class indices (N,), or probabilities (N, C).
-    bias : array_like of shape (C,), optional
-        Of the dtype of `hidden`.
+    hidden
+    weight
+    targets
+    bias
     reduction
-    chunk_rows : int, optional
-        Rows whose logits are held at a time; 512, or more if there are few classes.
+    chunk_rows
     **options
 
     Returns

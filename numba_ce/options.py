@@ -6,6 +6,7 @@ it, one key of `Keywords` and one field of `LossOptions`, which type checkers ne
 
 import inspect
 import math
+import re
 import textwrap
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypedDict, TypeVar
@@ -14,7 +15,6 @@ from numba_ce._validate import check_choice, check_flag, check_integer, check_nu
 
 F = TypeVar("F", bound=Callable[..., Any])
 Check = Callable[[Any], Any]
-REDUCTIONS = ("mean", "sum", "none")
 
 
 class Keywords(TypedDict, total=False):
@@ -63,94 +63,55 @@ def check_ignore_index(value: Any) -> int | None:
     return None if value is None else check_integer(value, "ignore_index", "an integer or None")
 
 
-def _check_targets(value: Any) -> bool:
-    return check_flag(value, "check_targets")
-
-
 def check_reduction(reduction: Any) -> str:
-    """One of REDUCTIONS."""
-    return check_choice(reduction, "reduction", REDUCTIONS)
+    """One of three names."""
+    return check_choice(reduction, "reduction", ("mean", "sum", "none"))
 
 
-TABLE = {
-    option.name: option
-    for option in (
-        Option("axis", -1, "int", "The class axis."),
-        Option(
-            "class_weight",
-            None,
-            "array_like of shape (C,), optional",
-            "One weight per class, of any sign.",
-            "Floats; w in the formula.",
-        ),
-        Option(
-            "sample_weight",
-            None,
-            "array_like, optional",
-            "One weight per row, of any sign; a row of weight 0 counts as ignored.",
-            "Floats; s in the formula.",
-        ),
-        Option(
-            "label_smoothing",
-            0.0,
-            "float",
-            "The share that all classes divide, from 0 to 1; as in PyTorch.",
-            "e in the formula. At 1 probabilities have no share and are not looked at, NaN or not.",
-            _real(
-                "label_smoothing",
-                "0 <= label_smoothing <= 1",
-                lambda value: 0.0 <= value <= 1.0,
-                start="",
-            ),
-        ),
-        Option(
-            "ignore_index",
-            -100,
-            "int or None",
-            "Rows with this class index have loss 0 and gradient 0, whatever they hold.",
-            "Index targets only.",
-            check_ignore_index,
-        ),
-        Option(
-            "z_loss",
-            0.0,
-            "float",
-            "Adds `z_loss * lse**2`.",
-            "Times the weight of the class of the target, for class indices.",
-            _real("z_loss", "z_loss >= 0", lambda value: 0.0 <= value < math.inf),
-        ),
-        Option(
-            "softcap",
-            None,
-            "float, optional",
-            "First `z = softcap * tanh(z / softcap)`; infinite logits stay infinite.",
-            check=_real("softcap", "softcap > 0", lambda value: 0.0 < value < math.inf, "or None"),
-        ),
-        Option(
-            "temperature",
-            1.0,
-            "float",
-            "Then `z = z / temperature`.",
-            check=_real("temperature", "temperature > 0", lambda value: 0.0 < value < math.inf),
-        ),
-        Option(
-            "check_targets",
-            True,
-            "bool",
-            "Raise for a class index outside [0, C); if False its row is NaN and does not count.",
-            check=_check_targets,
-        ),
-        Option(
-            "reduction",
-            "mean",
-            '{"mean", "sum", "none"}',
-            "The mean over the weights of the rows, the sum, or one loss per row.",
-            "The weight of a row is s * w_y for class indices and s for probabilities, 0 if it is "
-            'ignored. The gradient of "none" is that of the sum.',
-            check_reduction,
-        ),
-    )
-}
+# fmt: off
+TABLE = {option.name: option for option in (
+    Option("axis", -1, "int", "The class axis."),
+    Option("class_weight", None, "array_like of shape (C,), optional",
+           "One weight per class, of any sign.", "Floats; w in the formula."),
+    Option("sample_weight", None, "array_like, optional",
+           "One weight per row, of any sign; a row of weight 0 counts as ignored.",
+           "Floats; s in the formula."),
+    Option("label_smoothing", 0.0, "float",
+           "The share that all classes divide, from 0 to 1; as in PyTorch.",
+           "e in the formula. At 1 probabilities have no share and are not looked at, NaN or not.",
+           _real("label_smoothing", "0 <= label_smoothing <= 1", lambda e: 0.0 <= e <= 1.0,
+                 start="")),
+    Option("ignore_index", -100, "int or None",
+           "Rows with this class index have loss 0 and gradient 0, whatever they hold.",
+           "Index targets only.", check_ignore_index),
+    Option("z_loss", 0.0, "float", "Adds `z_loss * lse**2`.",
+           "Times the weight of the class of the target, for class indices.",
+           _real("z_loss", "z_loss >= 0", lambda factor: 0.0 <= factor < math.inf)),
+    Option("softcap", None, "float, optional",
+           "First `z = softcap * tanh(z / softcap)`; infinite logits stay infinite.",
+           check=_real("softcap", "softcap > 0", lambda cap: 0.0 < cap < math.inf, "or None")),
+    Option("temperature", 1.0, "float", "Then `z = z / temperature`.",
+           check=_real("temperature", "temperature > 0", lambda T: 0.0 < T < math.inf)),
+    Option("check_targets", True, "bool",
+           "Raise for a class index outside [0, C); if False its row is NaN and does not count.",
+           check=lambda value: check_flag(value, "check_targets")),
+    Option("reduction", "mean", '{"mean", "sum", "none"}',
+           "The mean over the weights of the rows, the sum, or one loss per row.",
+           "The weight of a row is s * w_y for class indices and s for probabilities, 0 if it is "
+           'ignored. The gradient of "none" is that of the sum.', check_reduction),
+)}
+_SHARED = TABLE | {array.name: array for array in (
+    Option("logits", None, "array_like",
+           "Unnormalised scores, classes along `axis`: float16, bfloat16, float32 or float64, at "
+           "least 1-D, any strides and byte order."),
+    Option("targets", None, "array_like",
+           "Class indices y of any integer dtype, in the shape of `logits` without `axis`; or "
+           "probabilities t of any float dtype in the shape of `logits`, which need not sum to 1."),
+    Option("out", None, "ndarray, optional",
+           "Where the result goes: shape and dtype of `logits`, or float32 for 16-bit logits. "
+           "``out=logits`` works in place."),
+)}
+# fmt: on
 
 
 class LossOptions(NamedTuple):
@@ -192,56 +153,46 @@ def with_defaults(options: Keywords | dict[str, Any]) -> dict[str, Any]:
 
 # ---------------------------------------------------------------- signatures and docstrings
 
-_ARRAYS = (
-    Option(
-        "logits",
-        None,
-        "array_like",
-        "Unnormalised scores, classes along `axis`: float16, bfloat16, float32 or float64, at "
-        "least 1-D, any strides and byte order.",
-    ),
-    Option(
-        "targets",
-        None,
-        "array_like",
-        "Class indices y of any integer dtype, in the shape of `logits` without `axis`; or "
-        "probabilities t of any float dtype in the shape of `logits`, which need not sum to 1.",
-    ),
-    Option(
-        "out",
-        None,
-        "ndarray, optional",
-        "Where the gradient goes: shape and dtype of `logits`, or float32 for 16-bit logits. "
-        "``out=logits`` works in place.",
-    ),
-)
-_SHARED = TABLE | {array.name: array for array in _ARRAYS}
 _HEADING = "Parameters\n----------\n"
 
 
-def documented(function: F) -> F:
-    """A decorator: options in the signature, and in the docstring what all functions share.
+_described: dict[str, dict[str, str]] = {}  # what functions say themselves, for each module
 
-    In the section Parameters a name without a type is described here; ``**options`` are those that
-    have no line of their own.
+
+def documented(function: F) -> F:
+    """A decorator: options in the signature, and in the docstring what functions share.
+
+    In the section Parameters a name without a type has the text that an earlier function of the
+    module gives it, or that of the tables; ``**options`` are those that have no line of their own.
     """
-    _fill_signature(function)
+    fill_signature(function, lambda name, hint: inspect.formatannotation(hint))
     if function.__doc__:  # python -OO has none
-        function.__doc__ = _filled(inspect.cleandoc(function.__doc__))
+        described = _described.setdefault(function.__module__, {})
+        function.__doc__ = _filled(inspect.cleandoc(function.__doc__), described)
     return function
 
 
-def _fill_signature(function: Any) -> None:
-    signature = inspect.signature(function)
+def fill_signature(
+    function: Any,
+    annotate: Callable[[str, Any], Any],
+    without: tuple[str, ...] = (),
+    eval_str: bool = False,
+) -> None:
+    """Put the options that a function has no argument for in the place of its `**options`.
+
+    annotate : gives the annotation of an option, from its name and type
+    eval_str : as in `inspect.signature`
+    """
+    signature = inspect.signature(function, eval_str=eval_str)
     *own, last = signature.parameters.values()
     if last.kind is last.VAR_KEYWORD:
-        names = {parameter.name for parameter in own}
+        names = {parameter.name for parameter in own}.union(without)
         options = [
-            inspect.Parameter(
-                name,
-                inspect.Parameter.KEYWORD_ONLY,
+            last.replace(
+                name=name,
+                kind=last.KEYWORD_ONLY,
                 default=TABLE[name].default,
-                annotation=inspect.formatannotation(hint),
+                annotation=annotate(name, hint),
             )
             for name, hint in Keywords.__annotations__.items()
             if name not in names
@@ -249,18 +200,19 @@ def _fill_signature(function: Any) -> None:
         function.__signature__ = signature.replace(parameters=[*own, *options])
 
 
-def _filled(text: str) -> str:
+def _filled(text: str, described: dict[str, str]) -> str:
     before, heading, rest = text.partition(_HEADING)
     section, gap, after = rest.partition("\n\n")
-    lines = section.split("\n")
-    written = {name for line in lines for name in line.partition(" : ")[0].split(", ")}
-    filled = []
-    for line in lines:
-        if line == "**options":
-            filled += [_entry(name) for name in Keywords.__annotations__ if name not in written]
-        else:
-            filled.append(_entry(line) if line in _SHARED else line)
-    return before + heading + "\n".join(filled) + gap + after
+    names = []
+    for entry in re.split(r"\n(?! )", section):
+        names.append(re.split(r" : |\n", entry)[0])
+        if entry != names[-1]:
+            described[names[-1]] = entry
+    written = ", ".join(names).split(", ")
+    options = [name for name in Keywords.__annotations__ if name not in written]
+    wanted = [n for name in names for n in (options if name == "**options" else [name])]
+    section = "\n".join(described.get(name) or _entry(name) for name in wanted)
+    return before + heading + section + gap + after
 
 
 def _entry(name: str) -> str:

@@ -297,14 +297,9 @@ def grad_from_record(
 
     Parameters
     ----------
-    logits : array_like
-        The classes ``class_offset, class_offset + 1, ...`` of each row.
-    targets : array_like
-        Class indices counted over the whole row; or the probabilities of the classes here.
-    class_offset : int
-        The first class of this shard.
-    class_weight : array_like, optional
-        The weights of the classes here.
+    logits
+    targets
+    class_offset
     record : array_like of float64, shape (..., 9)
         The merged record of all shards.
     axis

@@ -309,14 +309,13 @@ def row_sharded_cross_entropy_and_grad(
         The logits of the rows here, classes along `axis`.
     local_targets : array_like
         Class indices in the shape of `local_logits` without `axis`, or probabilities in its shape.
-    comm : mpi4py.MPI.Comm
-        The ranks.
+    comm
     axis
     reduction : {"mean", "sum", "none"}
         "mean" and "sum" are over the rows of all ranks; "none" gives the losses of the rows here.
-    out : ndarray, optional
-        Where the gradient goes: shape and dtype of `local_logits`, or float32 for 16-bit logits.
-        ``out=local_logits`` works in place.
+    out
+    class_weight : array_like of shape (C,), optional
+        One weight per class, of any sign.
     sample_weight : array_like, optional
         One weight per row here, of any sign; a row of weight 0 counts as ignored.
     **options

@@ -120,17 +120,10 @@ def cross_entropy_and_grad(
 
     Parameters
     ----------
-    logits : dask.array.Array
-        In blocks of rows, of classes, or of both; at least two axes.
-    targets : dask.array.Array or array_like
-        Class indices in the shape of `logits` without `axis`, or probabilities in the shape of
-        `logits`; cut as the logits are.
+    logits
+    targets
     axis
     reduction
-    class_weight : array_like of shape (C,), optional
-        One weight per class, of any sign, in memory.
-    sample_weight : dask.array.Array or array_like, optional
-        One weight per row, of any sign; cut as the logits are.
     **options
     reload : bool
         With rows cut into several blocks of classes, all blocks of a band of rows stay in memory
