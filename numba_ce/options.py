@@ -96,7 +96,7 @@ TABLE = {option.name: option for option in (
            "Raise for a class index outside [0, C); if False its row is NaN and does not count.",
            check=lambda value: check_flag(value, "check_targets")),
     Option("reduction", "mean", '{"mean", "sum", "none"}',
-           "The mean over the weights of the rows, the sum, or one loss per row.",
+           '"mean" divides by the weights of the rows, "sum" does not, "none" is one loss per row.',
            "The weight of a row is s * w_y for class indices and s for probabilities, 0 if it is "
            'ignored. The gradient of "none" is that of the sum.', check_reduction),
 )}
@@ -142,8 +142,8 @@ def check_options(options: Keywords, function: str) -> tuple[Any, Any, LossOptio
             raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
         check = _CHECKS[name]
         checked[name] = value if check is None else check(value)
-    arrays = checked.pop("class_weight", None), checked.pop("sample_weight", None)
-    return *arrays, LossOptions(**checked)
+    weights = checked.pop("class_weight", None), checked.pop("sample_weight", None)
+    return *weights, LossOptions(**checked)
 
 
 def with_defaults(options: Keywords | dict[str, Any]) -> dict[str, Any]:

@@ -279,7 +279,7 @@ FAULTS = (
           "value if check is None else check(value)", "value",
           "test_option_table.py -k messages"),
     Fault("an option that the docstring leaves out", "options.py",
-          "(options if name == \"**options\" else [name])", "(options[1:] if name == \"**options\" else [name])",
+          "(options if name ==", "(options[1:] if name ==",
           "test_option_table.py -k 'public_function and cross_entropy'"),
     Fault("z_loss of infinity", "options.py",
           "0.0 <= factor < math.inf", "0.0 <= factor <= math.inf",
