@@ -6,24 +6,24 @@ are. Only `class_weight`, of one number per class, becomes a contiguous float64 
 
 from __future__ import annotations
 
-import math
 import operator
 import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.ma import MaskedArray
 
 from numba_ce._foreign import numpy_array, readable
 from numba_ce._fork import importing
-from numba_ce.options import LossOptions
+
+if TYPE_CHECKING:
+    from numba_ce.options import LossOptions
 
 Array = np.ndarray[Any, np.dtype[Any]]
 FLOATS = ("float16", "bfloat16", "float32", "float64")
-REDUCTIONS = ("mean", "sum", "none")
 # The note on an exception that ends a call half-way
 PARTLY_WRITTEN = "numba_ce was interrupted: arrays given as `out` may be partly written"
 
@@ -212,35 +212,6 @@ def check_flag(value: Any, name: str) -> bool:
     return bool(value)
 
 
-def check_options(
-    label_smoothing: Any = 0.0,
-    ignore_index: Any = -100,
-    z_loss: Any = 0.0,
-    softcap: Any = None,
-    temperature: Any = 1.0,
-    check_targets: Any = True,
-) -> LossOptions:
-    """The options, each within its range."""
-    fits = "0 <= label_smoothing <= 1"
-    label_smoothing = check_number(label_smoothing, "label_smoothing", fits)
-    if not 0.0 <= label_smoothing <= 1.0:
-        raise ValueError(f"label_smoothing = {label_smoothing}: expected {fits}")
-    z_loss = check_number(z_loss, "z_loss", "z_loss >= 0")
-    if not 0.0 <= z_loss < math.inf:
-        raise ValueError(f"z_loss = {z_loss}: expected a finite z_loss >= 0")
-    if softcap is not None:
-        softcap = check_number(softcap, "softcap", "softcap > 0 or None")
-        if not 0.0 < softcap < math.inf:
-            raise ValueError(f"softcap = {softcap}: expected a finite softcap > 0, or None")
-    temperature = check_number(temperature, "temperature", "temperature > 0")
-    if not 0.0 < temperature < math.inf:
-        raise ValueError(f"temperature = {temperature}: expected a finite temperature > 0")
-    if ignore_index is not None:
-        ignore_index = check_integer(ignore_index, "ignore_index", "an integer or None")
-    check_targets = check_flag(check_targets, "check_targets")
-    return LossOptions(label_smoothing, ignore_index, z_loss, softcap, temperature, check_targets)
-
-
 def check_scale(name: str, value: float, kind: str, where: str) -> None:
     """Temperatures and soft caps beyond these take the constants of the kernels out of their type.
 
@@ -268,11 +239,6 @@ def check_choice(value: Any, name: str, choices: tuple[str, ...]) -> str:
         *others, last = map(repr, choices)
         raise ValueError(f"{name} = {shown(value)}: expected {', '.join(others)} or {last}")
     return value
-
-
-def check_reduction(reduction: Any) -> str:
-    """One of REDUCTIONS."""
-    return check_choice(reduction, "reduction", REDUCTIONS)
 
 
 def make_problem(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 
@@ -13,14 +13,19 @@ from numba_ce._validate import (
     Problem,
     check_choice,
     check_logits,
-    check_options,
     check_out,
-    check_reduction,
     classes_last,
     make_problem,
     on_device,
 )
-from numba_ce.options import LossOptions
+from numba_ce.options import (
+    Keywords,
+    LossOptions,
+    check_ignore_index,
+    check_options,
+    check_reduction,
+    documented,
+)
 from numba_ce.results import (
     compute_loss,
     fresh_output,
@@ -49,21 +54,15 @@ class RowStats(NamedTuple):
     rank: Array | None
 
 
+@documented
 @quiet
 def cross_entropy(
     logits: Any,
     targets: Any,
     *,
     axis: int = -1,
-    class_weight: Any = None,
-    sample_weight: Any = None,
-    label_smoothing: float = 0.0,
-    ignore_index: int | None = -100,
-    z_loss: float = 0.0,
-    softcap: float | None = None,
-    temperature: float = 1.0,
-    check_targets: bool = True,
     reduction: str = "mean",
+    **options: Unpack[Keywords],
 ) -> Any:
     """Softmax cross-entropy of the rows of `logits`.
 
@@ -74,33 +73,11 @@ def cross_entropy(
 
     Parameters
     ----------
-    logits : array_like
-        Unnormalised scores, classes along `axis`: float16, bfloat16, float32 or float64, at least
-        1-D, any strides and byte order.
-    targets : array_like
-        Class indices y of any integer dtype, in the shape of `logits` without `axis`; or
-        probabilities t of any float dtype in the shape of `logits`, which need not sum to 1.
-    axis : int
-        The class axis.
-    class_weight : array_like of shape (C,), optional
-        w_c, floats of any sign.
-    sample_weight : array_like, optional
-        s, one float for each row; a row of weight 0 counts as ignored.
-    label_smoothing : float
-        e, between 0 and 1. At 1 probabilities have no share and are not looked at, NaN or not.
-    ignore_index : int or None
-        Rows with this class index have loss 0 and gradient 0. Index targets only.
-    z_loss : float
-        Adds ``v * z_loss * lse**2``; v is ``w_y`` for class indices, 1 for probabilities.
-    softcap : float, optional
-        First ``z = softcap * tanh(z / softcap)``; infinite logits stay infinite.
-    temperature : float
-        Then ``z = z / temperature``.
-    check_targets : bool
-        Raise for a class index outside [0, C). If False such a row gives NaN and does not count.
-    reduction : {"mean", "sum", "none"}
-        "mean" divides by the sum of s * w_y (class indices) or of s (probabilities) over the rows
-        that are not ignored.
+    logits
+    targets
+    axis
+    reduction
+    **options
 
     Returns
     -------
@@ -133,30 +110,21 @@ def cross_entropy(
     True
     """
     array, axis = check_logits(logits, axis)
-    options = check_options(
-        label_smoothing, ignore_index, z_loss, softcap, temperature, check_targets
-    )
-    reduction = check_reduction(reduction)
-    problem = make_problem(array, targets, axis, class_weight, sample_weight, options, reduction)
+    checked = check_options(options, "cross_entropy")
+    problem = make_problem(array, targets, axis, *checked, check_reduction(reduction))
     return compute_loss(problem, array, axis, None)
 
 
+@documented
 @quiet
 def cross_entropy_and_grad(
     logits: Any,
     targets: Any,
     *,
     axis: int = -1,
-    class_weight: Any = None,
-    sample_weight: Any = None,
-    label_smoothing: float = 0.0,
-    ignore_index: int | None = -100,
-    z_loss: float = 0.0,
-    softcap: float | None = None,
-    temperature: float = 1.0,
-    check_targets: bool = True,
     reduction: str = "mean",
     out: Any = None,
+    **options: Unpack[Keywords],
 ) -> tuple[Any, Array]:
     """Softmax cross-entropy and its gradient with respect to `logits`, in one pass.
 
@@ -165,14 +133,12 @@ def cross_entropy_and_grad(
 
     Parameters
     ----------
-    logits, targets, axis, class_weight, sample_weight, label_smoothing, ignore_index, z_loss, \
-softcap, temperature, check_targets
-        As for `cross_entropy`.
-    reduction : {"mean", "sum", "none"}
-        As for `cross_entropy`; the gradient of "none" is that of ``loss.sum()``.
-    out : ndarray, optional
-        Where the gradient goes: shape and dtype of `logits`, or float32 for 16-bit logits.
-        ``out=logits`` works in place.
+    logits
+    targets
+    axis
+    reduction
+    out
+    **options
 
     Returns
     -------
@@ -206,19 +172,17 @@ softcap, temperature, check_targets
            [ 0.333,  0.333, -0.667]])
     """
     array, axis = check_logits(logits, axis)
-    options = check_options(
-        label_smoothing, ignore_index, z_loss, softcap, temperature, check_targets
-    )
-    reduction = check_reduction(reduction)
-    problem = make_problem(array, targets, axis, class_weight, sample_weight, options, reduction)
+    checked = check_options(options, "cross_entropy_and_grad")
+    problem = make_problem(array, targets, axis, *checked, check_reduction(reduction))
     if out is None:
         grad = fresh_output(array)
     else:
-        grad = check_out(out, array, inputs(problem, class_weight))
+        grad = check_out(out, array, inputs(problem, options.get("class_weight")))
     loss = compute_loss(problem, array, axis, grad)
     return loss, returned(grad) if out is None else out
 
 
+@documented
 @quiet
 def cross_entropy_grad_and_hess(
     logits: Any,
@@ -236,13 +200,16 @@ def cross_entropy_grad_and_hess(
 
     Parameters
     ----------
-    logits, targets, axis, sample_weight
-        As for `cross_entropy`. There is no ignore_index: a row of weight 0 is ignored.
+    logits
+    targets
+    axis
+    sample_weight
     hess : {"diagonal", "xgboost", "lightgbm"}
         ``p (1 - p)``; ``max(2 p (1 - p), 1e-16)`` as XGBoost uses it; ``C / (C - 1) p (1 - p)`` as
         LightGBM does.
     out : pair of ndarray, optional
-        Where gradient and Hessian go; each as `out` of `cross_entropy_and_grad`.
+        Where gradient and Hessian go: each of the shape and dtype of `logits`, or float32 for
+        16-bit logits. One of them may be `logits`.
 
     Returns
     -------
@@ -290,6 +257,7 @@ def cross_entropy_grad_and_hess(
     return (returned(grad), returned(hessian)) if out is None else (out[0], out[1])
 
 
+@documented
 @quiet
 def row_stats(
     logits: Any, targets: Any = None, *, axis: int = -1, ignore_index: int | None = -100
@@ -300,12 +268,10 @@ def row_stats(
 
     Parameters
     ----------
-    logits : array_like
-        As for `cross_entropy`.
+    logits
     targets : array_like of int, optional
-        Class indices.
-    axis : int
-        The class axis.
+        Class indices, in the shape of `logits` without `axis`.
+    axis
     ignore_index : int or None
         Rows with this class index have loss 0, target_logit NaN and rank C.
 
@@ -337,7 +303,7 @@ def row_stats(
     (array([1]), array([1]))
     """
     array, axis = check_logits(logits, axis)
-    options = check_options(ignore_index=ignore_index)
+    options = LossOptions(ignore_index=check_ignore_index(ignore_index))
     if targets is None:
         problem = Problem(classes_last(array, axis), None, False, None, None, options, "none")
     else:

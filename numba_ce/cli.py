@@ -24,8 +24,10 @@ from numba_ce import _cache
 from numba_ce._backend import MODULES, VARIABLE
 from numba_ce.demo import compare
 from numba_ce.evaluate import Evaluation, evaluate
+from numba_ce.options import TABLE, fill_signature
 
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
+NOT_IN_EVAL = ("sample_weight", "check_targets")
 # What is wrong with files, options or this machine; anything else is a fault of ours
 EXPECTED = (OSError, ValueError, TypeError, ImportError, RuntimeError, MemoryError)
 
@@ -109,23 +111,32 @@ def demo(
     console.print(f"largest difference of the weights: {result.largest_difference:.1e}")
 
 
+def _annotated(name: str, hint: Any) -> Any:
+    """A loss option for typer; an array is an .npy file."""
+    text = TABLE[name].meaning.replace("`", "")
+    if TABLE[name].check is None:
+        hint, text = Path | None, f".npy file. {text}"
+    return Annotated[hint, typer.Option(help=text)]
+
+
+def _with_loss_options(function: Any) -> Any:
+    fill_signature(function, _annotated, NOT_IN_EVAL, eval_str=True)
+    return function
+
+
 @app.command(name="eval")
+@_with_loss_options
 def evaluate_files(
     logits: Annotated[Path, typer.Argument(help=".npy file or Zarr array, two axes or more.")],
     targets: Annotated[Path, typer.Argument(help=".npy file, class indices, no class axis.")],
-    axis: Annotated[int, typer.Option(help="Class axis of the logits.")] = -1,
-    reduction: Annotated[str, typer.Option(help="mean or sum.")] = "mean",
-    label_smoothing: Annotated[float, typer.Option()] = 0.0,
-    ignore_index: Annotated[int, typer.Option(help="Rows with this target do not count.")] = -100,
-    z_loss: Annotated[float, typer.Option()] = 0.0,
-    softcap: Annotated[float | None, typer.Option()] = None,
-    temperature: Annotated[float, typer.Option()] = 1.0,
-    class_weight: Annotated[Path | None, typer.Option(help=".npy file, one per class.")] = None,
+    axis: Annotated[int, typer.Option(help="Class axis of the logits.")] = TABLE["axis"].default,
+    reduction: Annotated[str, typer.Option(help="mean or sum.")] = TABLE["reduction"].default,
     grad_out: Annotated[Path | None, typer.Option(help="Write the gradient to this file.")] = None,
     dtype: Annotated[
         str | None, typer.Option(help="What |V2 in a file stands for, as bfloat16.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    **options: Any,
 ) -> None:
     """Loss, perplexity, accuracy and entropy of stored logits."""
     with _progress() as bar:
@@ -135,15 +146,10 @@ def evaluate_files(
             targets,
             axis=axis,
             reduction=reduction,
-            label_smoothing=label_smoothing,
-            ignore_index=ignore_index,
-            z_loss=z_loss,
-            softcap=softcap,
-            temperature=temperature,
-            class_weight=class_weight,
             grad_out=grad_out,
             dtype=dtype,
             progress=lambda done, rows: bar.update(task, completed=done, total=rows),
+            **options,
         )
     if as_json:
         typer.echo(json.dumps(result.as_dict(), allow_nan=False))

@@ -17,6 +17,12 @@ from numba_ce.options import LossOptions
 Form = tuple[tuple[int, ...], tuple[int, ...], Any] | None
 #: The arrays that have one entry, or one row of entries, per row of the logits.
 OPERANDS = ("logits", "targets", "sample_weight", "grad", "hess")
+#: The options that are one number, and the fields of every plan that hold them; 0.0 for None.
+NUMBERS = {
+    name: "smoothing" if name == "label_smoothing" else name
+    for name in LossOptions._fields
+    if name not in ("ignore_index", "check_targets")
+}
 
 
 def form_of(array: Any) -> Form:
@@ -76,19 +82,19 @@ def _merged(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> list[list
 
 
 def describe_options(fields: dict[str, Any], options: LossOptions, kind: str, where: str) -> None:
-    """ignore_index, smoothing, z-loss, soft cap and temperature; after `describe_layout`.
+    """ignore_index and NUMBERS; after `describe_layout`.
 
     kind : of the logits; where : see `check_scale`
     """
     ignored = encoded_ignore_index(options.ignore_index, bool(fields["targets_signed"]))
     if ignored is not None:
         fields["has_ignore_index"], fields["ignore_index"] = True, ignored
-    fields["smoothing"], fields["z_loss"] = options.label_smoothing, options.z_loss
     if options.temperature != 1.0:
         check_scale("temperature", options.temperature, kind, where)
     if options.softcap is not None:
         check_scale("softcap", options.softcap, kind, where)
-    fields["temperature"], fields["softcap"] = options.temperature, options.softcap or 0.0
+    for name, field in NUMBERS.items():
+        fields[field] = getattr(options, name) or 0.0
 
 
 def describe_hess(fields: dict[str, Any], n_classes: int, kind: str) -> None:

@@ -6,14 +6,15 @@ import math
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
 from numba_ce import RowStats, row_stats
 from numba_ce._quiet import quiet
-from numba_ce._validate import Array, check_options, check_reduction
+from numba_ce._validate import Array
 from numba_ce.blocks import Block, Source, float_dtype
+from numba_ce.options import Keywords, check_options, check_reduction
 from numba_ce.results import mean_of
 from numba_ce.streaming import Options, Progress, run
 
@@ -97,23 +98,23 @@ def evaluate(
     targets: Any,
     *,
     axis: int = -1,
-    class_weight: Any = None,
     reduction: str = "mean",
     grad_out: Path | None = None,
     progress: Progress | None = None,
     dtype: Any = None,
-    **options: Any,
+    **options: Unpack[Keywords],
 ) -> Evaluation:
     """Everything that the command `eval` prints.
 
     logits : path or array of at least two axes, the classes along `axis`
     targets : path or array, class indices of the shape of the other axes
-    class_weight, dtype : as for `stream`
+    dtype, options : as for `stream`
     grad_out : .npy file for the gradient; it appears under its name when it is complete
     """
     if check_reduction(reduction) == "none":
         raise ValueError("reduction = 'none': expected 'mean' or 'sum'")
-    arguments = Options(axis, class_weight, check_options(**options), reduction)
+    class_weight, sample_weight, loss = check_options(options, "evaluate")
+    arguments = Options(axis, class_weight, loss, reduction)
     counts = _Counts(arguments)
     dtype = None if dtype is None else float_dtype(dtype)
     with closing(Source(logits, "logits", dtype)) as z, closing(Source(targets, "targets")) as y:
@@ -122,7 +123,7 @@ def evaluate(
                 f"targets have dtype {y.dtype} and the shape {y.shape} of the logits: expected "
                 "class indices, integers of that shape without the class axis"
             )
-        result = run(z, y, None, arguments, grad_out, progress, counts.visit, dtype)
+        result = run(z, y, sample_weight, arguments, grad_out, progress, counts.visit, dtype)
     kept, mean = counts.kept, float(result.loss)
     if reduction == "sum":
         mean = mean_of(mean, result.weight)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 
@@ -23,12 +23,10 @@ from numba_ce._validate import (
     as_array,
     check_integer,
     check_logits,
-    check_options,
-    check_reduction,
     make_problem,
     shown,
 )
-from numba_ce.options import LossOptions
+from numba_ce.options import Keywords, LossOptions, check_options, check_reduction, documented
 from numba_ce.results import clear_mean_over_nothing, compute_loss, mean_of, result_dtype
 from numba_ce.weights import is_ignored, mean_weights, stand_in, total_weight
 
@@ -233,6 +231,7 @@ class Gradients:
             self.bias += grad.sum(axis=0, dtype=np.float64)
 
 
+@documented
 @quiet
 def linear_cross_entropy(
     hidden: Any,
@@ -240,16 +239,9 @@ def linear_cross_entropy(
     targets: Any,
     *,
     bias: Any = None,
-    class_weight: Any = None,
-    sample_weight: Any = None,
-    label_smoothing: float = 0.0,
-    ignore_index: int | None = -100,
-    z_loss: float = 0.0,
-    softcap: float | None = None,
-    temperature: float = 1.0,
-    check_targets: bool = True,
     reduction: str = "mean",
     chunk_rows: int | None = None,
+    **options: Unpack[Keywords],
 ) -> Any:
     """Cross-entropy of the logits ``hidden @ weight.T + bias``, which are never held at once.
 
@@ -264,11 +256,10 @@ def linear_cross_entropy(
         Class indices (N,), or probabilities (N, C).
     bias : array_like of shape (C,), optional
         Of the dtype of `hidden`.
-    class_weight, sample_weight, label_smoothing, ignore_index, z_loss, softcap, temperature, \
-check_targets, reduction
-        As for `cross_entropy`.
+    reduction
     chunk_rows : int, optional
         Rows whose logits are held at a time; 512, or more if there are few classes.
+    **options
 
     Returns
     -------
@@ -289,15 +280,12 @@ check_targets, reduction
     >>> round(float(linear_cross_entropy(hidden, weight, [0, 1])), 6)
     0.239545
     """
-    options = check_options(
-        label_smoothing, ignore_index, z_loss, softcap, temperature, check_targets
-    )
-    layer = make_layer(
-        hidden, weight, targets, bias, class_weight, sample_weight, options, reduction, chunk_rows
-    )
+    checked = check_options(options, "linear_cross_entropy")
+    layer = make_layer(hidden, weight, targets, bias, *checked, reduction, chunk_rows)
     return run(layer, None)
 
 
+@documented
 @quiet
 def linear_cross_entropy_and_grad(
     hidden: Any,
@@ -305,16 +293,9 @@ def linear_cross_entropy_and_grad(
     targets: Any,
     *,
     bias: Any = None,
-    class_weight: Any = None,
-    sample_weight: Any = None,
-    label_smoothing: float = 0.0,
-    ignore_index: int | None = -100,
-    z_loss: float = 0.0,
-    softcap: float | None = None,
-    temperature: float = 1.0,
-    check_targets: bool = True,
     reduction: str = "mean",
     chunk_rows: int | None = None,
+    **options: Unpack[Keywords],
 ) -> LinearGrad:
     """`linear_cross_entropy` and its gradients with respect to hidden, weight and bias.
 
@@ -323,9 +304,13 @@ def linear_cross_entropy_and_grad(
 
     Parameters
     ----------
-    hidden, weight, targets, bias, class_weight, sample_weight, label_smoothing, ignore_index, \
-z_loss, softcap, temperature, check_targets, reduction, chunk_rows
-        As for `linear_cross_entropy`; the gradients of "none" are those of ``loss.sum()``.
+    hidden
+    weight
+    targets
+    bias
+    reduction
+    chunk_rows
+    **options
 
     Returns
     -------
@@ -357,12 +342,8 @@ z_loss, softcap, temperature, check_targets, reduction, chunk_rows
     array([[-0.25,  0.25],
            [ 0.25, -0.25]])
     """
-    options = check_options(
-        label_smoothing, ignore_index, z_loss, softcap, temperature, check_targets
-    )
-    layer = make_layer(
-        hidden, weight, targets, bias, class_weight, sample_weight, options, reduction, chunk_rows
-    )
+    checked = check_options(options, "linear_cross_entropy_and_grad")
+    layer = make_layer(hidden, weight, targets, bias, *checked, reduction, chunk_rows)
     gradients = Gradients(layer, of_hidden=True)
     loss = run(layer, gradients)
     assert gradients.hidden is not None

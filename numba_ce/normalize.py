@@ -16,9 +16,11 @@ from numba_ce._validate import (
     classes_last,
     on_device,
 )
+from numba_ce.options import documented
 from numba_ce.results import fresh_output, fresh_rows, result_dtype, returned
 
 
+@documented
 @quiet
 def logsumexp(logits: Any, axis: int = -1, *, keepdims: bool = False) -> Any:
     """``log(sum(exp(logits)))`` along an axis.
@@ -79,6 +81,7 @@ def _normalized(logits: Any, axis: Any, out: Any, what: str) -> Array:
     return returned(result) if out is None else out  # type: ignore[no-any-return]
 
 
+@documented
 @quiet
 def softmax(logits: Any, axis: int = -1, *, out: Any = None) -> Array:
     """``exp(logits) / sum(exp(logits))`` along an axis.
@@ -89,8 +92,7 @@ def softmax(logits: Any, axis: int = -1, *, out: Any = None) -> Array:
         float16, bfloat16, float32 or float64.
     axis : int
         The axis that sums to one.
-    out : ndarray, optional
-        As `out` of `cross_entropy_and_grad`; ``out=logits`` works in place.
+    out
 
     Returns
     -------
@@ -116,6 +118,7 @@ def softmax(logits: Any, axis: int = -1, *, out: Any = None) -> Array:
     return _normalized(logits, axis, out, "softmax")
 
 
+@documented
 @quiet
 def log_softmax(logits: Any, axis: int = -1, *, out: Any = None) -> Array:
     """``logits - logsumexp(logits)`` along an axis, without its cancellation.
@@ -126,8 +129,7 @@ def log_softmax(logits: Any, axis: int = -1, *, out: Any = None) -> Array:
         float16, bfloat16, float32 or float64.
     axis : int
         The axis whose probabilities sum to one.
-    out : ndarray, optional
-        As `out` of `cross_entropy_and_grad`; ``out=logits`` works in place.
+    out
 
     Returns
     -------

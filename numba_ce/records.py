@@ -14,7 +14,7 @@ Merging and finishing are plain NumPy: Dask chunks, MPI ranks and memory maps ne
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -26,13 +26,13 @@ from numba_ce._validate import (
     as_array,
     check_integer,
     check_logits,
-    check_options,
     check_out,
     classes_last,
     make_problem,
     on_device,
     shown,
 )
+from numba_ce.options import Keywords, check_options, documented
 from numba_ce.reference import finish, row_loss, times
 from numba_ce.results import fresh_output, inputs, returned
 from numba_ce.weights import check_indices
@@ -89,6 +89,7 @@ def _check_targets(problem: Problem, n_classes: int) -> Array | None:
     return check_indices(problem, n_classes)
 
 
+@documented
 @quiet
 def row_record(
     logits: Any,
@@ -97,19 +98,12 @@ def row_record(
     class_offset: int,
     n_classes: int,
     axis: int = -1,
-    class_weight: Any = None,
-    sample_weight: Any = None,
-    label_smoothing: float = 0.0,
-    ignore_index: int | None = -100,
-    z_loss: float = 0.0,
-    softcap: float | None = None,
-    temperature: float = 1.0,
-    check_targets: bool = True,
+    **options: Unpack[Keywords],
 ) -> Array:
     """The record of each row, from the logits of some of its classes.
 
     ``(m, S, t)``: maximum and sum of ``exp((z - m) / T)`` of all classes here but the target, the
-    target's logit, and the sums that the options need.
+    target's logit, and the sums that the options need. The options are the same for every shard.
 
     Parameters
     ----------
@@ -123,8 +117,8 @@ def row_record(
         Number of classes of the whole row.
     class_weight : array_like, optional
         The weights of the classes here.
-    axis, sample_weight, label_smoothing, ignore_index, z_loss, softcap, temperature, check_targets
-        As for `cross_entropy`; the same for every shard.
+    axis
+    **options
 
     Returns
     -------
@@ -151,10 +145,8 @@ def row_record(
     array([0.44019])
     """
     array, axis = check_logits(logits, axis)
-    options = check_options(
-        label_smoothing, ignore_index, z_loss, softcap, temperature, check_targets
-    )
-    problem = make_problem(array, targets, axis, class_weight, sample_weight, options, "none")
+    checked = check_options(options, "row_record")
+    problem = make_problem(array, targets, axis, *checked, "none")
     n_classes = check_integer(n_classes, "n_classes")
     here = problem.logits.shape[-1]
     if not max(here, 1) <= n_classes <= MOST_CLASSES:
@@ -167,7 +159,7 @@ def row_record(
     record = np.empty((*problem.logits.shape[:-1], N_FIELDS))
     if here == 0:
         bad = _check_targets(problem, n_classes)
-        record[...] = (-np.inf, 0, -np.inf, 0, 0, 0, 0, options.temperature, n_classes)
+        record[...] = (-np.inf, 0, -np.inf, 0, 0, 0, 0, problem.options.temperature, n_classes)
         if bad is not None:
             record[bad, 1] = np.nan
     elif record.size:
@@ -286,6 +278,7 @@ def loss_from_record(record: Any) -> Array:
     return np.asarray(row_loss(k, row, q, a, z_weight))
 
 
+@documented
 @quiet
 def grad_from_record(
     logits: Any,
@@ -294,30 +287,24 @@ def grad_from_record(
     *,
     class_offset: int,
     axis: int = -1,
-    class_weight: Any = None,
-    sample_weight: Any = None,
-    label_smoothing: float = 0.0,
-    ignore_index: int | None = -100,
-    z_loss: float = 0.0,
-    softcap: float | None = None,
-    temperature: float = 1.0,
-    check_targets: bool = True,
     out: Any = None,
+    **options: Unpack[Keywords],
 ) -> Array:
     """The gradient of the classes of one shard, from the record of the whole row.
 
-    ``Q p - q`` (`cross_entropy_and_grad`) for the sum of the losses of the rows.
+    ``Q p - q`` (`cross_entropy_and_grad`) for the sum of the losses of the rows. The options are
+    those with which the records were made.
 
     Parameters
     ----------
-    logits, targets, class_offset, class_weight
-        Of this shard, as for `row_record`.
+    logits
+    targets
+    class_offset
     record : array_like of float64, shape (..., 9)
         The merged record of all shards.
-    axis, sample_weight, label_smoothing, ignore_index, z_loss, softcap, temperature, check_targets
-        As they were for `row_record`.
-    out : ndarray, optional
-        As `out` of `cross_entropy_and_grad`.
+    axis
+    out
+    **options
 
     Returns
     -------
@@ -343,10 +330,8 @@ def grad_from_record(
     array([[-0.75,  0.25]])
     """
     array, axis = check_logits(logits, axis)
-    options = check_options(
-        label_smoothing, ignore_index, z_loss, softcap, temperature, check_targets
-    )
-    problem = make_problem(array, targets, axis, class_weight, sample_weight, options, "none")
+    checked = check_options(options, "grad_from_record")
+    problem = make_problem(array, targets, axis, *checked, "none")
     record, class_offset = (
         _check_record(record, "record"),
         check_integer(class_offset, "class_offset"),
@@ -357,15 +342,16 @@ def grad_from_record(
     if out is None:
         grad = fresh_output(array)
     else:
-        grad = check_out(out, array, (*inputs(problem, class_weight), (record, "record")))
+        others = inputs(problem, options.get("class_weight"))
+        grad = check_out(out, array, (*others, (record, "record")))
     if record.size:
         largest = record[..., 8].max()
         if not 1 <= largest <= MOST_CLASSES:
             raise ValueError(f"record names {largest} classes: expected a record from row_record")
-        made_with = record[..., 7]
-        if (other := made_with != options.temperature).any():
+        made_with, temperature = record[..., 7], problem.options.temperature
+        if (other := made_with != temperature).any():
             raise ValueError(
-                f"temperature = {options.temperature}: expected {made_with[other].flat[0]}, with "
+                f"temperature = {temperature}: expected {made_with[other].flat[0]}, with "
                 "which the record was made"
             )
         n_classes = int(largest)

@@ -11,7 +11,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Generator, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 
@@ -22,9 +22,7 @@ from numba_ce._validate import (
     Array,
     Problem,
     check_logits,
-    check_options,
     check_out,
-    check_reduction,
     make_problem,
 )
 from numba_ce.blocks import (
@@ -41,7 +39,7 @@ from numba_ce.blocks import (
     read_ahead,
 )
 from numba_ce.npy import Index, NpyWriter
-from numba_ce.options import LossOptions
+from numba_ce.options import Keywords, LossOptions, check_options, check_reduction, documented
 from numba_ce.results import (
     clear_mean_over_nothing,
     fresh_output,
@@ -298,23 +296,17 @@ def _assembled(
     return whole
 
 
+@documented
 def stream(
     logits: Any,
     targets: Any,
     *,
     axis: int = -1,
-    class_weight: Any = None,
-    sample_weight: Any = None,
-    label_smoothing: float = 0.0,
-    ignore_index: int | None = -100,
-    z_loss: float = 0.0,
-    softcap: float | None = None,
-    temperature: float = 1.0,
-    check_targets: bool = True,
     reduction: str = "mean",
     grad_out: Any = None,
     progress: Progress | None = None,
     dtype: Any = None,
+    **options: Unpack[Keywords],
 ) -> StreamResult:
     """`cross_entropy`, and its gradient, of logits that need not fit into memory.
 
@@ -327,12 +319,11 @@ def stream(
         An .npy file, or the directory of a Zarr array (extra `zarr`); a memory map, a Zarr or HDF5
         array, or whatever else has a shape, a dtype and slices; or blocks that follow each other
         along their first axis, each an array or a file. At least two axes.
-    targets, sample_weight : path, array, or iterable of arrays and paths
-        As for `cross_entropy`. With blocks of logits they may be blocks too, of the same rows.
-    class_weight : path or array_like of shape (C,), optional
-        As for `cross_entropy`.
-    axis, label_smoothing, ignore_index, z_loss, softcap, temperature, check_targets, reduction
-        As for `cross_entropy`.
+    targets : path, array, or iterable of arrays and paths
+        Class indices in the shape of `logits` without `axis`, or probabilities in the shape of
+        `logits`. With blocks of logits they may be blocks too, of the same rows.
+    axis
+    reduction
     grad_out : path or array, optional
         Where the gradient goes: an .npy file, which appears under its name when it is complete, or
         an array of the shape and dtype of the logits, as a memory map; ``grad_out=logits`` works
@@ -345,6 +336,11 @@ def stream(
         What "|V2" stands for, in files and arrays: NumPy stores bfloat16 (also as a gradient) as
         two bytes without a type. ``dtype="bfloat16"`` needs `ml_dtypes`; elsewhere
         ``numpy.load(path).view(ml_dtypes.bfloat16)`` does the same.
+    class_weight : path or array_like of shape (C,), optional
+        One weight per class, of any sign.
+    sample_weight : path, array, or iterable of arrays and paths, optional
+        One weight per row, of any sign; with blocks of logits it may be blocks too.
+    **options
 
     Returns
     -------
@@ -378,6 +374,6 @@ def stream(
     """
     if targets is None:
         raise TypeError("targets is None: expected a path, an array or an iterable of arrays")
-    loss = check_options(label_smoothing, ignore_index, z_loss, softcap, temperature, check_targets)
-    options = Options(axis, class_weight, loss, check_reduction(reduction))
-    return run(logits, targets, sample_weight, options, grad_out, progress, dtype=dtype)
+    class_weight, sample_weight, loss = check_options(options, "stream")
+    for_all = Options(axis, class_weight, loss, check_reduction(reduction))
+    return run(logits, targets, sample_weight, for_all, grad_out, progress, dtype=dtype)

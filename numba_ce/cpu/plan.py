@@ -20,6 +20,7 @@ from numba_ce.cpu.compile.jit import inlined, inner
 from numba_ce.cpu.compile.numba_core import raw_memcpy
 from numba_ce.cpu.simd.element import get
 from numba_ce.cpu.simd.vector import ROWS_ACROSS, VECTOR_BYTES
+from numba_ce.describe import NUMBERS
 
 
 class Kernel(NamedTuple):
@@ -95,10 +96,7 @@ FIXED = [
     # options
     ("has_ignore_index", "?"),
     ("ignore_index", "i8"),
-    ("smoothing", "f8"),
-    ("z_loss", "f8"),
-    ("softcap", "f8"),
-    ("temperature", "f8"),
+    *((field, "f8") for field in NUMBERS.values()),
     ("tempered", "f8", 4),  # exp.Reduction for the temperature
     ("capping", "f8", 4),  # exp.Reduction for softcap / 2
     # outputs: bytes from class to class

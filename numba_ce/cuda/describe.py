@@ -13,7 +13,8 @@ from numba_ce.cuda.plan import DEFAULTS, MAX_AXES, set_axes
 from numba_ce.cuda.stage import fits
 from numba_ce.cuda.thread_layout import FEW_CLASSES
 from numba_ce.cuda.walk import Access
-from numba_ce.describe import OPERANDS, Form, describe_layout, form_of, kind_number
+from numba_ce.describe import NUMBERS, OPERANDS, Form, describe_layout, form_of, kind_number
+from numba_ce.options import TABLE
 
 
 def float_name(dtype: Any) -> str:
@@ -117,12 +118,8 @@ def loss_kernel(fields: dict[str, Any], problem: Any, grad: Any, capability: Any
     kind = float_name(logits.dtype)
     size = KINDS[kind][0]
     grad_kind = None if grad is None else float_name(grad.dtype)
-    plain = (
-        not problem.probabilities
-        and options.label_smoothing == 0.0
-        and options.z_loss == 0.0
-        and options.softcap is None
-        and options.temperature == 1.0
+    plain = not problem.probabilities and all(
+        getattr(options, name) == TABLE[name].default for name in NUMBERS
     )
     one_axis = fields["length_2"] == 1
     suits = plain and one_axis and fields["logits_step"] == size

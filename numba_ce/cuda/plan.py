@@ -11,17 +11,14 @@ from collections import namedtuple
 from numba.core import types
 
 from numba_ce.cuda.intrinsics import inner
-from numba_ce.describe import OPERANDS
+from numba_ce.describe import NUMBERS, OPERANDS
 
 # Row axes that a kernel walks, neighbours merged where their strides allow
 MAX_AXES = 4
 _NAMES = tuple(tuple(f"{what}_{n}" for what in ("length", *OPERANDS)) for n in range(MAX_AXES))
 _AXES = sum(_NAMES, ())
 _FLOATS = (
-    "smoothing",
-    "z_loss",
-    "softcap",
-    "temperature",
+    *NUMBERS.values(),
     "grad_scale",  # 1 / denominator of the mean, or 1
     "hess_factor",  # hess = s max(factor Q p (1 - p), floor)
     "hess_floor",

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from mpi4py import MPI
@@ -21,7 +21,7 @@ from numpy.lib.array_utils import normalize_axis_index
 import numba_ce
 from numba_ce._foreign import numpy_array
 from numba_ce._quiet import quiet
-from numba_ce._validate import check_reduction
+from numba_ce.options import Keywords, check_reduction, documented, with_defaults
 from numba_ce.records import N_FIELDS, scaled
 from numba_ce.results import clear_mean_over_nothing, mean_scale, reduced, result_dtype
 from numba_ce.weights import mean_weights, row_weights
@@ -158,6 +158,7 @@ def _weights(
 # ---------------------------------------------------------------- public functions
 
 
+@documented
 @quiet
 def cross_entropy_and_grad(
     local_logits: Any,
@@ -167,21 +168,15 @@ def cross_entropy_and_grad(
     *,
     n_classes: int | None = None,
     axis: int = -1,
-    class_weight: Any = None,
-    sample_weight: Any = None,
-    label_smoothing: float = 0.0,
-    ignore_index: int | None = -100,
-    z_loss: float = 0.0,
-    softcap: float | None = None,
-    temperature: float = 1.0,
-    check_targets: bool = True,
     reduction: str = "mean",
     out: Any = None,
     collectives: int = 1,
+    **options: Unpack[Keywords],
 ) -> tuple[Any, Any]:
     """`numba_ce.cross_entropy_and_grad` of rows whose classes are spread over the ranks.
 
-    Every rank of `comm` calls it with its own classes, and the same rows in the same order.
+    Every rank of `comm` calls it with its own classes; rows, their order and the options
+    are the same on all.
 
     Parameters
     ----------
@@ -197,18 +192,18 @@ def cross_entropy_and_grad(
     n_classes : int, optional
         Number of classes of all ranks. If it is not given the ranks add theirs up, and make sure
         that all have as many rows, in one more collective of 24 bytes per rank.
-    class_weight : array_like, optional
-        The weights of the classes here. Given on all ranks or on none.
-    axis, sample_weight, label_smoothing, ignore_index, z_loss, softcap, temperature, check_targets
-        As for `numba_ce.cross_entropy`; the same on every rank.
-    reduction : {"mean", "sum", "none"}
-        As for `numba_ce.cross_entropy_and_grad`.
+    axis
+    reduction
     out : ndarray, optional
-        As for `numba_ce.cross_entropy_and_grad`, of the shape of `local_logits`.
+        Where the gradient goes: shape and dtype of `local_logits`, or float32 for 16-bit logits.
+        ``out=local_logits`` works in place.
     collectives : {1, 2}
         1: one reduction, of 80 bytes per row and 80 more, with an operation that merges records.
         2: a gather to the first rank, which merges, and a broadcast, where the MPI library or the
         communicator has no operations of its own.
+    class_weight : array_like, optional
+        The weights of the classes here. Given on all ranks or on none.
+    **options
 
     Returns
     -------
@@ -240,17 +235,9 @@ def cross_entropy_and_grad(
     >>> round(float(loss), 4)
     1.3863
     """
-    options: dict[str, Any] = {
-        "class_offset": class_offset,
-        "axis": axis,
-        "class_weight": class_weight,
-        "label_smoothing": label_smoothing,
-        "ignore_index": ignore_index,
-        "z_loss": z_loss,
-        "softcap": softcap,
-        "temperature": temperature,
-        "check_targets": check_targets,
-    }
+    given = with_defaults(options)
+    class_weight, sample_weight = given["class_weight"], given.pop("sample_weight")
+    shard: dict[str, Any] = {"class_offset": class_offset, "axis": axis, **given}
     error: Exception | None = None
     n_rows = here = 0
     logits: Any = None
@@ -271,11 +258,11 @@ def cross_entropy_and_grad(
         if error is None:
             _check_out(out, logits, axis)
             record = numba_ce.row_record(
-                logits, targets, n_classes=n_classes, sample_weight=sample_weight, **options
+                logits, targets, n_classes=n_classes, sample_weight=sample_weight, **shard
             )
             weights = _weights(
                 targets, record.shape[:-1], class_weight, sample_weight, comm.Get_rank() == 0,
-                n_classes=here, ignore_index=ignore_index, class_offset=class_offset,
+                n_classes=here, ignore_index=given["ignore_index"], class_offset=class_offset,
             )  # fmt: skip
             parts[:, :N_FIELDS] = record.reshape(-1, N_FIELDS)
             parts[:, N_FIELDS] = weights.ravel()
@@ -290,7 +277,7 @@ def cross_entropy_and_grad(
         record = scaled(record, mean_scale(weight))
         sample_weight = mean_weights(sample_weight, record.shape[:-1], weight)
     grad = numba_ce.grad_from_record(
-        logits, targets, record, sample_weight=sample_weight, out=out, **options
+        logits, targets, record, sample_weight=sample_weight, out=out, **shard
     )
     clear_mean_over_nothing(grad, weight, reduction)
     if reduction == "none":
@@ -298,6 +285,7 @@ def cross_entropy_and_grad(
     return reduced(float(loss.sum()), weight, reduction, dtype), grad
 
 
+@documented
 @quiet
 def row_sharded_cross_entropy_and_grad(
     local_logits: Any,
@@ -305,30 +293,32 @@ def row_sharded_cross_entropy_and_grad(
     comm: Any,
     *,
     axis: int = -1,
-    class_weight: Any = None,
-    sample_weight: Any = None,
-    ignore_index: int | None = -100,
     reduction: str = "mean",
     out: Any = None,
-    **options: Any,
+    **options: Unpack[Keywords],
 ) -> tuple[Any, Any]:
     """`numba_ce.cross_entropy_and_grad` of rows that are spread over the ranks.
 
-    Every rank calls it with its own rows, or none. What is exchanged is three numbers per rank, in
-    one collective. The gradient of the mean is divided afterwards, in one more pass over it.
+    Every rank calls it with its own rows, or none, and the same options. Three numbers per rank are
+    exchanged, in one collective. The gradient of the mean is divided afterwards, in one more pass
+    over it.
 
     Parameters
     ----------
-    local_logits, local_targets, sample_weight, out
-        Of the rows here, as for `numba_ce.cross_entropy_and_grad`.
-    comm : mpi4py.MPI.Comm
-        The ranks.
-    axis, class_weight, ignore_index
-        As for `numba_ce.cross_entropy_and_grad`; the same on every rank.
+    local_logits : array_like
+        The logits of the rows here, classes along `axis`.
+    local_targets : array_like
+        Class indices in the shape of `local_logits` without `axis`, or probabilities in its shape.
+    comm
+    axis
     reduction : {"mean", "sum", "none"}
         "mean" and "sum" are over the rows of all ranks; "none" gives the losses of the rows here.
+    out
+    class_weight : array_like of shape (C,), optional
+        One weight per class, of any sign.
+    sample_weight : array_like, optional
+        One weight per row here, of any sign; a row of weight 0 counts as ignored.
     **options
-        The other options of `numba_ce.cross_entropy_and_grad`.
 
     Returns
     -------
@@ -364,19 +354,12 @@ def row_sharded_cross_entropy_and_grad(
         logits = numpy_array(local_logits, "local_logits")
         targets = numpy_array(local_targets, "local_targets")
         loss, grad = numba_ce.cross_entropy_and_grad(
-            logits,
-            targets,
-            axis=axis,
-            class_weight=class_weight,
-            sample_weight=sample_weight,
-            ignore_index=ignore_index,
-            reduction="none",
-            out=out,
-            **options,
+            logits, targets, axis=axis, reduction="none", out=out, **options
         )
+        given = with_defaults(options)
         weights = _weights(
-            targets, np.shape(loss), class_weight, sample_weight, True,
-            n_classes=logits.shape[axis], ignore_index=ignore_index,
+            targets, np.shape(loss), given["class_weight"], given["sample_weight"], True,
+            n_classes=logits.shape[axis], ignore_index=given["ignore_index"],
         )  # fmt: skip
         numbers[:2] = np.sum(loss, dtype=np.float64), weights.sum()
     except Exception as caught:  # the other ranks are waiting for this one

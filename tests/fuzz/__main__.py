@@ -144,7 +144,8 @@ class Found:
 def raise_sites():
     """file:line of every `raise` of the modules that check arguments."""
     package = Path(find_spec("numba_ce").origin).parent  # the installed one, where that is tested
-    names = ("_validate.py", "api.py", "normalize.py", "records.py", "linear.py", "objective.py")
+    checked = "_validate options api normalize records linear objective"
+    names = [f"{module}.py" for module in checked.split()]
     for name in names:
         for node in ast.walk(ast.parse((package / name).read_text())):
             if isinstance(node, ast.Raise):

@@ -88,6 +88,13 @@ class Spoiler:
         self.arguments[name] = [[1.0], [1.0, 2.0]]
         return (ValueError, TypeError), name
 
+    def bad_name(self):
+        self.arguments["temprature"] = 2.0
+        return (
+            TypeError,
+            rf"{self.call.function}\(\) got an unexpected keyword argument 'temprature'",
+        )
+
     def bad_axis(self):
         if self.call.function == "multinomial_objective" or not self.has("logits"):
             return None

@@ -9,7 +9,7 @@ record and the block. No row is ever put together.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 import dask.array as da
 import numpy as np
@@ -30,23 +30,18 @@ from numba_ce.integrations.dask.graph import (
     rounded,
     total_of,
 )
+from numba_ce.options import Keywords, documented, with_defaults
 
 
+@documented
 @quiet
 def cross_entropy(
     logits: Any,
     targets: Any,
     *,
     axis: int = -1,
-    class_weight: Any = None,
-    sample_weight: Any = None,
-    label_smoothing: float = 0.0,
-    ignore_index: int | None = -100,
-    z_loss: float = 0.0,
-    softcap: float | None = None,
-    temperature: float = 1.0,
-    check_targets: bool = True,
     reduction: str = "mean",
+    **options: Unpack[Keywords],
 ) -> Any:
     """`numba_ce.cross_entropy` of a Dask array, lazily.
 
@@ -54,12 +49,16 @@ def cross_entropy(
     ----------
     logits : dask.array.Array
         In blocks of rows, of classes, or of both; at least two axes.
-    targets, sample_weight : dask.array.Array or array_like
-        As for `numba_ce.cross_entropy`; they are cut as the logits are.
+    targets : dask.array.Array or array_like
+        Class indices in the shape of `logits` without `axis`, or probabilities in the shape of
+        `logits`; cut as the logits are.
+    axis
+    reduction
     class_weight : array_like of shape (C,), optional
-        In memory.
-    axis, label_smoothing, ignore_index, z_loss, softcap, temperature, check_targets, reduction
-        As for `numba_ce.cross_entropy`.
+        One weight per class, of any sign, in memory.
+    sample_weight : dask.array.Array or array_like, optional
+        One weight per row, of any sign; cut as the logits are.
+    **options
 
     Returns
     -------
@@ -79,17 +78,10 @@ def cross_entropy(
     >>> round(float(cross_entropy(logits, da.zeros(100, dtype=int))), 4)
     2.0794
     """
-    options = {
-        "label_smoothing": label_smoothing,
-        "ignore_index": ignore_index,
-        "z_loss": z_loss,
-        "softcap": softcap,
-        "temperature": temperature,
-        "check_targets": check_targets,
-    }
-    arrays = make_arrays(
-        logits, targets, axis, class_weight, sample_weight, reduction=reduction, **options
-    )
+    arrays = make_arrays(logits, targets, axis, reduction=reduction, **options)
+    values = with_defaults(options)
+    class_weight, ignore_index = values.pop("class_weight"), values["ignore_index"]
+    del values["sample_weight"]
     if arrays.whole_rows:
         losses = arrays.call(
             tasks.loss,
@@ -97,10 +89,10 @@ def cross_entropy(
             *arrays.of_problem(),
             dtype=arrays.dtype,
             axis=arrays.axis,
-            **options,
+            **values,
         )
     else:
-        losses = losses_of(records_of(arrays, **options))
+        losses = losses_of(records_of(arrays, **values))
     if reduction == "none":
         return rounded(losses, arrays.dtype)
     total = total_of(losses)
@@ -110,22 +102,16 @@ def cross_entropy(
     return rounded(total, arrays.dtype)
 
 
+@documented
 @quiet
 def cross_entropy_and_grad(
     logits: Any,
     targets: Any,
     *,
     axis: int = -1,
-    class_weight: Any = None,
-    sample_weight: Any = None,
-    label_smoothing: float = 0.0,
-    ignore_index: int | None = -100,
-    z_loss: float = 0.0,
-    softcap: float | None = None,
-    temperature: float = 1.0,
-    check_targets: bool = True,
     reduction: str = "mean",
     reload: bool = False,
+    **options: Unpack[Keywords],
 ) -> tuple[Any, Any]:
     """`numba_ce.cross_entropy_and_grad` of a Dask array, lazily.
 
@@ -134,9 +120,11 @@ def cross_entropy_and_grad(
 
     Parameters
     ----------
-    logits, targets, axis, class_weight, sample_weight, label_smoothing, ignore_index, z_loss, \
-softcap, temperature, check_targets, reduction
-        As for `cross_entropy`.
+    logits
+    targets
+    axis
+    reduction
+    **options
     reload : bool
         With rows cut into several blocks of classes, all blocks of a band of rows stay in memory
         until the last of them has been seen. If True each is dropped, and read (or computed) again
@@ -163,17 +151,10 @@ softcap, temperature, check_targets, reduction
     >>> grad[0]
     array([-0.75,  0.25,  0.25,  0.25])
     """
-    options = {
-        "label_smoothing": label_smoothing,
-        "ignore_index": ignore_index,
-        "z_loss": z_loss,
-        "softcap": softcap,
-        "temperature": temperature,
-        "check_targets": check_targets,
-    }
-    arrays = make_arrays(
-        logits, targets, axis, class_weight, sample_weight, reduction=reduction, **options
-    )
+    arrays = make_arrays(logits, targets, axis, reduction=reduction, **options)
+    values = with_defaults(options)
+    class_weight, ignore_index = values.pop("class_weight"), values["ignore_index"]
+    del values["sample_weight"]
     denominator = None
     if reduction == "mean":
         denominator = denominator_of(arrays, ignore_index, class_weight)
@@ -189,7 +170,7 @@ softcap, temperature, check_targets, reduction
         arrays = arrays._replace(s=scaled)
     if arrays.whole_rows:
         both = arrays.call(
-            tasks.loss_and_grad, arrays.rows, *arrays.of_problem(), axis=arrays.axis, **options
+            tasks.loss_and_grad, arrays.rows, *arrays.of_problem(), axis=arrays.axis, **values
         )
         losses = arrays.call(
             tasks.field, arrays.rows, both, arrays.rows, field=0, dtype=arrays.dtype
@@ -199,20 +180,20 @@ softcap, temperature, check_targets, reduction
             new_axes={arrays.axis: arrays.z.shape[arrays.axis]},
         )  # fmt: skip
     else:
-        record = records_of(arrays, **options)
+        record = records_of(arrays, **values)
         losses = losses_of(record)
         z, last = clone(arrays.z) if reload else arrays.z, len(arrays.every)
         grad = arrays.call(
             tasks.grad, arrays.every, z, arrays.every, *arrays.of_problem()[2:],
             arrays.offset, (arrays.axis,), record, (*arrays.rows, last), dtype=arrays.z.dtype,
-            axis=arrays.axis, **options,
+            axis=arrays.axis, **values,
         )  # fmt: skip
     if reduction == "none":
         return rounded(losses, arrays.dtype), grad
     total = total_of(losses)
     if denominator is not None:
         total = arrays.call(tasks.nan_without, (), denominator, (), total, (), dtype=np.dtype("f8"))
-        if not check_targets:  # a bad target gave NaN
+        if not values["check_targets"]:  # a bad target gave NaN
             grad = arrays.call(
                 tasks.zero_without, arrays.every, denominator, (), grad, arrays.every,
                 dtype=grad.dtype,
@@ -220,6 +201,7 @@ softcap, temperature, check_targets, reduction
     return rounded(total, arrays.dtype), grad
 
 
+@documented
 @quiet
 def logsumexp(logits: Any, axis: int = -1, *, keepdims: bool = False) -> Any:
     """`numba_ce.logsumexp` of a Dask array, lazily.
@@ -230,8 +212,9 @@ def logsumexp(logits: Any, axis: int = -1, *, keepdims: bool = False) -> Any:
     ----------
     logits : dask.array.Array
         At least two axes.
-    axis, keepdims
-        As for `numba_ce.logsumexp`.
+    axis
+    keepdims : bool
+        Keep the class axis, with length 1.
 
     Returns
     -------
@@ -267,6 +250,7 @@ def logsumexp(logits: Any, axis: int = -1, *, keepdims: bool = False) -> Any:
     return da.expand_dims(lse, axis) if keepdims else lse
 
 
+@documented
 @quiet
 def row_stats(
     logits: Any, targets: Any = None, *, axis: int = -1, ignore_index: int | None = -100
@@ -279,8 +263,9 @@ def row_stats(
         At least two axes.
     targets : dask.array.Array or array_like of int, optional
         Class indices.
-    axis, ignore_index
-        As for `numba_ce.row_stats`.
+    axis
+    ignore_index : int or None
+        Rows with this class index have loss 0, target_logit NaN and rank C.
 
     Returns
     -------

@@ -12,6 +12,7 @@ from numpy.lib.array_utils import normalize_axis_index
 import numba_ce
 from numba_ce._foreign import numpy_array
 from numba_ce.integrations.dask import tasks
+from numba_ce.options import with_defaults
 from numba_ce.records import N_FIELDS
 from numba_ce.results import result_dtype
 from numba_ce.weights import row_weights
@@ -133,8 +134,9 @@ def make_arrays(
         w = da.from_array(class_weight.astype(np.float64), chunks=(classes,))
     if y.ndim < logits.ndim and options.get("check_targets", True):
         # Here, where it is known which part of the targets a block is; once for the rows of a band
+        ignore_index = with_defaults(options)["ignore_index"]
         y = y.map_blocks(
-            tasks.checked, logits.shape[axis], options.get("ignore_index"), dtype=y.dtype,
+            tasks.checked, logits.shape[axis], ignore_index, dtype=y.dtype,
             meta=np.empty((0,) * y.ndim, y.dtype),
         )  # fmt: skip
     starts = np.cumsum((0, *classes[:-1]))
