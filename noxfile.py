@@ -1,5 +1,8 @@
 """nox: the suite on the installed wheel, for each Python, with the oldest and the newest libraries.
 
+Two more sessions need root and Debian's packages, and run by their names alone: `nox -s python314`,
+the suite under Python 3.14, and `nox -s arm64`, the tests of the kernels on an emulated ARM64.
+
 `nox` runs all of it, `nox -s "tests-3.12(lowest)" -- -k cache` a part. The interpreters have to be
 there; with pyenv: PYENV_VERSION=3.11.7:3.12.1:3.13.0 nox.
 """
@@ -27,6 +30,7 @@ print("numba", numba.__version__, "numpy", np.__version__, "threads", numba.thre
 """
 
 nox.options.error_on_missing_interpreters = True
+nox.options.sessions = ["tests"]
 
 
 def lowest() -> list[str]:
@@ -65,3 +69,16 @@ def tests(session: nox.Session, versions: str) -> None:
     session.install(f"{wheel}[test]", *pins)
     session.run("pip", "check")
     session.run("pytest", "-q", *session.posargs)
+
+
+@nox.session
+def python314(session: nox.Session) -> None:
+    """The suite on the installed wheel in Debian's unstable, whose Python is 3.14."""
+    session.run("python", "-m", "tools.pythons", "3.14", ".nox/debian", "-m", "pytest", "-q",
+                *session.posargs)  # fmt: skip
+
+
+@nox.session
+def arm64(session: nox.Session) -> None:
+    """The numerical tests of the kernels under qemu, hours of them; `-- --few` takes minutes."""
+    session.run("python", "-m", "tests.arm64", ".nox/arm64", *session.posargs)
