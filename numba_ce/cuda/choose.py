@@ -79,8 +79,7 @@ def blocks_per_processor(kernel, capability):
         wide = False
         if isinstance(kernel, Kernel):
             wide = kernel.operation == "hess" and kernel.access.kind == "float64"
-            dense = kernel.smoothing or kernel.probabilities
-            wide |= dense and kernel.access.staged and capability < CLUSTERS_FROM
+            wide |= kernel.dense and kernel.access.staged and capability < CLUSTERS_FROM
         return 1 if wide else 512 // THREADS
     if capability < CLUSTERS_FROM:
         return 512 // kernel.threads

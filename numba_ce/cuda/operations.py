@@ -12,7 +12,7 @@ import numpy as np
 
 from numba_ce._validate import Problem, bad_target_error
 from numba_ce.cuda.describe import (
-    access_of,
+    arrange,
     describe_class_weight,
     described,
     float_name,
@@ -22,8 +22,7 @@ from numba_ce.cuda.describe import (
 from numba_ce.cuda.driver import current_driver
 from numba_ce.cuda.kernel import Kernel
 from numba_ce.cuda.launch import launch
-from numba_ce.cuda.plan import NO_ROW, STATE_BYTES
-from numba_ce.cuda.targets import NOTHING
+from numba_ce.cuda.plan import NO_ROW, NOTHING, STATE_BYTES
 from numba_ce.cuda.totals import n_partials
 from numba_ce.describe import describe_hess, describe_options, describe_shard
 
@@ -169,15 +168,14 @@ def row_stats(problem: Problem, outputs: dict[str, Any], place: Place) -> None:
 
 def normalize(logits: Any, what: str, out: Any, place: Place) -> None:
     """softmax, log_softmax or logsumexp."""
-    kind = logits.dtype.name
+    kind = float_name(logits.dtype)
     if what == "logsumexp":
         fields = described(logits)
         _point_results(fields, {"lse": out})
-        kernel = Kernel(what, access_of(fields, kind, False, None, 2))
+        kernel = Kernel(what, arrange(fields, kind))
     else:
-        fields = described(logits, grad=out)
-        out_kind = out.dtype.name
-        kernel = Kernel(what, access_of(fields, kind, False, out_kind, 2), grad_kind=out_kind)
+        fields, out_kind = described(logits, grad=out), float_name(out.dtype)
+        kernel = Kernel(what, arrange(fields, kind, False, out_kind), grad_kind=out_kind)
     launch(kernel, fields, *place)
 
 

@@ -86,7 +86,7 @@ class Place(NamedTuple):
     first: int  # chunk of the thread; the others follow at equal distances
     source: int  # addresses of the row
     grad: int
-    targets_at: int
+    targets_at: int  # bytes from the first row; an address would spill
     weight_at: int
     head: int  # classes before the first full chunk
     n_chunks: int
@@ -229,6 +229,10 @@ def make_resident_kernel(kernel):
     set_cluster, exp_below = make_cluster_setter(cluster), make_exp_below(kind)
 
     @inner
+    def target_of(plan, at):
+        return index_target(plan, plan.targets + at.targets_at, plan.sample_weight + at.weight_at)
+
+    @inner
     def find_place(plan, thread, block):
         """Where a thread stands, and which classes are its own."""
         rank, place, row = np.int64(0), thread, block
@@ -247,8 +251,8 @@ def make_resident_kernel(kernel):
             edge = place if place < head else place + n_chunks * lanes
         first = rank * sharing + place
         return Place(
-            row, active, first, source, plan.grad + row * plan.grad_3, row * plan.targets_3,
-            row * plan.sample_weight_3, head, n_chunks, edge,
+            row, active, first, source, plan.grad + row * plan.grad_3,
+            row * plan.targets_3, row * plan.sample_weight_3, head, n_chunks, edge,
         )  # fmt: skip
 
     def resident(plan):
@@ -269,7 +273,7 @@ def make_resident_kernel(kernel):
 
         # The read. Nothing of an ignored or bad row: all masked, it gives 0 x factor
         at = find_place(plan, thread, block)
-        target = index_target(plan, at.targets_at, at.weight_at)
+        target = target_of(plan, at)
         grad_scale = grad_scale_of(plan)
         kept, k = at.active and target.status == KEPT and grad_scale != 0.0, target.k
         left = at.n_chunks - at.first if kept else 0
@@ -336,7 +340,7 @@ def make_resident_kernel(kernel):
         if not at.active:
             return
         if owner:
-            target = index_target(plan, at.targets_at, at.weight_at)
+            target = target_of(plan, at)
             end = finish_row(np.float64(row_max), np.float64(total_exp), np.float64(t), 1.0)
             if wants_grad:  # after the store above: the same thread, so in this order
                 g_k = -target.weight * grad_scale_of(plan) * target.q * end.rest

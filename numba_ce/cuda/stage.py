@@ -29,10 +29,10 @@ from numba_ce.cuda.intrinsics import (
 )
 from numba_ce.cuda.plan import locate
 from numba_ce.cuda.quads import add, made, over
-from numba_ce.cuda.thread_layout import STAGED, THREADS, rows_of_block
+from numba_ce.cuda.thread_layout import THREADS
 
 SLOTS = 4  # 16 bytes that each thread has under way
-ROW_BYTES = 40 << 10  # of a row alone: with what else a block needs, below the 48 KB of any device
+ROW_BYTES = 40 << 10  # of a block: with what else a block needs, below the 48 KB of any device
 load_quad, store_quad = make_quad_loader("words"), make_quad_storer("words")
 
 
@@ -46,23 +46,20 @@ class Run(NamedTuple):
     n_quads: int  # full 16 bytes
 
 
-def fits(kind, n_classes):
-    """Whether a row can be staged."""
-    return n_classes * KINDS[kind][0] <= ROW_BYTES
+def fits(kind, n_classes, n_rows=1):
+    """Whether so many rows can be staged at once."""
+    return n_rows * n_classes * KINDS[kind][0] <= ROW_BYTES
 
 
-def stage_bytes(access, n_classes):
-    """Shared memory for the rows of a block, with any skew."""
-    if access.layout not in STAGED:
-        return 0
-    nbytes = rows_of_block(access.layout, n_classes) * n_classes * KINDS[access.kind][0] + 16
-    return nbytes + (nbytes // 128 + 1) * stage_gap(access.kind)
+def stage_bytes(kind, n_classes, n_rows):
+    """Shared memory for so many rows, with any skew."""
+    nbytes = n_rows * n_classes * KINDS[kind][0] + 16
+    return nbytes + (nbytes // 128 + 1) * stage_gap(kind)
 
 
 @cache
-def make_stager(access):
+def make_stager(kind):
     """The functions (find, bring, leave): the `Run` of a block's rows, its way in and out."""
-    kind = access.kind
     size, lanes, _ = KINDS[kind]
     load, store = make_element_loader(kind), make_element_storer(kind)
     read, write = make_stage_loader(kind), make_stage_storer(kind)

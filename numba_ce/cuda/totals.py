@@ -15,13 +15,12 @@ from numba_ce.cuda.finish import put_result
 from numba_ce.cuda.intrinsics import load_f64, load_i64, store
 from numba_ce.cuda.plan import NO_ROW, locate
 from numba_ce.cuda.targets import BAD, KEPT, index_target, load_weight
-from numba_ce.cuda.thread_layout import THREADS, make_block_reducer
+from numba_ce.cuda.thread_layout import THREADS, make_reducer, make_team
 
 MAX_PARTIALS = 1024
 ROWS_PER_PARTIAL = 4 * THREADS  # at least
 
-_sum = make_block_reducer("sum")
-_min = make_block_reducer("min")
+_sum, _min = make_reducer("sum"), make_reducer("min")
 
 
 def n_partials(n_rows):
@@ -40,16 +39,16 @@ def scan(plan):
     while row < end:
         _, targets_at, weight_at, _, _ = locate(plan, row)
         if plan.targets_bytes == 0:  # probabilities
-            weight += load_weight(plan, weight_at)
+            weight += load_weight(plan, plan.sample_weight + weight_at)
         else:
-            target = index_target(plan, targets_at, weight_at)
+            target = index_target(plan, plan.targets + targets_at, plan.sample_weight + weight_at)
             if target.status == BAD:
                 bad = min(bad, row)
             elif target.status == KEPT:
                 weight += target.weight * target.z_weight
         row += THREADS
-    weight = _sum(weight, shared)
-    first_bad = _min(np.float64(bad), shared)
+    weight = _sum(weight, make_team(5, 1), shared)
+    first_bad = _min(np.float64(bad), make_team(5, 1), shared)
     if thread == 0:
         store(plan.partial + block * 8, weight)
         store(plan.partial_bad + block * 8, np.int64(first_bad))
@@ -66,7 +65,7 @@ def add_losses(plan):
     while row < end:
         loss += load_f64(plan.row_loss + row * 8)
         row += THREADS
-    loss = _sum(loss, shared)
+    loss = _sum(loss, make_team(5, 1), shared)
     if thread == 0:
         store(plan.partial + block * 8, loss)
 
@@ -82,8 +81,8 @@ def fold(plan):
         if plan.partial_bad != 0:
             bad = min(bad, load_i64(plan.partial_bad + i * 8))
         i += THREADS
-    value = _sum(value, shared)
-    first_bad = _min(np.float64(bad), shared)
+    value = _sum(value, make_team(5, 1), shared)
+    first_bad = _min(np.float64(bad), make_team(5, 1), shared)
     if thread != 0:
         return
     if plan.partial_bad != 0:
