@@ -251,6 +251,7 @@ def make_general_kernel(kernel):
         team = make_team(plan.lanes, plan.across)
         at_once = types.int64(at_once_on_device(plan.lanes, plan.across))
         first = types.int64(cuda.blockIdx.x) * at_once
+        unknown = types.int64(cuda.gridDim.y - 1)
         while first < plan.n_rows:
             number, byte = first + team.lane, types.int64(0)
             active = number < plan.n_rows
@@ -262,7 +263,10 @@ def make_general_kernel(kernel):
                 byte = run.skew + (number - first) * plan.n_classes * size
             do_row(plan, place_row(plan, number, active, team, byte), shared, slots)
             if through:
-                leave(run, plan.grad + locate(plan, first)[3], thread)
+                # Found again (`unknown` is 0): kept meanwhile, it would take ten registers
+                again = first + unknown
+                run = find_run(plan, again, min(at_once, plan.n_rows - again))
+                leave(run, plan.grad + locate(plan, again)[3], thread)
             cuda.syncthreads()  # the next rows use the same shared memory
             first += types.int64(cuda.gridDim.x) * at_once
 

@@ -6,6 +6,7 @@ another kernel, and a launch packs plain numbers.
 """
 
 from functools import cache
+from inspect import Parameter, Signature
 
 from llvmlite import ir
 from numba import cuda
@@ -35,9 +36,35 @@ def _global(builder, address, ty):
     return builder.inttoptr(address, ty.as_pointer(GLOBAL))
 
 
-def _asm(builder, result, text, constraints, args, side_effect=False):
+def _asm(builder, result, text, constraints, args):
     signature = ir.FunctionType(result, [a.type for a in args])
-    return builder.call(ir.InlineAsm(signature, text, constraints, side_effect), args)
+    code = ir.InlineAsm(signature, text, constraints, side_effect="memory" in constraints)
+    return builder.call(code, args)
+
+
+CONSTRAINTS = {types.uint32: "r", types.float32: "f", types.float64: "d", types.uint16: "h"}
+
+
+def ptx(text, result, *arguments, memory=False):
+    """The device function of some PTX: $0 is the result, if any, and what follows the arguments.
+
+    memory : whether memory accesses stay on their side of it
+    """
+    letters = [CONSTRAINTS[argument] for argument in arguments] + ["~{memory}"] * memory
+    if result != types.void:
+        letters.insert(0, "=" + CONSTRAINTS[result])
+
+    def operation(typingctx, *values):
+        def codegen(context, builder, sig, args):
+            of_result = ir.VoidType() if result == types.void else context.get_value_type(result)
+            value = _asm(builder, of_result, text, ",".join(letters), args)
+            return context.get_dummy_value() if result == types.void else value
+
+        return result(*arguments), codegen
+
+    names = ["typingctx", *(f"argument_{i}" for i in range(len(arguments)))]
+    operation.__signature__ = Signature([Parameter(n, Parameter.POSITIONAL_ONLY) for n in names])
+    return intrinsic(operation)
 
 
 # ---------------------------------------------------------------- single elements in global memory
@@ -114,28 +141,25 @@ def make_element_storer(kind):
     return _storer(kind, _at)
 
 
-def _scalar_loader(result, stored, signed=False):
-    """Integers are widened to int64; a uint64 above the int64 range becomes negative, no class."""
+@cache
+def make_integer_loader(size, signed):
+    """The function that widens an integer of so many bytes to int64; large uint64 turn negative."""
+    stored = ir.IntType(8 * size)
 
     @intrinsic
     def load(typingctx, address):
         def codegen(context, builder, sig, args):
-            size = stored.width // 8 if isinstance(stored, ir.IntType) else 8
             raw = builder.load(_global(builder, args[0], stored), align=size)
-            if not isinstance(stored, ir.IntType) or stored.width == 64:
+            if size == 8:
                 return raw
             return builder.sext(raw, I64) if signed else builder.zext(raw, I64)
 
-        return result(types.int64), codegen
+        return types.int64(types.int64), codegen
 
     return load
 
 
-load_i64 = _scalar_loader(types.int64, I64)
-load_u32, load_i32 = (_scalar_loader(types.int64, I32, signed) for signed in (False, True))
-load_u16, load_i16 = (_scalar_loader(types.int64, I16, signed) for signed in (False, True))
-load_u8, load_i8 = (_scalar_loader(types.int64, I8, signed) for signed in (False, True))
-load_f64 = _scalar_loader(types.float64, F64)
+load_i64, load_f64 = make_integer_loader(8, True), make_element_loader("float64")
 
 
 @intrinsic
@@ -299,105 +323,41 @@ def make_unpacker(kind):
     return unpack
 
 
-def _word_operation(text):
-    """Inline PTX from two words to a word."""
-
-    @intrinsic
-    def operation(typingctx, a, b):
-        def codegen(context, builder, sig, args):
-            return _asm(builder, I32, text, "=r,r,r", args)
-
-        return types.uint32(types.uint32, types.uint32), codegen
-
-    return operation
-
-
 # Half as many instructions as on unpacked values, and the row stays packed (sm_80)
+_WORD = types.uint32
 packed_maximum = {
-    "bfloat16": _word_operation("max.bf16x2 $0, $1, $2;"),
-    "float16": _word_operation("max.f16x2 $0, $1, $2;"),
+    "bfloat16": ptx("max.bf16x2 $0, $1, $2;", _WORD, _WORD, _WORD),
+    "float16": ptx("max.f16x2 $0, $1, $2;", _WORD, _WORD, _WORD),
 }
-
-
-def _packer(text):
-    @intrinsic
-    def pack(typingctx, low, high):
-        def codegen(context, builder, sig, args):
-            return _asm(builder, I32, text, "=r,f,f", [args[1], args[0]])
-
-        return types.uint32(types.float32, types.float32), codegen
-
-    return pack
-
-
-# One instruction rounds two floats (sm_80)
+# One instruction rounds two floats, the second one being the lower (sm_80)
 packer = {
-    "bfloat16": _packer("cvt.rn.bf16x2.f32 $0, $1, $2;"),
-    "float16": _packer("cvt.rn.f16x2.f32 $0, $1, $2;"),
+    "bfloat16": ptx("cvt.rn.bf16x2.f32 $0, $2, $1;", _WORD, types.float32, types.float32),
+    "float16": ptx("cvt.rn.f16x2.f32 $0, $2, $1;", _WORD, types.float32, types.float32),
 }
 
 # ---------------------------------------------------------------- arithmetic
 
-
-def _float_operation(text, n):
-    """Inline PTX on float32."""
-    constraints = ",".join(["=f"] + ["f"] * n)
-
-    def codegen(context, builder, sig, args):
-        return _asm(builder, F32, text, constraints, args)
-
-    if n == 1:
-
-        @intrinsic
-        def operation(typingctx, x):
-            return types.float32(types.float32), codegen
-    elif n == 3:
-
-        @intrinsic
-        def operation(typingctx, x, y, z):
-            return types.float32(types.float32, types.float32, types.float32), codegen
-    else:
-
-        @intrinsic
-        def operation(typingctx, x, y):
-            return types.float32(types.float32, types.float32), codegen
-
-    return operation
-
-
+_REAL = types.float32
 # 2**x, off by 2 units in the last place at most; not .ftz: gradients may be subnormal
-ex2 = _float_operation("ex2.approx.f32 $0, $1;", 1)
+ex2 = ptx("ex2.approx.f32 $0, $1;", _REAL, _REAL)
 # what a product loses: x * y - (x * y) written as such may be folded to 0
-fma = _float_operation("fma.rn.f32 $0, $1, $2, $3;", 3)
+fma = ptx("fma.rn.f32 $0, $1, $2, $3;", _REAL, _REAL, _REAL, _REAL)
 # the nearest integer, as a float32
-nearest = _float_operation("cvt.rni.f32.f32 $0, $1;", 1)
+nearest = ptx("cvt.rni.f32.f32 $0, $1;", _REAL, _REAL)
 # one instruction; ignores NaN (Python's max compiles to a comparison that may keep either)
-maximum_f32 = _float_operation("max.f32 $0, $1, $2;", 2)
-minimum_f32 = _float_operation("min.f32 $0, $1, $2;", 2)
+maximum_f32 = ptx("max.f32 $0, $1, $2;", _REAL, _REAL, _REAL)
+minimum_f32 = ptx("min.f32 $0, $1, $2;", _REAL, _REAL, _REAL)
 
 # ---------------------------------------------------------------- blocks and clusters
 
-
-def _statement(text):
-    """Inline PTX without operands; memory accesses stay on their side of it."""
-
-    @intrinsic
-    def statement(typingctx):
-        def codegen(context, builder, sig, args):
-            _asm(builder, ir.VoidType(), text, "~{memory}", [], side_effect=True)
-            return context.get_dummy_value()
-
-        return types.void(), codegen
-
-    return statement
-
-
 # The barrier of the mbarrier's initialisation is visible to the cluster before anybody arrives; the
 # relaxed form, because .release would wait for all the loads that it is meant to overlap
-cluster_arrive = _statement(
-    "fence.mbarrier_init.release.cluster; barrier.cluster.arrive.relaxed.aligned;"
+cluster_arrive = ptx(
+    "fence.mbarrier_init.release.cluster; barrier.cluster.arrive.relaxed.aligned;",
+    types.void,
+    memory=True,
 )
-cluster_wait = _statement("barrier.cluster.wait.acquire.aligned;")
+cluster_wait = ptx("barrier.cluster.wait.acquire.aligned;", types.void, memory=True)
 
 
 @cache
@@ -422,54 +382,46 @@ def make_cluster_setter(size):
     return set_cluster
 
 
-def _shared_address(context, builder, array_type, array, index):
+@intrinsic
+def shared_address(typingctx, array, index):
     """The 32-bit address of an element of a shared array."""
-    data = context.make_array(array_type)(context, builder, array).data
-    generic = builder.ptrtoint(builder.gep(data, [index]), I64)
-    text = "{ .reg .u64 t; cvta.to.shared.u64 t, $1; cvt.u32.u64 $0, t; }"
-    return _asm(builder, I32, text, "=r,l", [generic])
 
+    def codegen(context, builder, sig, args):
+        data = context.make_array(sig.args[0])(context, builder, args[0]).data
+        generic = builder.ptrtoint(builder.gep(data, [args[1]]), I64)
+        text = "{ .reg .u64 t; cvta.to.shared.u64 t, $1; cvt.u32.u64 $0, t; }"
+        return _asm(builder, I32, text, "=r,l", [generic])
 
-def _mbarrier_operation(text):
-    """Inline PTX on the mbarrier in element 0 of a shared array, and a number."""
-
-    @intrinsic
-    def operation(typingctx, barrier, value):
-        def codegen(context, builder, sig, args):
-            address = _shared_address(context, builder, sig.args[0], args[0], I64(0))
-            _asm(builder, ir.VoidType(), text, "r,r,~{memory}", [address, args[1]], True)
-            return context.get_dummy_value()
-
-        return types.void(barrier, types.uint32), codegen
-
-    return operation
+    return types.uint32(array, types.int64), codegen
 
 
 # The blocks of a cluster exchange sums by stores that count their bytes at the receiver's mbarrier:
-# it waits for the data itself; a barrier of the whole cluster would be waited for twice
-mbarrier_init = _mbarrier_operation("mbarrier.init.shared::cta.b64 [$0], $1;")
-mbarrier_expect = _mbarrier_operation("mbarrier.arrive.expect_tx.shared::cta.b64 _, [$0], $1;")
-mbarrier_wait = _mbarrier_operation(
-    "{ .reg .pred p; W_${:uid}: mbarrier.try_wait.parity.shared::cta.b64 p, [$0], $1; "
-    "@p bra D_${:uid}; bra W_${:uid}; D_${:uid}: }"
+# it waits for the data itself; a barrier of the whole cluster would be waited for twice.
+# Each takes the address of an mbarrier, and a number
+mbarrier_init = ptx(
+    "mbarrier.init.shared::cta.b64 [$0], $1;", types.void, _WORD, _WORD, memory=True
 )
-
-
-@intrinsic
-def send_pair(typingctx, array, index, barrier, rank, a, b):
-    """Write two float64 to array[index], array[index + 1] of another block of the cluster."""
-
-    def codegen(context, builder, sig, args):
-        to = _shared_address(context, builder, sig.args[0], args[0], args[1])
-        bar = _shared_address(context, builder, sig.args[2], args[2], I64(0))
-        values = [builder.bitcast(v, I64) for v in args[4:]]
-        text = (
-            "{ .reg .u32 ra, rm; mapa.shared::cluster.u32 ra, $0, $2; "
-            "mapa.shared::cluster.u32 rm, $1, $2; "
-            "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b64 [ra], {$3, $4}, [rm]; }"
-        )
-        operands = [to, bar, args[3], *values]
-        _asm(builder, ir.VoidType(), text, "r,r,r,l,l,~{memory}", operands, side_effect=True)
-        return context.get_dummy_value()
-
-    return types.void(array, index, barrier, types.uint32, types.float64, types.float64), codegen
+mbarrier_expect = ptx(
+    "mbarrier.arrive.expect_tx.shared::cta.b64 _, [$0], $1;", types.void, _WORD, _WORD, memory=True
+)
+mbarrier_wait = ptx(
+    "{ .reg .pred p; W_${:uid}: mbarrier.try_wait.parity.shared::cta.b64 p, [$0], $1; "
+    "@p bra D_${:uid}; bra W_${:uid}; D_${:uid}: }",
+    types.void,
+    _WORD,
+    _WORD,
+    memory=True,
+)
+# (address, mbarrier, block, a, b): two float64 to an address of another block of the cluster
+send_pair = ptx(
+    "{ .reg .u32 ra, rm; .reg .b64 a, b; mov.b64 a, $3; mov.b64 b, $4; "
+    "mapa.shared::cluster.u32 ra, $0, $2; mapa.shared::cluster.u32 rm, $1, $2; "
+    "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b64 [ra], {a, b}, [rm]; }",
+    types.void,
+    _WORD,
+    _WORD,
+    _WORD,
+    types.float64,
+    types.float64,
+    memory=True,
+)

@@ -18,6 +18,7 @@ from numba_ce.cuda.intrinsics import (
     maximum_f32,
     mbarrier_wait,
     send_pair,
+    shared_address,
 )
 from numba_ce.cuda.thread_layout import ALL_LANES
 
@@ -111,8 +112,9 @@ def make_blocks_merger(cluster):
         thread = cuda.threadIdx.x
         cluster_wait()  # every block has set up its barrier
         if thread < cluster:
-            send_pair(inbox, rank * 2, barrier, types.uint32(thread), np.float64(m), sum_exp)
-        mbarrier_wait(barrier, types.uint32(0))  # all parts have arrived here
+            to, at_barrier = shared_address(inbox, rank * 2), shared_address(barrier, 0)
+            send_pair(to, at_barrier, types.uint32(thread), np.float64(m), sum_exp)
+        mbarrier_wait(shared_address(barrier, 0), types.uint32(0))  # all parts have arrived here
         lane = thread % 32
         m, sum_exp = MINUS_INF, 0.0
         if lane < cluster:

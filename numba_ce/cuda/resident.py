@@ -40,6 +40,7 @@ from numba_ce.cuda.intrinsics import (
     mbarrier_init,
     packed_maximum,
     packer,
+    shared_address,
 )
 from numba_ce.cuda.kernel import grad_scale_of
 from numba_ce.cuda.quads import add, join, made, over
@@ -267,8 +268,9 @@ def make_resident_kernel(kernel):
             inbox = cuda.shared.array(inbox_size, np.float64)
             barrier = cuda.shared.array(1, np.uint64)
             if thread == 0:
-                mbarrier_init(barrier, types.uint32(1))
-                mbarrier_expect(barrier, inbox_bytes)
+                at_barrier = shared_address(barrier, 0)
+                mbarrier_init(at_barrier, types.uint32(1))
+                mbarrier_expect(at_barrier, inbox_bytes)
             cluster_arrive()  # waited for after the loads
 
         # The read. Nothing of an ignored or bad row: all masked, it gives 0 x factor
