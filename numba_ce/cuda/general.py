@@ -21,7 +21,7 @@ from numba_ce.cuda.finish import (
     row_loss,
     target_gradient,
 )
-from numba_ce.cuda.intrinsics import KINDS, inner, store
+from numba_ce.cuda.intrinsics import KINDS, inner, make_loader, store
 from numba_ce.cuda.kernel import (
     grad_scale_of,
     make_logit_reader,
@@ -34,7 +34,7 @@ from numba_ce.cuda.record import make_from_record_operation, make_record_operati
 from numba_ce.cuda.stage import make_stager
 from numba_ce.cuda.targets import BAD, IGNORED, KEPT, index_target, load_q, load_weight
 from numba_ce.cuda.thread_layout import THREADS, make_team, rows_at_once, tell
-from numba_ce.cuda.walk import make_logit_loader, staged_out
+from numba_ce.cuda.walk import staged_out
 from numba_ce.cuda.write import make_gradient_writer, make_hess_writer, make_log_softmax_writer
 
 at_once_on_device = inner(rows_at_once)
@@ -126,7 +126,7 @@ def make_stats_operation(kernel):
     """The statistics of a row, with targets also what they say; or logsumexp alone."""
     access, everything = kernel.access, kernel.operation == "stats"
     measure, find_peak = make_measurer(access, stats=everything), make_peak_finder(access)
-    load, zero = make_logit_loader(access), KINDS[access.kind][2](0)
+    load, zero = make_loader(access.kind, access.staged), KINDS[access.kind][2](0)
 
     @inner
     def do_row(plan, row, shared, slots):

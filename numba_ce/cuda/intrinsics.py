@@ -32,7 +32,7 @@ def inner(function):
     return cuda.jit(device=True, forceinline=True)(function)
 
 
-def _global(builder, address, ty):
+def _global(builder, address, ty, size=0):
     return builder.inttoptr(address, ty.as_pointer(GLOBAL))
 
 
@@ -67,7 +67,7 @@ def ptx(text, result, *arguments, memory=False):
     return intrinsic(operation)
 
 
-# ---------------------------------------------------------------- single elements in global memory
+# ---------------------------------------------------------------- single elements
 
 
 def _decode(builder, raw, kind):
@@ -92,17 +92,19 @@ def _encode(builder, value, kind):
     return value
 
 
-def _stored_type(kind):
-    return {"float16": I16, "bfloat16": I16, "float32": F32, "float64": F64}[kind]
+@cache
+def make_loader(kind, staged=False):
+    """The function that reads the element at an address, in the type it is computed in.
 
-
-def _loader(kind, pointer):
+    staged : at a byte of the stage instead
+    """
     size, _, real = KINDS[kind]
+    stored = {"float16": I16, "bfloat16": I16, "float32": F32, "float64": F64}[kind]
 
     @intrinsic
     def load_one(typingctx, place):
         def codegen(context, builder, sig, args):
-            at = pointer(builder, args[0], kind, _stored_type(kind))
+            at = (_staged if staged else _global)(builder, args[0], stored, size)
             return _decode(builder, builder.load(at, align=size), kind)
 
         return real(types.int64), codegen
@@ -110,35 +112,22 @@ def _loader(kind, pointer):
     return load_one
 
 
-def _storer(kind, pointer):
+@cache
+def make_storer(kind, staged=False):
+    """The function that rounds a value to the kind and writes it, as `make_loader` reads it."""
     size, _, real = KINDS[kind]
 
     @intrinsic
     def store_one(typingctx, place, value):
         def codegen(context, builder, sig, args):
             raw = _encode(builder, args[1], kind)
-            builder.store(raw, pointer(builder, args[0], kind, raw.type), align=size)
+            at = (_staged if staged else _global)(builder, args[0], raw.type, size)
+            builder.store(raw, at, align=size)
             return context.get_dummy_value()
 
         return types.void(types.int64, real), codegen
 
     return store_one
-
-
-def _at(builder, address, kind, ty):
-    return _global(builder, address, ty)
-
-
-@cache
-def make_element_loader(kind):
-    """The function that reads one element, in the type it is computed in."""
-    return _loader(kind, _at)
-
-
-@cache
-def make_element_storer(kind):
-    """The function that rounds a value to the kind and writes it."""
-    return _storer(kind, _at)
 
 
 @cache
@@ -159,7 +148,7 @@ def make_integer_loader(size, signed):
     return load
 
 
-load_i64, load_f64 = make_integer_loader(8, True), make_element_loader("float64")
+load_i64, load_f64 = make_integer_loader(8, True), make_loader("float64")
 
 
 @intrinsic
@@ -228,33 +217,21 @@ def make_quad_storer(kind):
 # different memory. Places are counted in 32 bits: half the instructions.
 
 
-def stage_gap(kind):
-    """Bytes left out after every 128."""
-    return max(4, KINDS[kind][0])
+def stage_gap(size):
+    """Bytes left out after every 128, for elements of so many."""
+    return max(4, size)
 
 
-def _staged(builder, byte, kind, ty):
+def _staged(builder, byte, ty, size):
     module, name = builder.module, "numba_ce_stage"
     stage = module.globals.get(name)
     if stage is None:
         stage = ir.GlobalVariable(module, ir.ArrayType(I8, 0), name, addrspace=SHARED)
         stage.linkage, stage.align = "external", 16
     byte = builder.trunc(byte, I32)
-    gaps = builder.mul(builder.lshr(byte, I32(7)), I32(stage_gap(kind)))
+    gaps = builder.mul(builder.lshr(byte, I32(7)), I32(stage_gap(size)))
     place = builder.gep(stage, [I32(0), builder.add(byte, gaps)], inbounds=True)
     return builder.bitcast(place, ty.as_pointer(SHARED))
-
-
-@cache
-def make_stage_loader(kind):
-    """The function that reads the element at a byte of the stage."""
-    return _loader(kind, _staged)
-
-
-@cache
-def make_stage_storer(kind):
-    """The function that rounds a value to the kind and writes it to a byte of the stage."""
-    return _storer(kind, _staged)
 
 
 @cache
@@ -262,7 +239,7 @@ def make_stage_quads(kind):
     """The functions that read and write 16 aligned bytes of the stage, as four uint32."""
 
     def words(builder, byte):
-        first = _staged(builder, byte, kind, I32)
+        first = _staged(builder, byte, I32, KINDS[kind][0])
         return [builder.gep(first, [I32(i)]) for i in range(4)]
 
     @intrinsic

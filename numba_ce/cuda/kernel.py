@@ -5,12 +5,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numba_ce.cuda.intrinsics import KINDS, inner, load_f64
+from numba_ce.cuda.intrinsics import KINDS, inner, load_f64, make_loader
 from numba_ce.cuda.measure import make_peak_finder
 from numba_ce.cuda.plan import locate
 from numba_ce.cuda.targets import IGNORED, KEPT, Target, index_target, load_q, load_weight
 from numba_ce.cuda.thread_layout import Team
-from numba_ce.cuda.walk import Access, make_capper, make_logit_loader, staged_out
+from numba_ce.cuda.walk import Access, make_capper, staged_out
 
 
 class Kernel(NamedTuple):
@@ -66,7 +66,7 @@ def make_placer(kernel):
 @cache
 def make_logit_reader(access):
     """The function that reads one logit, capped, as float64."""
-    load, (cap, _) = make_logit_loader(access), make_capper(access.kind)
+    load, (cap, _) = make_loader(access.kind, access.staged), make_capper(access.kind)
     capped = access.softcap
 
     @inner

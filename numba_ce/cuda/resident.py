@@ -30,10 +30,10 @@ from numba_ce.cuda.intrinsics import (
     cluster_arrive,
     inner,
     make_cluster_setter,
-    make_element_loader,
-    make_element_storer,
+    make_loader,
     make_quad_loader,
     make_quad_storer,
+    make_storer,
     make_unpacker,
     maximum_f32,
     mbarrier_expect,
@@ -223,7 +223,7 @@ def make_resident_kernel(kernel):
     one_warp, clustered = sharing <= 32, cluster > 1
     warps, inbox_size, stride = sharing // 32, 2 * cluster, cluster * sharing
     inbox_bytes = types.uint32(16 * cluster)
-    load, store = make_element_loader(kind), make_element_storer(kind)
+    load, store = make_loader(kind), make_storer(kind)
     load_quads, mask, largest, raised, total, store_quads = make_operations(kind, slots, stride)
     lanes_max, lanes_add = make_lanes_maximum(sharing), make_lanes_sum(sharing)
     merge_warps, merge_blocks = make_warps_merger(warps), make_blocks_merger(cluster)

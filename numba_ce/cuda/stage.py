@@ -18,13 +18,11 @@ from numba import cuda
 from numba_ce.cuda.intrinsics import (
     KINDS,
     inner,
-    make_element_loader,
-    make_element_storer,
+    make_loader,
     make_quad_loader,
     make_quad_storer,
-    make_stage_loader,
     make_stage_quads,
-    make_stage_storer,
+    make_storer,
     stage_gap,
 )
 from numba_ce.cuda.plan import locate
@@ -54,15 +52,15 @@ def fits(kind, n_classes, n_rows=1):
 def stage_bytes(kind, n_classes, n_rows):
     """Shared memory for so many rows, with any skew."""
     nbytes = n_rows * n_classes * KINDS[kind][0] + 16
-    return nbytes + (nbytes // 128 + 1) * stage_gap(kind)
+    return nbytes + (nbytes // 128 + 1) * stage_gap(KINDS[kind][0])
 
 
 @cache
 def make_stager(kind):
     """The functions (find, bring, leave): the `Run` of a block's rows, its way in and out."""
     size, lanes, _ = KINDS[kind]
-    load, store = make_element_loader(kind), make_element_storer(kind)
-    read, write = make_stage_loader(kind), make_stage_storer(kind)
+    load, store = make_loader(kind), make_storer(kind)
+    read, write = make_loader(kind, True), make_storer(kind, True)
     read_quad, write_quad = make_stage_quads(kind)
     step = THREADS
 

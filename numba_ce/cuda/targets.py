@@ -6,12 +6,12 @@ from typing import NamedTuple
 import numpy as np
 
 from numba_ce import row
-from numba_ce.cuda.intrinsics import inner, make_element_loader, make_integer_loader
+from numba_ce.cuda.intrinsics import inner, make_integer_loader, make_loader
 from numba_ce.cuda.plan import NOTHING
 
 smoothed = inner(row.smoothed)
-load_f16, load_bf16 = make_element_loader("float16"), make_element_loader("bfloat16")
-load_f32, load_f64 = make_element_loader("float32"), make_element_loader("float64")
+load_f16, load_bf16 = make_loader("float16"), make_loader("bfloat16")
+load_f32, load_f64 = make_loader("float32"), make_loader("float64")
 load_i8, load_i16, load_i32, load_i64 = (make_integer_loader(n, True) for n in (1, 2, 4, 8))
 load_u8, load_u16, load_u32 = (make_integer_loader(n, False) for n in (1, 2, 4))
 

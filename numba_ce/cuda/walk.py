@@ -14,10 +14,8 @@ import numpy as np
 from numba_ce.cuda.intrinsics import (
     KINDS,
     inner,
-    make_element_loader,
-    make_element_storer,
-    make_stage_loader,
-    make_stage_storer,
+    make_loader,
+    make_storer,
     maximum_f32,
 )
 
@@ -38,11 +36,6 @@ def chunk_size(access):
 def minus_infinity(kind):
     """-inf in the type that the kind is computed in."""
     return np.float64(-np.inf) if kind == "float64" else np.float32(-np.inf)
-
-
-def make_logit_loader(access):
-    """The function that reads a logit at an address, or at a byte of the stage."""
-    return (make_stage_loader if access.staged else make_element_loader)(access.kind)
 
 
 @cache
@@ -83,7 +76,7 @@ def make_capper(kind):
 def make_chunk_loader(access):
     """The function that fills a local array with a chunk; -inf where the row has no class."""
     chunk, minus_inf = chunk_size(access), minus_infinity(access.kind)
-    load = make_logit_loader(access)
+    load = make_loader(access.kind, access.staged)
 
     @inner
     def load_chunk(row, start, n_classes, values):
@@ -113,7 +106,7 @@ def make_chunk_storer(access, out_kind, through):
     A 16-bit result is the float32 result rounded once more. through : see `staged_out`
     """
     chunk, real = chunk_size(access), np.float64 if out_kind == "float64" else np.float32
-    store = (make_stage_storer if through else make_element_storer)(out_kind)
+    store = make_storer(out_kind, through)
 
     @inner
     def store_chunk(target, step, row, start, n_classes, values):
