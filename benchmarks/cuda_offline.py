@@ -122,8 +122,10 @@ def residents(capability):
 
 def generals():
     """Every general kernel: the operations, ways to walk, options, and dtypes of the outputs."""
-    for kind, staged in itertools.product(KINDS, (True, False)):
-        access = Access(kind, staged)
+    accesses = [Access(kind, staged) for kind in KINDS for staged in (True, False)]
+    accesses += [Access(kind, wide=True) for kind in KINDS if KINDS[kind][0] == 2]
+    for access in accesses:
+        kind = access.kind
         out_kinds = (kind, "float32") if KINDS[kind][0] == 2 else (kind,)
         for operation in ("stats", "logsumexp"):
             yield Kernel(operation, access)
@@ -149,7 +151,7 @@ def name_of(kernel):
         return f"resident {kernel.kind} {what} {shape}, up to {kernel.capacity} classes"
     if isinstance(kernel, Kernel):
         access = kernel.access
-        way = "staged" if access.staged else "in place"
+        way = "staged" if access.staged else "wide" if access.wide else "in place"
         words = ["general", access.kind, kernel.operation, way]
         words += ["/".join(kind for kind in (kernel.grad_kind, kernel.hess_kind) if kind)]
         words += ["dense"] * kernel.dense + ["softcap"] * access.softcap

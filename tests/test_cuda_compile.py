@@ -79,6 +79,18 @@ def test_plan_is_packed_as_the_kernel_reads_it():
     assert PACKER.size == 8 * len(FIELDS) < 4096
 
 
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+def test_long_rows_of_sixteen_bits_before_sm_80(kind):
+    """There is no instruction for two of them at once: the assembler rejects it."""
+    with without_driver() as driver:
+        driver.functions, driver.capability = {}, lambda device: (7, 5)
+        rows = 2, 24000
+        logits = View(4096, rows, BFLOAT16 if kind == "bfloat16" else np.dtype(kind), None)
+        operations.normalize(logits, "softmax", logits, operations.Place(0, 1))
+        (code,) = driver.functions.values()
+    assert len(code.cubin) > 1000
+
+
 # ---------------------------------------------------------------- no kernel that was not looked at
 
 DTYPES = [np.dtype("f2"), BFLOAT16, np.dtype("f4"), np.dtype("f8")]

@@ -69,9 +69,13 @@ def _aligned_alike(fields: dict[str, Any], size: int) -> bool:
 
 
 def arrange(
-    fields: dict[str, Any], kind: str, softcap: bool = False, grad_kind: str | None = None
+    fields: dict[str, Any],
+    kind: str,
+    softcap: bool = False,
+    grad_kind: str | None = None,
+    once: bool = False,
 ) -> Access:
-    """How the general kernel reads such logits; the fields get how its threads share rows."""
+    """How the general kernel reads such logits, maybe once; the fields get who shares a row."""
     size, n_classes = KINDS[kind][0], fields["n_classes"]
     contiguous = fields["logits_step"] == size
     # Neighbouring rows side by side and neighbouring classes not: lanes go along the rows
@@ -82,12 +86,12 @@ def arrange(
         lanes, across = lanes_for(n_classes), not fits(kind, n_classes, WARPS)
     fields["lanes"], fields["across"] = lanes, across
     at_once = rows_at_once(lanes, across)
-    staged = contiguous and fits(kind, n_classes, at_once)
+    staged = contiguous and fits(kind, n_classes, at_once) and not (once and across)
     if at_once > 1:
         staged = staged and _dense(fields, grad_kind == kind, n_classes * size)
     if grad_kind == kind:
         staged = staged and _aligned_alike(fields, size)
-    return Access(kind, staged, softcap)
+    return Access(kind, staged, softcap, contiguous and not staged and size == 2)
 
 
 def _dense(fields: dict[str, Any], with_grad: bool, row_bytes: int) -> bool:
@@ -104,8 +108,13 @@ def _dense(fields: dict[str, Any], with_grad: bool, row_bytes: int) -> bool:
 def general_for(operation: str, fields: dict[str, Any], problem: Any, **kinds: Any) -> Kernel:
     """The general kernel for an operation on a problem; `kinds` of the outputs."""
     options, kind = problem.options, float_name(problem.logits.dtype)
-    access = arrange(fields, kind, options.softcap is not None, kinds.get("grad_kind"))
-    dense = problem.probabilities or options.label_smoothing != 0.0
+    dense, grad_kind = (
+        problem.probabilities or options.label_smoothing != 0.0,
+        kinds.get("grad_kind"),
+    )
+    # Of class indices, the loss and the record follow from one pass
+    once = operation in ("loss", "record") and grad_kind is None and not problem.probabilities
+    access = arrange(fields, kind, options.softcap is not None, grad_kind, once)
     return Kernel(operation, access, dense, **kinds)
 
 

@@ -29,6 +29,8 @@ class Row(NamedTuple):
     number: int
     active: bool  # False: beyond the last row; takes part in barriers only
     team: Team
+    start: int  # the class with which the thread begins
+    apart: int  # from class to class of a chunk
     source: int  # of the logits: an address, or the byte where a staged row begins
     step: int  # from class to class
     grad: int  # the same for the gradient
@@ -42,15 +44,20 @@ class Row(NamedTuple):
 def make_placer(kernel):
     """The function that finds a row, whose first byte in the stage is `byte`."""
     staged, through = kernel.access.staged, staged_out(kernel.access, kernel.grad_kind)
-    size = np.int64(KINDS[kernel.access.kind][0])
+    wide, size = kernel.access.wide, np.int64(KINDS[kernel.access.kind][0])
 
     @inner
     def place_row(plan, number, active, team, byte):
         logits, targets, weight, grad, hess = locate(plan, number)
+        start, apart = team.place, team.sharing
+        if wide:
+            start, apart = team.place * 8 - (plan.logits + logits) % 16 // 2, np.int64(1)
         return Row(
             number,
             active,
             team,
+            start,
+            apart,
             byte if staged else plan.logits + logits,
             size if staged else plan.logits_step,
             byte if through else plan.grad + grad,

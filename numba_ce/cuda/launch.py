@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from numba_ce.cuda.choose import PACKED_FROM
 from numba_ce.cuda.compiled import code_of, threads_of
 from numba_ce.cuda.driver import current_driver
 from numba_ce.cuda.kernel import Kernel
@@ -20,6 +21,9 @@ def launch(
 ) -> None:
     """Start a kernel over the rows of a plan, given as the dictionary of its fields."""
     gpu, n_rows, shared = current_driver(), fields["n_rows"], 0
+    if isinstance(kernel, Kernel) and kernel.access.wide:
+        if gpu.capability(device) < PACKED_FROM:
+            kernel = kernel._replace(access=kernel.access._replace(wide=False))
     function = gpu.functions.get((kernel, device))
     if function is None:
         function = gpu.load(code_of(kernel, gpu.capability(device)))

@@ -12,11 +12,12 @@ from numba_ce.cuda.intrinsics import KINDS, inner
 from numba_ce.cuda.targets import load_q
 from numba_ce.cuda.thread_layout import make_reducer
 from numba_ce.cuda.walk import (
+    MINUS_INF,
     chunk_size,
     make_capper,
     make_chunk_loader,
+    make_inside,
     make_maximum,
-    minus_infinity,
 )
 
 NOWHERE = 2**52  # no class; exact in float64
@@ -45,7 +46,7 @@ class Peak(NamedTuple):
 def make_peak_finder(access):
     """The function that finds the `Peak` of a row; index 0 if nothing is above -inf."""
     load_chunk, chunk = make_chunk_loader(access), chunk_size(access)
-    real, minus_inf = KINDS[access.kind][2], minus_infinity(access.kind)
+    real, minus_inf = KINDS[access.kind][2], MINUS_INF[access.kind]
     largest, smallest = make_reducer("max"), make_reducer("min")
 
     @inner
@@ -53,11 +54,11 @@ def make_peak_finder(access):
         """n_classes : of the row, or 0 to take part without looking"""
         values = cuda.local.array(chunk, real)
         best, index, nan_at = minus_inf, NOWHERE, NOWHERE
-        start = row.team.place
+        start = row.start
         while start < n_classes:
             load_chunk(row, start, n_classes, values)
             for i in range(chunk):
-                j = start + i * row.team.sharing
+                j = start + i * row.apart
                 if values[i] > best:
                     best, index = values[i], j
                 if values[i] != values[i]:
@@ -81,9 +82,9 @@ def make_measurer(access, dense=False, stats=False):
     """
     kind, capped = access.kind, access.softcap
     load_chunk, chunk = make_chunk_loader(access), chunk_size(access)
-    real, minus_inf = KINDS[kind][2], minus_infinity(kind)
+    real, minus_inf = KINDS[kind][2], MINUS_INF[kind]
     rate_of, exp = make_exponential(kind)
-    maximum_of, (cap, _) = make_maximum(kind), make_capper(kind)
+    maximum_of, (cap, _), inside = make_maximum(kind), make_capper(kind), make_inside(access)
     largest, add_up = make_reducer("max"), make_reducer("sum")
     zero = real(0)
 
@@ -98,12 +99,12 @@ def make_measurer(access, dense=False, stats=False):
         rate = rate_of(plan.temperature)
         m = minus_inf
         sum_exp = q_rest = a_rest = e_rest = n_above = 0.0
-        start = row.team.place
+        start = row.start
         while start < n_classes:
             load_chunk(row, start, n_classes, values)
             top = m
             for i in range(chunk):
-                z = minus_inf if start + i * row.team.sharing == k else values[i]
+                z = minus_inf if start + i * row.apart == k else values[i]
                 values[i] = cap(z, plan.softcap) if capped else z
                 top = maximum_of(top, values[i])
             if top > m:
@@ -125,8 +126,8 @@ def make_measurer(access, dense=False, stats=False):
                 if stats and values[i] > t:
                     n_above += 1.0
                 if dense:
-                    j = start + i * row.team.sharing
-                    if j < n_classes and j != k:
+                    j = start + i * row.apart
+                    if inside(j, n_classes) and j != k:
                         q = load_q(plan, row.targets, j)
                         if q != 0.0:
                             gap = math.inf

@@ -1,8 +1,9 @@
 """How a thread of the general kernel walks along its row: which classes it sees, and as what.
 
 A step takes a chunk of classes, every `sharing`-th from where the thread stands, so that threads
-side by side read side by side. The address of a row is in bytes; of a staged row it is its byte in
-the run (see `stage`).
+side by side read side by side; a wide one 16 bytes of neighbours. Of a row that does not start on
+16 bytes the first wide chunk begins before it. The address of a row is in bytes; of a staged row it
+is its byte in the run (see `stage`).
 """
 
 import math
@@ -15,8 +16,12 @@ from numba_ce.cuda.intrinsics import (
     KINDS,
     inner,
     make_loader,
+    make_quad_loader,
+    make_quad_storer,
     make_storer,
+    make_unpacker,
     maximum_f32,
+    packer,
 )
 
 
@@ -26,6 +31,7 @@ class Access(NamedTuple):
     kind: str  # dtype of the logits
     staged: bool = False  # in shared memory meanwhile
     softcap: bool = False
+    wide: bool = False  # 16-bit classes side by side, by 128 bits where they lie (from sm_80 on)
 
 
 def chunk_size(access):
@@ -33,9 +39,10 @@ def chunk_size(access):
     return KINDS[access.kind][1] if not access.staged else min(4, KINDS[access.kind][1])
 
 
-def minus_infinity(kind):
-    """-inf in the type that the kind is computed in."""
-    return np.float64(-np.inf) if kind == "float64" else np.float32(-np.inf)
+# In the type that a kind is computed in
+MINUS_INF = {
+    kind: (np.float64 if size == 8 else np.float32)(-np.inf) for kind, (size, *_) in KINDS.items()
+}
 
 
 @cache
@@ -73,23 +80,40 @@ def make_capper(kind):
 
 
 @cache
+def make_inside(access):
+    """The function that tells whether a row has a class j: a wide chunk may begin before it."""
+    wide = access.wide
+
+    @inner
+    def inside(j, n_classes):
+        return j < n_classes and (j >= 0 or not wide)
+
+    return inside
+
+
+@cache
 def make_chunk_loader(access):
     """The function that fills a local array with a chunk; -inf where the row has no class."""
-    chunk, minus_inf = chunk_size(access), minus_infinity(access.kind)
-    load = make_loader(access.kind, access.staged)
+    kind, wide, chunk = access.kind, access.wide, chunk_size(access)
+    load, inside, minus_inf = make_loader(kind, access.staged), make_inside(access), MINUS_INF[kind]
+    load_quad, unpack = make_quad_loader(kind), make_unpacker(kind)
 
     @inner
     def load_chunk(row, start, n_classes, values):
         """values : (CHUNK,)"""
-        sharing = row.team.sharing
-        address, stride = row.source + start * row.step, sharing * row.step
-        if start + (chunk - 1) * sharing < n_classes:
-            for i in range(chunk):
-                values[i] = load(address + i * stride)
+        address, stride = row.source + start * row.step, row.apart * row.step
+        if inside(start, n_classes) and start + (chunk - 1) * row.apart < n_classes:
+            if wide:
+                quad = load_quad(address)
+                for i in range(4):
+                    values[2 * i], values[2 * i + 1] = unpack(quad[i], np.uint32(0))
+            else:
+                for i in range(chunk):
+                    values[i] = load(address + i * stride)
             return
         for i in range(chunk):
-            inside = start + i * sharing < n_classes
-            values[i] = load(address + i * stride) if inside else minus_inf
+            here = inside(start + i * row.apart, n_classes)
+            values[i] = load(address + i * stride) if here else minus_inf
 
     return load_chunk
 
@@ -106,14 +130,24 @@ def make_chunk_storer(access, out_kind, through):
     A 16-bit result is the float32 result rounded once more. through : see `staged_out`
     """
     chunk, real = chunk_size(access), np.float64 if out_kind == "float64" else np.float32
-    store = make_storer(out_kind, through)
+    store, inside = make_storer(out_kind, through), make_inside(access)
+    wide = access.wide and out_kind == access.kind
+    store_quad, pack = make_quad_storer(out_kind), packer.get(out_kind)
+
+    @inner
+    def packed(values, i):
+        return pack(real(values[i]), real(values[i + 1]))
 
     @inner
     def store_chunk(target, step, row, start, n_classes, values):
-        sharing = row.team.sharing
-        address, stride = target + start * step, sharing * step
+        address, stride = target + start * step, row.apart * step
+        if wide and step == 2 and address % 16 == 0 and start >= 0 and start + chunk <= n_classes:
+            store_quad(
+                address, packed(values, 0), packed(values, 2), packed(values, 4), packed(values, 6)
+            )
+            return
         for i in range(chunk):
-            if start + i * sharing < n_classes:
+            if inside(start + i * row.apart, n_classes):
                 store(address + i * stride, real(values[i]))
 
     return store_chunk

@@ -18,6 +18,7 @@ from numba_ce.cuda.walk import (
     make_capper,
     make_chunk_loader,
     make_chunk_storer,
+    make_inside,
     staged_out,
 )
 
@@ -39,11 +40,11 @@ def make_writer(kernel, element):
     def write(plan, row, n_classes, facts):
         values, grads = cuda.local.array(chunk, real), cuda.local.array(chunk, np.float64)
         hessians = cuda.local.array(chunk, np.float64)
-        start = row.team.place
+        start = row.start
         while start < n_classes:
             load_chunk(row, start, n_classes, values)
             for i in range(chunk):
-                j = start + i * row.team.sharing
+                j = start + i * row.apart
                 grads[i], hessians[i] = element(plan, row, values[i], j, facts)
             store_grad(row.grad, row.grad_step, row, start, n_classes, grads)
             if hess:
@@ -58,7 +59,7 @@ def make_gradient_writer(kernel):
     """The function that writes ``factor exp((z_j - m) / T) - q_factor q_j``, and g_k at k."""
     access, dense = kernel.access, kernel.dense
     capped, real = access.softcap, KINDS[access.kind][2]
-    rate_of, exp = make_exponential(access.kind)
+    (rate_of, exp), inside = make_exponential(access.kind), make_inside(access)
     cap, slope = make_capper(access.kind)
 
     @inner
@@ -66,7 +67,7 @@ def make_gradient_writer(kernel):
         k, g_k, factor, q_factor, origin, rate, fill = facts
         x = cap(z, plan.softcap) if capped else z
         result = np.float64(exp(x, origin, rate)) * factor
-        if dense and j < plan.n_classes:
+        if dense and inside(j, plan.n_classes):
             result -= q_factor * load_q(plan, row.targets, j)
         if j == k:
             result = g_k
@@ -103,7 +104,7 @@ def make_hess_writer(kernel):
     """The function that writes the gradient and the diagonal of the Hessian of a row."""
     access, dense = kernel.access, kernel.dense
     real = KINDS[access.kind][2]
-    rate_of, exp = make_exponential(access.kind)
+    (rate_of, exp), inside = make_exponential(access.kind), make_inside(access)
 
     @inner
     def element(plan, row, z, j, facts):
@@ -111,7 +112,7 @@ def make_hess_writer(kernel):
         p = np.float64(exp(z, origin, rate)) * factor
         curvature = q_sum * plan.hess_factor
         g, h = p * q_sum, curvature * p * (1.0 - p)
-        if dense and j < plan.n_classes:
+        if dense and inside(j, plan.n_classes):
             g -= load_q(plan, row.targets, j)
         if j == y:
             g = g_y
