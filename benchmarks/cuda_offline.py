@@ -151,7 +151,7 @@ def name_of(kernel):
         return f"resident {kernel.kind} {what} {shape}, up to {kernel.capacity} classes"
     if isinstance(kernel, Kernel):
         access = kernel.access
-        way = "staged" if access.staged else "wide" if access.wide else "in place"
+        way = "staged" if access.staged else "wide" if access.wide else "direct"
         words = ["general", access.kind, kernel.operation, way]
         words += ["/".join(kind for kind in (kernel.grad_kind, kernel.hess_kind) if kind)]
         words += ["dense"] * kernel.dense + ["softcap"] * access.softcap

@@ -165,51 +165,6 @@ def store(typingctx, address, value):
     return types.void(types.int64, value), codegen
 
 
-# ---------------------------------------------------------------- 128 bits of global memory
-
-# Four words at once: nothing in Numba's arrays gives LDG.E.128, a load of an LLVM vector does.
-# float32 comes as four floats, anything else as four uint32.
-
-
-@cache
-def make_quad_loader(kind):
-    """The function that reads 16 aligned bytes."""
-    stored, word = (F32, types.float32) if kind == "float32" else (I32, types.uint32)
-
-    @intrinsic
-    def load_quad(typingctx, address):
-        result = types.UniTuple(word, 4)
-
-        def codegen(context, builder, sig, args):
-            vector = ir.VectorType(stored, 4)
-            loaded = builder.load(_global(builder, args[0], vector), align=16)
-            words = [builder.extract_element(loaded, I32(i)) for i in range(4)]
-            return context.make_tuple(builder, result, words)
-
-        return result(types.int64), codegen
-
-    return load_quad
-
-
-@cache
-def make_quad_storer(kind):
-    """The function that writes 16 aligned bytes."""
-    stored, word = (F32, types.float32) if kind == "float32" else (I32, types.uint32)
-
-    @intrinsic
-    def store_quad(typingctx, address, a, b, c, d):
-        def codegen(context, builder, sig, args):
-            vector = ir.Constant(ir.VectorType(stored, 4), ir.Undefined)
-            for i, value in enumerate(args[1:]):
-                vector = builder.insert_element(vector, value, I32(i))
-            builder.store(vector, _global(builder, args[0], vector.type), align=16)
-            return context.get_dummy_value()
-
-        return types.void(types.int64, word, word, word, word), codegen
-
-    return store_quad
-
-
 # ---------------------------------------------------------------- staged rows in shared memory
 
 # Shared memory whose size the launch gives (see stage.py). One symbol, reached by name: an array of
@@ -234,32 +189,43 @@ def _staged(builder, byte, ty, size):
     return builder.bitcast(place, ty.as_pointer(SHARED))
 
 
-@cache
-def make_stage_quads(kind):
-    """The functions that read and write 16 aligned bytes of the stage, as four uint32."""
+# ---------------------------------------------------------------- 128 bits
 
-    def words(builder, byte):
-        first = _staged(builder, byte, I32, KINDS[kind][0])
-        return [builder.gep(first, [I32(i)]) for i in range(4)]
+# Nothing in Numba's arrays gives LDG.E.128, a load of an LLVM vector does
+
+
+@cache
+def make_quads(kind, staged=False):
+    """The functions that read and write 16 aligned bytes: four float32, or four uint32 of words.
+
+    staged : at a byte of the stage, whose gaps leave them aligned to 4 bytes only
+    """
+    stored, word = (F32, types.float32) if kind == "float32" and not staged else (I32, types.uint32)
+    vector, align = ir.VectorType(stored, 4), 4 if staged else 16
+
+    def place(builder, at):
+        return (_staged if staged else _global)(builder, at, vector, KINDS[kind][0])
 
     @intrinsic
-    def load_quad(typingctx, byte):
-        result = types.UniTuple(types.uint32, 4)
+    def load_quad(typingctx, at):
+        result = types.UniTuple(word, 4)
 
         def codegen(context, builder, sig, args):
-            loaded = [builder.load(word, align=4) for word in words(builder, args[0])]
-            return context.make_tuple(builder, result, loaded)
+            loaded = builder.load(place(builder, args[0]), align=align)
+            words = [builder.extract_element(loaded, I32(i)) for i in range(4)]
+            return context.make_tuple(builder, result, words)
 
         return result(types.int64), codegen
 
     @intrinsic
-    def store_quad(typingctx, byte, a, b, c, d):
+    def store_quad(typingctx, at, a, b, c, d):
         def codegen(context, builder, sig, args):
-            for word, value in zip(words(builder, args[0]), args[1:]):
-                builder.store(value, word, align=4)
+            value = ir.Constant(vector, ir.Undefined)
+            for i, element in enumerate(args[1:]):
+                value = builder.insert_element(value, element, I32(i))
+            builder.store(value, place(builder, args[0]), align=align)
             return context.get_dummy_value()
 
-        word = types.uint32
         return types.void(types.int64, word, word, word, word), codegen
 
     return load_quad, store_quad

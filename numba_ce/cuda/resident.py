@@ -31,8 +31,7 @@ from numba_ce.cuda.intrinsics import (
     inner,
     make_cluster_setter,
     make_loader,
-    make_quad_loader,
-    make_quad_storer,
+    make_quads,
     make_storer,
     make_unpacker,
     maximum_f32,
@@ -46,8 +45,7 @@ from numba_ce.cuda.kernel import grad_scale_of
 from numba_ce.cuda.quads import add, join, made, over
 from numba_ce.cuda.reduce import (
     make_blocks_merger,
-    make_lanes_maximum,
-    make_lanes_sum,
+    make_lanes_reducer,
     make_warps_merger,
     row_factor,
 )
@@ -119,7 +117,7 @@ def make_operations(kind, slots, stride):
     size = KINDS[kind][0]
     sixteen_bits = size == 2
     nothing = np.uint32(MASKED[kind]) if sixteen_bits else MINUS_INF
-    load_quad, store_quad = make_quad_loader(kind), make_quad_storer(kind)
+    load_quad, store_quad = make_quads(kind)
     unpack, pack = (make_unpacker(kind), packer[kind]) if sixteen_bits else (None, None)
     larger = packed_maximum[kind] if sixteen_bits else maximum_f32
     exp_below = make_exp_below(kind)
@@ -225,7 +223,8 @@ def make_resident_kernel(kernel):
     inbox_bytes = types.uint32(16 * cluster)
     load, store = make_loader(kind), make_storer(kind)
     load_quads, mask, largest, raised, total, store_quads = make_operations(kind, slots, stride)
-    lanes_max, lanes_add = make_lanes_maximum(sharing), make_lanes_sum(sharing)
+    lanes_max = make_lanes_reducer(sharing, maximum_f32)
+    lanes_add = make_lanes_reducer(sharing, add)
     merge_warps, merge_blocks = make_warps_merger(warps), make_blocks_merger(cluster)
     set_cluster, exp_below = make_cluster_setter(cluster), make_exp_below(kind)
 

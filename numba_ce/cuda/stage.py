@@ -19,9 +19,7 @@ from numba_ce.cuda.intrinsics import (
     KINDS,
     inner,
     make_loader,
-    make_quad_loader,
-    make_quad_storer,
-    make_stage_quads,
+    make_quads,
     make_storer,
     stage_gap,
 )
@@ -31,7 +29,6 @@ from numba_ce.cuda.thread_layout import THREADS
 
 SLOTS = 4  # 16 bytes that each thread has under way
 ROW_BYTES = 40 << 10  # of a block: with what else a block needs, below the 48 KB of any device
-load_quad, store_quad = make_quad_loader("words"), make_quad_storer("words")
 
 
 class Run(NamedTuple):
@@ -61,7 +58,7 @@ def make_stager(kind):
     size, lanes, _ = KINDS[kind]
     load, store = make_loader(kind), make_storer(kind)
     read, write = make_loader(kind, True), make_storer(kind, True)
-    read_quad, write_quad = make_stage_quads(kind)
+    (load_quad, store_quad), (read_quad, write_quad) = make_quads("float16"), make_quads(kind, True)
     step = THREADS
 
     @inner

@@ -21,6 +21,7 @@ from numba import cuda
 from numba.core import types
 
 from numba_ce.cuda.intrinsics import inner
+from numba_ce.cuda.quads import add
 
 THREADS = 256
 WARPS = THREADS // 32
@@ -71,13 +72,7 @@ def smaller(a, b):
     return a if a <= b else b
 
 
-@inner
-def total(a, b):
-    """a + b"""
-    return a + b
-
-
-OPERATIONS = {"max": larger, "min": smaller, "sum": total}
+OPERATIONS = {"max": larger, "min": smaller, "sum": add}
 
 
 @cache

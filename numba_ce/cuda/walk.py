@@ -16,8 +16,7 @@ from numba_ce.cuda.intrinsics import (
     KINDS,
     inner,
     make_loader,
-    make_quad_loader,
-    make_quad_storer,
+    make_quads,
     make_storer,
     make_unpacker,
     maximum_f32,
@@ -96,7 +95,7 @@ def make_chunk_loader(access):
     """The function that fills a local array with a chunk; -inf where the row has no class."""
     kind, wide, chunk = access.kind, access.wide, chunk_size(access)
     load, inside, minus_inf = make_loader(kind, access.staged), make_inside(access), MINUS_INF[kind]
-    load_quad, unpack = make_quad_loader(kind), make_unpacker(kind)
+    (load_quad, _), unpack = make_quads(kind), make_unpacker(kind)
 
     @inner
     def load_chunk(row, start, n_classes, values):
@@ -132,7 +131,7 @@ def make_chunk_storer(access, out_kind, through):
     chunk, real = chunk_size(access), np.float64 if out_kind == "float64" else np.float32
     store, inside = make_storer(out_kind, through), make_inside(access)
     wide = access.wide and out_kind == access.kind
-    store_quad, pack = make_quad_storer(out_kind), packer.get(out_kind)
+    (_, store_quad), pack = make_quads(out_kind), packer.get(out_kind)
 
     @inner
     def packed(values, i):
