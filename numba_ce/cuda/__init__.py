@@ -39,6 +39,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,6 @@ from numba_ce.results import mean_scale
 from numba_ce.weights import check_indices, total_weight
 
 Array = np.ndarray[Any, np.dtype[Any]]
-NO_OPTIONS = LossOptions()
 
 
 @contextmanager
@@ -154,7 +154,7 @@ def _in_pieces(
         gpu.synchronize(0)
 
     def piece(views: dict[str, Any], stream: int) -> None:
-        own = {name: views[name] for name in inputs}
+        own: dict[str, Any] = {name: views.pop(name) for name in inputs}
         part = replace(problem, **own, class_weight=class_weight, reduction="none")
         work(part, views, Place(device, stream))
 
@@ -177,12 +177,7 @@ def run_loss(problem: Problem, loss_rows: Any, grad: Any) -> tuple[float, float]
     grad_scale = 1.0
     if problem.reduction == "mean":
         grad_scale = mean_scale(weight)
-
-    def work(part: Problem, views: dict[str, Any], place: Place) -> None:
-        results: dict[str, Any] = {name: views[name] for name in outputs if name != "grad"}
-        operations.loss_rows(part, results, views.get("grad"), grad_scale, place)
-
-    _in_pieces(problem, outputs, work)
+    _in_pieces(problem, outputs, partial(operations.loss_rows, grad_scale=grad_scale))
     with np.errstate(all="ignore"):  # infinite losses of both signs
         return float(row_loss.sum()), weight
 
@@ -203,48 +198,29 @@ def loss_on_device(problem: Problem, result: DeviceArray, grad: DeviceArray | No
 
 def run_grad_hess(problem: Problem, grad: Any, hess: Any, kind: str) -> None:
     """Gradient and diagonal Hessian of the row losses."""
-
-    def work(part: Problem, views: dict[str, Any], place: Place) -> None:
-        operations.grad_hess(part, views["grad"], views["hess"], kind, place)
-
-    _run(problem, {"grad": grad, "hess": hess}, work)
+    _run(problem, {"grad": grad, "hess": hess}, partial(operations.grad_hess, kind=kind))
 
 
 def run_row_stats(problem: Problem, outputs: dict[str, Any]) -> None:
     """The fields of `RowStats`, each into its array."""
-
-    def work(part: Problem, views: dict[str, Any], place: Place) -> None:
-        operations.row_stats(part, {name: views[name] for name in outputs}, place)
-
-    _run(problem, outputs, work)
+    _run(problem, outputs, operations.row_stats)
 
 
 def run_normalize(logits: Any, what: str, out: Any) -> None:
     """softmax, log_softmax or logsumexp."""
+    problem = Problem(logits, None, False, None, None, LossOptions(), "none")
     name = "lse" if what == "logsumexp" else "grad"
-
-    def work(part: Problem, views: dict[str, Any], place: Place) -> None:
-        operations.normalize(part.logits, what, views[name], place)
-
-    _run(Problem(logits, None, False, None, None, NO_OPTIONS, "none"), {name: out}, work)
+    _run(problem, {name: out}, partial(operations.normalize, what=what))
 
 
 def run_row_record(problem: Problem, class_offset: int, n_classes: int, record: Any) -> None:
-    """The record of each row, or of the part of it in this shard; on the host, for `merge`."""
-
-    def work(part: Problem, views: dict[str, Any], place: Place) -> None:
-        operations.row_record(part, class_offset, n_classes, views["record"], place)
-
+    """The record of each row, or of the part of it in this shard; on the host, to be merged."""
+    work = partial(operations.row_record, class_offset=class_offset, n_classes=n_classes)
     _run(problem, {"record": record}, work, n_classes=n_classes)
 
 
 def run_grad_from_record(problem: Problem, record: Any, class_offset: int, grad: Any) -> None:
     """Gradient of the classes of this shard, from the merged records."""
     n_classes = classes_of(record)
-
-    def work(part: Problem, views: dict[str, Any], place: Place) -> None:
-        operations.grad_from_record(
-            part, views["record"], n_classes, class_offset, views["grad"], place
-        )
-
+    work = partial(operations.grad_from_record, class_offset=class_offset, n_classes=n_classes)
     _run(problem, {"grad": grad}, work, {"record": record}, n_classes)

@@ -108,10 +108,8 @@ def _dense(fields: dict[str, Any], with_grad: bool, row_bytes: int) -> bool:
 def general_for(operation: str, fields: dict[str, Any], problem: Any, **kinds: Any) -> Kernel:
     """The general kernel for an operation on a problem; `kinds` of the outputs."""
     options, kind = problem.options, float_name(problem.logits.dtype)
-    dense, grad_kind = (
-        problem.probabilities or options.label_smoothing != 0.0,
-        kinds.get("grad_kind"),
-    )
+    dense = problem.probabilities or options.label_smoothing != 0.0
+    grad_kind = kinds.get("grad_kind")
     # Of class indices, the loss and the record follow from one pass
     once = operation in ("loss", "record") and grad_kind is None and not problem.probabilities
     access = arrange(fields, kind, options.softcap is not None, grad_kind, once)

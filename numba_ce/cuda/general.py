@@ -22,12 +22,7 @@ from numba_ce.cuda.finish import (
     target_gradient,
 )
 from numba_ce.cuda.intrinsics import KINDS, inner, make_loader, store
-from numba_ce.cuda.kernel import (
-    grad_scale_of,
-    make_logit_reader,
-    make_placer,
-    make_target_reader,
-)
+from numba_ce.cuda.kernel import grad_scale_of, make_logit_reader, make_placer, make_target_reader
 from numba_ce.cuda.measure import make_measurer, make_peak_finder
 from numba_ce.cuda.plan import locate
 from numba_ce.cuda.record import make_from_record_operation, make_record_operation

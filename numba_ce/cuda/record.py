@@ -38,10 +38,8 @@ def make_shard_target_reader(kernel):
 @cache
 def make_record_operation(kernel):
     """The record of a row, or of the part of it that this shard holds."""
-    measure, read_target = (
-        make_measurer(kernel.access, kernel.dense),
-        make_shard_target_reader(kernel),
-    )
+    measure = make_measurer(kernel.access, kernel.dense)
+    read_target = make_shard_target_reader(kernel)
     zero = KINDS[kernel.access.kind][2](0)
 
     @inner

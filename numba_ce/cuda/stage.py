@@ -15,14 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import cuda
 
-from numba_ce.cuda.intrinsics import (
-    KINDS,
-    inner,
-    make_loader,
-    make_quads,
-    make_storer,
-    stage_gap,
-)
+from numba_ce.cuda.intrinsics import KINDS, inner, make_loader, make_quads, make_storer, stage_gap
 from numba_ce.cuda.plan import locate
 from numba_ce.cuda.quads import add, made, over
 from numba_ce.cuda.thread_layout import THREADS
