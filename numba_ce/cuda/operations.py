@@ -66,11 +66,11 @@ def _sums_bytes(n_rows: int) -> int:
 def _add_up(fields: dict[str, Any], place: Place, sums: int) -> None:
     """The losses of the rows, reduced, into the loss."""
     count = n_partials(fields["n_rows"])
+    fields["n_partials"], fields["partial"] = fields["n_rows"], fields["row_loss"]
     if count > 1:
-        fields["n_partials"], fields["partial"] = count, sums + STATE_BYTES
-        launch("add_losses", fields, *place, blocks=count)
-    else:  # every row is a part
-        fields["n_partials"], fields["partial"] = fields["n_rows"], fields["row_loss"]
+        parts = {"loss": sums + STATE_BYTES, "loss_bytes": 8, "state": 0}
+        launch("fold", fields | parts, *place, blocks=count)
+        fields["n_partials"], fields["partial"] = count, parts["loss"]
     launch("fold", fields, *place, blocks=1)
 
 
