@@ -237,7 +237,7 @@ def make_general_kernel(kernel):
     kind, staged = kernel.access.kind, kernel.access.staged
     through, size = staged_out(kernel.access, kernel.grad_kind), KINDS[kind][0]
     n_slots = 6 if kernel.operation == "hess" else 2
-    find_run, bring, leave = make_stager(kind)
+    bring, leave = make_stager(kind)
 
     def general(plan):
         shared = cuda.shared.array(THREADS, np.float64)
@@ -246,22 +246,19 @@ def make_general_kernel(kernel):
         team = make_team(plan.lanes, plan.across)
         at_once = types.int64(at_once_on_device(plan.lanes, plan.across))
         first = types.int64(cuda.blockIdx.x) * at_once
-        unknown = types.int64(cuda.gridDim.y - 1)
         while first < plan.n_rows:
             number, byte = first + team.lane, types.int64(0)
             active = number < plan.n_rows
             if not active:
                 number = plan.n_rows - 1
+            length = min(at_once, plan.n_rows - first) * plan.n_classes
             if staged:
-                run = find_run(plan, first, min(at_once, plan.n_rows - first))
-                bring(run, thread)
-                byte = run.skew + (number - first) * plan.n_classes * size
+                source = plan.logits + locate(plan, first)[0]
+                bring(source, length, thread)
+                byte = source % 16 + (number - first) * plan.n_classes * size
             do_row(plan, place_row(plan, number, active, team, byte), shared, slots)
             if through:
-                # Found again (`unknown` is 0): kept meanwhile, it would take ten registers
-                again = first + unknown
-                run = find_run(plan, again, min(at_once, plan.n_rows - again))
-                leave(run, plan.grad + locate(plan, again)[3], thread)
+                leave(plan.grad + locate(plan, first)[3], length, thread)
             cuda.syncthreads()  # the next rows use the same shared memory
             first += types.int64(cuda.gridDim.x) * at_once
 

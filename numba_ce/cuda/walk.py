@@ -93,15 +93,16 @@ def make_inside(access):
 @cache
 def make_chunk_loader(access):
     """The function that fills a local array with a chunk; -inf where the row has no class."""
-    kind, wide, chunk = access.kind, access.wide, chunk_size(access)
-    load, inside, minus_inf = make_loader(kind, access.staged), make_inside(access), MINUS_INF[kind]
+    (kind, staged, _, wide), chunk = access, chunk_size(access)
+    load, inside, minus_inf = make_loader(kind, staged), make_inside(access), MINUS_INF[kind]
     (load_quad, _), unpack = make_quads(kind), make_unpacker(kind)
 
     @inner
     def load_chunk(row, start, n_classes, values):
         """values : (CHUNK,)"""
         address, stride = row.source + start * row.step, row.apart * row.step
-        if inside(start, n_classes) and start + (chunk - 1) * row.apart < n_classes:
+        full = not staged and start + (chunk - 1) * row.apart < n_classes
+        if full and (start >= 0 or not wide):
             if wide:
                 quad = load_quad(address)
                 for i in range(4):
