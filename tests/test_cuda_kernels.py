@@ -363,6 +363,44 @@ def test_strides(rng, strides):
         assert_same(x.get(), out.get())
 
 
+def test_short_rows_with_gaps_share_a_block(rng):
+    """As many as there are threads for, though they are not staged."""
+    logits, targets = make_logits(rng, (300, 10), np.float32), make_targets(rng, (300,), 10)
+    with emulated() as gpu:
+        x, y, out = device_problem(gpu.gpu, logits, targets, (16, 1))
+        loss, _ = nc.cross_entropy_and_grad(x, y, reduction="none", out=out, temperature=0.7)
+        assert gpu.launches[-1][0] == 2
+        check_close(loss.get(), out.get(), logits, targets, temperature=0.7)
+        nc.cross_entropy_and_grad(x, y, reduction="none", out=x, temperature=0.7)
+        assert_same(x.get(), out.get())
+
+
+@pytest.mark.parametrize(
+    ("kind", "offset", "capability"),
+    [("float16", 6, (7, 5)), ("float16", 0, (9, 0)), ("bfloat16", 6, (9, 0))],
+)
+def test_long_rows_of_sixteen_bits(rng, kind, offset, capability):
+    """Read where they lie, by 128 bits where that can be; options and statistics, in place."""
+    dtype = np.dtype(kind) if kind == "float16" else BFLOAT16
+    logits, targets = make_logits(rng, (2, 20497), dtype, 3.0), make_targets(rng, (2,), 20497)
+    options = {"reduction": "none", "label_smoothing": 0.1, "softcap": 20.0}
+    with emulated(capability=capability) as gpu:
+        x, y, out = device_problem(gpu.gpu, logits, targets, (20500, 1), offset)
+        loss, _ = nc.cross_entropy_and_grad(x, y, out=out, **options)
+        counts = gpu.launches[-1][2]
+        wide = 2 * 20497 // 8 - 2 * 2 if capability >= (8, 0) else 0
+        assert counts.loads[16] >= 2 * wide and counts.stores[16] >= wide
+        assert bool(counts.loads[16]) == bool(wide)
+        check_close(loss.get(), out.get(), logits, targets, label_smoothing=0.1, softcap=20.0)
+        stats = nc.row_stats(x, y)
+        nc.cross_entropy_and_grad(x, y, out=x, **options)
+        assert_same(x.get(), out.get())
+    with nc.use_backend("numpy"):
+        expected = nc.row_stats(logits, targets)
+    for value, right in zip(stats, expected, strict=True):
+        np.testing.assert_allclose(value.get(), right, rtol=1e-6)
+
+
 def test_class_axis_in_the_middle(rng):
     """Lanes go along the rows, which lie side by side; more rows than lanes, and not all in use."""
     logits = make_logits(rng, (2, 7, 37), np.float32)

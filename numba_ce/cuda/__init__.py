@@ -8,10 +8,10 @@ targets       what a row is told to be: target, weights, whether it counts
 finish        a row finished in float64, by the formulas of `numba_ce.row`
 thread_layout the threads that share a row in the general kernel
 stage         rows in shared memory: one read and one write of device memory
-walk          how threads walk along a row: 128-bit access, dtypes
+walk          how threads walk along a row: chunks of classes, dtypes
 measure       first pass over a row: maximum, sum of exponentials, sums of an option
 write         second pass: gradient, probabilities, Hessian
-kernel        what a general kernel is compiled for, and what its threads read of a row
+kernel        what a general kernel is compiled for, and where its rows and targets are
 general       the general kernel: every operation and option
 record        its operations on records
 reduce        how the threads of a register-resident row agree on its maximum and sum
