@@ -36,7 +36,7 @@ The functions of this module are what the public functions call, with NumPy arra
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -46,9 +46,9 @@ import numpy as np
 
 from numba_ce._validate import Problem
 from numba_ce.cuda import operations
-from numba_ce.cuda.arrays import DeviceArray, View
+from numba_ce.cuda.arrays import DeviceArray
 from numba_ce.cuda.driver import current_driver
-from numba_ce.cuda.host import in_pieces, uploaded
+from numba_ce.cuda.host import Work, in_pieces, lent
 from numba_ce.cuda.operations import Place
 from numba_ce.describe import classes_of
 from numba_ce.options import LossOptions
@@ -101,8 +101,6 @@ def _at_problem(problem: Problem, *outputs: Any) -> Any:
 
 # ---------------------------------------------------------------- where the arrays are
 
-Work = Callable[[Problem, dict[str, Any], Place], None]
-
 
 def _run(
     problem: Problem,
@@ -120,7 +118,7 @@ def _run(
         if problem.targets is not None:
             check_indices(problem, n_classes or problem.logits.shape[-1])
         options = problem.options._replace(check_targets=False)
-        _in_pieces(replace(problem, options=options), outputs, work, more)
+        in_pieces(replace(problem, options=options), outputs, work, more)
         return
     arrays = outputs | (more or {})
     on_host = {name: a for name, a in arrays.items() if not isinstance(a, DeviceArray)}
@@ -128,8 +126,7 @@ def _run(
     with _at_problem(problem, *others) as place, ExitStack() as stack:
         gpu = current_driver()
         for name, array in on_host.items():
-            address = stack.enter_context(operations.Scratch(place, array.nbytes))
-            arrays[name] = View(address, array.shape, array.dtype, None)
+            arrays[name] = lent(stack, array, place)
         for name in more or ():
             gpu.copy_in(arrays[name].address, on_host[name], place.stream)
         work(problem, arrays, place)
@@ -137,32 +134,6 @@ def _run(
             gpu.copy_out(on_host[name], arrays[name].address, place.stream)
         if on_host:
             gpu.synchronize(place.stream)
-
-
-def _in_pieces(
-    problem: Problem, outputs: dict[str, Array], work: Work, more: dict[str, Array] | None = None
-) -> None:
-    gpu = current_driver()
-    device = gpu.device()
-    inputs = {
-        name: array
-        for name in ("logits", "targets", "sample_weight")
-        if (array := getattr(problem, name)) is not None
-    }
-    class_weight: Any = uploaded(problem.class_weight, 0)
-    if class_weight is not None:
-        gpu.synchronize(0)
-
-    def piece(views: dict[str, Any], stream: int) -> None:
-        own: dict[str, Any] = {name: views.pop(name) for name in inputs}
-        part = replace(problem, **own, class_weight=class_weight, reduction="none")
-        work(part, views, Place(device, stream))
-
-    try:
-        in_pieces(problem.logits.shape[:-1], inputs | (more or {}), outputs, piece, device)
-    finally:
-        if class_weight is not None:
-            gpu.free(class_weight.address, 0)
 
 
 # ---------------------------------------------------------------- the backend
@@ -177,7 +148,7 @@ def run_loss(problem: Problem, loss_rows: Any, grad: Any) -> tuple[float, float]
     grad_scale = 1.0
     if problem.reduction == "mean":
         grad_scale = mean_scale(weight)
-    _in_pieces(problem, outputs, partial(operations.loss_rows, grad_scale=grad_scale))
+    in_pieces(problem, outputs, partial(operations.loss_rows, grad_scale=grad_scale))
     with np.errstate(all="ignore"):  # infinite losses of both signs
         return float(row_loss.sum()), weight
 
