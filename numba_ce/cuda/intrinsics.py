@@ -42,10 +42,10 @@ def _asm(builder, result, text, constraints, args):
     return builder.call(code, args)
 
 
-CONSTRAINTS = {types.uint32: "r", types.float32: "f", types.float64: "d", types.uint16: "h"}
+CONSTRAINTS = {types.uint32: "r", types.float32: "f", types.float64: "d"}
 
 
-def ptx(text, result, *arguments, memory=False):
+def instruction(text, result, *arguments, memory=False):
     """The device function of some PTX: $0 is the result, if any, and what follows the arguments.
 
     memory : whether memory accesses stay on their side of it
@@ -269,38 +269,38 @@ def make_unpacker(kind):
 # Half as many instructions as on unpacked values, and the row stays packed (sm_80)
 _WORD = types.uint32
 packed_maximum = {
-    "bfloat16": ptx("max.bf16x2 $0, $1, $2;", _WORD, _WORD, _WORD),
-    "float16": ptx("max.f16x2 $0, $1, $2;", _WORD, _WORD, _WORD),
+    "bfloat16": instruction("max.bf16x2 $0, $1, $2;", _WORD, _WORD, _WORD),
+    "float16": instruction("max.f16x2 $0, $1, $2;", _WORD, _WORD, _WORD),
 }
 # One instruction rounds two floats, the second one being the lower (sm_80)
 packer = {
-    "bfloat16": ptx("cvt.rn.bf16x2.f32 $0, $2, $1;", _WORD, types.float32, types.float32),
-    "float16": ptx("cvt.rn.f16x2.f32 $0, $2, $1;", _WORD, types.float32, types.float32),
+    "bfloat16": instruction("cvt.rn.bf16x2.f32 $0, $2, $1;", _WORD, types.float32, types.float32),
+    "float16": instruction("cvt.rn.f16x2.f32 $0, $2, $1;", _WORD, types.float32, types.float32),
 }
 
 # ---------------------------------------------------------------- arithmetic
 
 _REAL = types.float32
 # 2**x, off by 2 units in the last place at most; not .ftz: gradients may be subnormal
-ex2 = ptx("ex2.approx.f32 $0, $1;", _REAL, _REAL)
+ex2 = instruction("ex2.approx.f32 $0, $1;", _REAL, _REAL)
 # what a product loses: x * y - (x * y) written as such may be folded to 0
-fma = ptx("fma.rn.f32 $0, $1, $2, $3;", _REAL, _REAL, _REAL, _REAL)
+fma = instruction("fma.rn.f32 $0, $1, $2, $3;", _REAL, _REAL, _REAL, _REAL)
 # the nearest integer, as a float32
-nearest = ptx("cvt.rni.f32.f32 $0, $1;", _REAL, _REAL)
+nearest = instruction("cvt.rni.f32.f32 $0, $1;", _REAL, _REAL)
 # one instruction; ignores NaN (Python's max compiles to a comparison that may keep either)
-maximum_f32 = ptx("max.f32 $0, $1, $2;", _REAL, _REAL, _REAL)
-minimum_f32 = ptx("min.f32 $0, $1, $2;", _REAL, _REAL, _REAL)
+maximum_f32 = instruction("max.f32 $0, $1, $2;", _REAL, _REAL, _REAL)
+minimum_f32 = instruction("min.f32 $0, $1, $2;", _REAL, _REAL, _REAL)
 
 # ---------------------------------------------------------------- blocks and clusters
 
 # The barrier of the mbarrier's initialisation is visible to the cluster before anybody arrives; the
 # relaxed form, because .release would wait for all the loads that it is meant to overlap
-cluster_arrive = ptx(
+cluster_arrive = instruction(
     "fence.mbarrier_init.release.cluster; barrier.cluster.arrive.relaxed.aligned;",
     types.void,
     memory=True,
 )
-cluster_wait = ptx("barrier.cluster.wait.acquire.aligned;", types.void, memory=True)
+cluster_wait = instruction("barrier.cluster.wait.acquire.aligned;", types.void, memory=True)
 
 
 @cache
@@ -341,13 +341,13 @@ def shared_address(typingctx, array, index):
 # The blocks of a cluster exchange sums by stores that count their bytes at the receiver's mbarrier:
 # it waits for the data itself; a barrier of the whole cluster would be waited for twice.
 # Each takes the address of an mbarrier, and a number
-mbarrier_init = ptx(
+mbarrier_init = instruction(
     "mbarrier.init.shared::cta.b64 [$0], $1;", types.void, _WORD, _WORD, memory=True
 )
-mbarrier_expect = ptx(
+mbarrier_expect = instruction(
     "mbarrier.arrive.expect_tx.shared::cta.b64 _, [$0], $1;", types.void, _WORD, _WORD, memory=True
 )
-mbarrier_wait = ptx(
+mbarrier_wait = instruction(
     "{ .reg .pred p; W_${:uid}: mbarrier.try_wait.parity.shared::cta.b64 p, [$0], $1; "
     "@p bra D_${:uid}; bra W_${:uid}; D_${:uid}: }",
     types.void,
@@ -356,7 +356,7 @@ mbarrier_wait = ptx(
     memory=True,
 )
 # (address, mbarrier, block, a, b): two float64 to an address of another block of the cluster
-send_pair = ptx(
+send_pair = instruction(
     "{ .reg .u32 ra, rm; .reg .b64 a, b; mov.b64 a, $3; mov.b64 b, $4; "
     "mapa.shared::cluster.u32 ra, $0, $2; mapa.shared::cluster.u32 rm, $1, $2; "
     "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b64 [ra], {a, b}, [rm]; }",
