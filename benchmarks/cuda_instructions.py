@@ -13,7 +13,7 @@ import numpy as np
 
 import numba_ce as nc
 
-CLASSES = (2, 10, 16, 64)
+CLASSES = (2, 10, 16, 64, 600, 4000, 12000)
 ELEMENTS = 1 << 16
 
 

@@ -8,10 +8,10 @@ targets       what a row is told to be: target, weights, whether it counts
 finish        a row finished in float64, by the formulas of `numba_ce.row`
 thread_layout the threads that share a row in the general kernel
 stage         rows in shared memory: one read and one write of device memory
-walk          how threads walk along a row: 128-bit access, dtypes
+walk          how threads walk along a row: chunks of classes, dtypes
 measure       first pass over a row: maximum, sum of exponentials, sums of an option
 write         second pass: gradient, probabilities, Hessian
-kernel        what a general kernel is compiled for, and what its threads read of a row
+kernel        what a general kernel is compiled for, and where its rows and targets are
 general       the general kernel: every operation and option
 record        its operations on records
 reduce        how the threads of a register-resident row agree on its maximum and sum
@@ -37,27 +37,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from numba_ce._validate import Problem
 from numba_ce.cuda import operations
-from numba_ce.cuda.arrays import DeviceArray, View
+from numba_ce.cuda.arrays import DeviceArray
 from numba_ce.cuda.driver import current_driver
-from numba_ce.cuda.host import in_pieces, uploaded
+from numba_ce.cuda.host import Work, in_pieces, lent
 from numba_ce.cuda.operations import Place
 from numba_ce.describe import classes_of
+from numba_ce.options import LossOptions
 from numba_ce.results import mean_scale
 from numba_ce.weights import check_indices, total_weight
 
 Array = np.ndarray[Any, np.dtype[Any]]
-
-
-def _on_device(array: Any) -> bool:
-    return isinstance(array, DeviceArray)
 
 
 @contextmanager
@@ -101,46 +99,41 @@ def _at_problem(problem: Problem, *outputs: Any) -> Any:
     return _at(*arrays, *outputs)
 
 
-# ---------------------------------------------------------------- NumPy arrays
+# ---------------------------------------------------------------- where the arrays are
 
 
-def _inputs(problem: Problem) -> dict[str, Array]:
-    inputs = {"logits": problem.logits}
-    if problem.targets is not None:
-        inputs["targets"] = problem.targets
-    if problem.sample_weight is not None:
-        inputs["sample_weight"] = problem.sample_weight
-    return inputs
-
-
-def _through(
-    problem: Problem, outputs: dict[str, Array], work: Any, more: dict[str, Array] | None = None
+def _run(
+    problem: Problem,
+    outputs: dict[str, Any],
+    work: Work,
+    more: dict[str, Array] | None = None,
+    n_classes: int | None = None,
 ) -> None:
-    """Run ``work(problem of a piece, views, place)`` over the pieces of a problem."""
-    gpu = current_driver()
-    device = gpu.device()
-    class_weight = uploaded(problem.class_weight, 0)
-    if class_weight is not None:
-        gpu.synchronize(0)
+    """Call ``work(problem, arrays, place)``: once on the device, or for each piece of NumPy arrays.
 
-    def piece(views: dict[str, Any], stream: int) -> None:
-        part = Problem(
-            views["logits"],
-            views.get("targets"),
-            problem.probabilities,
-            class_weight,  # type: ignore[arg-type]
-            views.get("sample_weight"),
-            problem.options,
-            "none",
-        )
-        work(part, views, Place(device, stream))
-
-    try:
-        rows = problem.logits.shape[:-1]
-        in_pieces(rows, _inputs(problem) | (more or {}), outputs, piece, device)
-    finally:
-        if class_weight is not None:
-            gpu.free(class_weight.address, 0)
+    more : inputs beside those of the problem; n_classes : of the targets, if not of the logits.
+    Beside device arrays these and the outputs may be dense NumPy arrays, of records.
+    """
+    if not isinstance(problem.logits, DeviceArray):
+        if problem.targets is not None:
+            check_indices(problem, n_classes or problem.logits.shape[-1])
+        options = problem.options._replace(check_targets=False)
+        in_pieces(replace(problem, options=options), outputs, work, more)
+        return
+    arrays = outputs | (more or {})
+    on_host = {name: a for name, a in arrays.items() if not isinstance(a, DeviceArray)}
+    others = (array for name, array in arrays.items() if name not in on_host)
+    with _at_problem(problem, *others) as place, ExitStack() as stack:
+        gpu = current_driver()
+        for name, array in on_host.items():
+            arrays[name] = lent(stack, array, place)
+        for name in more or ():
+            gpu.copy_in(arrays[name].address, on_host[name], place.stream)
+        work(problem, arrays, place)
+        for name in on_host.keys() & outputs.keys():
+            gpu.copy_out(on_host[name], arrays[name].address, place.stream)
+        if on_host:
+            gpu.synchronize(place.stream)
 
 
 # ---------------------------------------------------------------- the backend
@@ -149,24 +142,13 @@ def _through(
 def run_loss(problem: Problem, loss_rows: Any, grad: Any) -> tuple[float, float]:
     """Row losses and gradient of NumPy arrays; the sums of the losses and of the weights."""
     weight = total_weight(problem)
-    rows = problem.logits.shape[:-1]
-    row_loss = np.empty(rows)
-    outputs = {"row_loss": row_loss}
-    if loss_rows is not None:
-        outputs["loss"] = loss_rows
-    if grad is not None:
-        outputs["grad"] = grad
+    row_loss = np.empty(problem.logits.shape[:-1])
+    outputs = {"row_loss": row_loss, "loss": loss_rows, "grad": grad}
+    outputs = {name: array for name, array in outputs.items() if array is not None}
     grad_scale = 1.0
     if problem.reduction == "mean":
         grad_scale = mean_scale(weight)
-
-    def work(part: Problem, views: dict[str, Any], place: Place) -> None:
-        results: dict[str, Any] = {
-            name: views[name] for name in ("row_loss", "loss") if name in views
-        }
-        operations.loss_rows(part, results, views.get("grad"), grad_scale, place)
-
-    _through(problem, outputs, work)
+    in_pieces(problem, outputs, partial(operations.loss_rows, grad_scale=grad_scale))
     with np.errstate(all="ignore"):  # infinite losses of both signs
         return float(row_loss.sum()), weight
 
@@ -187,89 +169,29 @@ def loss_on_device(problem: Problem, result: DeviceArray, grad: DeviceArray | No
 
 def run_grad_hess(problem: Problem, grad: Any, hess: Any, kind: str) -> None:
     """Gradient and diagonal Hessian of the row losses."""
-    if _on_device(problem.logits):
-        with _at_problem(problem, grad, hess) as place:
-            operations.grad_hess(problem, grad, hess, kind, place)
-        return
-    check_indices(problem, problem.logits.shape[-1])
-
-    def work(part: Problem, views: dict[str, Any], place: Place) -> None:
-        operations.grad_hess(part, views["grad"], views["hess"], kind, place)
-
-    _through(_unchecked(problem), {"grad": grad, "hess": hess}, work)
-
-
-def _unchecked(problem: Problem) -> Problem:
-    """The same for targets that the host has looked at."""
-    return replace(problem, options=problem.options._replace(check_targets=False))
+    _run(problem, {"grad": grad, "hess": hess}, partial(operations.grad_hess, kind=kind))
 
 
 def run_row_stats(problem: Problem, outputs: dict[str, Any]) -> None:
     """The fields of `RowStats`, each into its array."""
-    if _on_device(problem.logits):
-        with _at_problem(problem, *outputs.values()) as place:
-            operations.row_stats(problem, outputs, place)
-        return
-    if problem.targets is not None:
-        check_indices(problem, problem.logits.shape[-1])
-
-    def work(part: Problem, views: dict[str, Any], place: Place) -> None:
-        operations.row_stats(part, {name: views[name] for name in outputs}, place)
-
-    _through(_unchecked(problem), outputs, work)
+    _run(problem, outputs, operations.row_stats)
 
 
 def run_normalize(logits: Any, what: str, out: Any) -> None:
     """softmax, log_softmax or logsumexp."""
-    if _on_device(logits):
-        with _at(logits, out) as place:
-            operations.normalize(logits, what, out, place)
-        return
+    problem = Problem(logits, None, False, None, None, LossOptions(), "none")
     name = "lse" if what == "logsumexp" else "grad"
-    device = current_driver().device()
-
-    def work(views: dict[str, Any], stream: int) -> None:
-        operations.normalize(views["logits"], what, views[name], Place(device, stream))
-
-    in_pieces(logits.shape[:-1], {"logits": logits}, {name: out}, work, device)
+    _run(problem, {name: out}, partial(operations.normalize, what=what))
 
 
 def run_row_record(problem: Problem, class_offset: int, n_classes: int, record: Any) -> None:
-    """The record of each row, or of the part of it in this shard."""
-    if _on_device(problem.logits):
-        # Records are merged by NumPy, so they are handed out on the host
-        with _at_problem(problem) as place, operations.Scratch(place, record.nbytes) as address:
-            view = View(address, record.shape, record.dtype, None)
-            operations.row_record(problem, class_offset, n_classes, view, place)
-            current_driver().copy_out(record, view.address, place.stream)
-            current_driver().synchronize(place.stream)
-        return
-    check_indices(problem, n_classes)
-
-    def work(part: Problem, views: dict[str, Any], place: Place) -> None:
-        operations.row_record(part, class_offset, n_classes, views["record"], place)
-
-    _through(_unchecked(problem), {"record": record}, work)
+    """The record of each row, or of the part of it in this shard; on the host, to be merged."""
+    work = partial(operations.row_record, class_offset=class_offset, n_classes=n_classes)
+    _run(problem, {"record": record}, work, n_classes=n_classes)
 
 
 def run_grad_from_record(problem: Problem, record: Any, class_offset: int, grad: Any) -> None:
     """Gradient of the classes of this shard, from the merged records."""
     n_classes = classes_of(record)
-    if _on_device(problem.logits):
-        with (
-            _at_problem(problem, grad) as place,
-            operations.Scratch(place, record.nbytes) as address,
-        ):
-            view = View(address, record.shape, record.dtype, None)
-            current_driver().copy_in(view.address, record, place.stream)
-            operations.grad_from_record(problem, view, n_classes, class_offset, grad, place)
-            current_driver().synchronize(place.stream)  # the record may go away
-        return
-    check_indices(problem, n_classes)
-
-    def work(part: Problem, views: dict[str, Any], place: Place) -> None:
-        operations.grad_from_record(
-            part, views["record"], n_classes, class_offset, views["grad"], place
-        )
-
-    _through(_unchecked(problem), {"grad": grad}, work, {"record": record})
+    work = partial(operations.grad_from_record, class_offset=class_offset, n_classes=n_classes)
+    _run(problem, {"grad": grad}, work, {"record": record}, n_classes)

@@ -8,7 +8,6 @@ in registers (0 bytes spilled) for sm_80, sm_90, sm_100 and sm_120, as
 from functools import cache, lru_cache
 
 from numba_ce.cuda.intrinsics import KINDS
-from numba_ce.cuda.kernel import Kernel
 from numba_ce.cuda.resident import Resident
 from numba_ce.cuda.thread_layout import THREADS
 
@@ -71,17 +70,11 @@ def resident_for(kind, grad, n_classes, capability):
 def blocks_per_processor(kernel, capability):
     """Blocks that must fit a processor at once: what registers a thread may have.
 
-    Of 65536 registers: 80 for a thread of a block of up to 256, more where several rows share one,
-    64 in larger blocks, 128 where the compiler needs them (before sm_90, in the other kernels), 255
-    for the Hessian in float64 and, before sm_90, for staged rows in which every class has a weight.
+    Of 65536 registers: 128 for a thread before sm_90 and in the kernels that are not `Resident`;
+    else 80 in blocks of up to 256, more where several rows share one, and 64 in larger blocks.
     """
     if not isinstance(kernel, Resident):
-        wide = False
-        if isinstance(kernel, Kernel):
-            wide = kernel.operation == "hess" and kernel.access.kind == "float64"
-            dense = kernel.smoothing or kernel.probabilities
-            wide |= dense and kernel.access.staged and capability < CLUSTERS_FROM
-        return 1 if wide else 512 // THREADS
+        return 512 // THREADS
     if capability < CLUSTERS_FROM:
         return 512 // kernel.threads
     threads = 1024

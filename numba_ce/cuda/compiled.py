@@ -25,9 +25,9 @@ from numba_ce.cuda.kernel import Kernel
 from numba_ce.cuda.ptx import to_cubin, to_ptx
 from numba_ce.cuda.resident import Resident, make_resident_kernel
 from numba_ce.cuda.thread_layout import THREADS
-from numba_ce.cuda.totals import add_losses, fold, scan
+from numba_ce.cuda.totals import fold, scan
 
-SMALL_KERNELS = {"scan": scan, "add_losses": add_losses, "fold": fold}
+SMALL_KERNELS = {"scan": scan, "fold": fold}
 COMPILERS = ("numba", "numba-cuda", "llvmlite", "cuda-core", "cuda-bindings")
 # From wheels, conda or a toolkit: the file that is loaded tells what a version does not always
 LIBRARIES = ("nvvm", "nvJitLink")

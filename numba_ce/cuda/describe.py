@@ -11,7 +11,7 @@ from numba_ce.cuda.intrinsics import KINDS
 from numba_ce.cuda.kernel import Kernel
 from numba_ce.cuda.plan import DEFAULTS, MAX_AXES, set_axes
 from numba_ce.cuda.stage import fits
-from numba_ce.cuda.thread_layout import FEW_CLASSES
+from numba_ce.cuda.thread_layout import WARPS, lanes_for, rows_at_once
 from numba_ce.cuda.walk import Access
 from numba_ce.describe import NUMBERS, OPERANDS, Form, describe_layout, form_of, kind_number
 from numba_ce.options import TABLE
@@ -69,21 +69,30 @@ def _aligned_alike(fields: dict[str, Any], size: int) -> bool:
     return bool(fields["grad_step"] == size and apart % 16 == 0)
 
 
-def access_of(
-    fields: dict[str, Any], kind: str, softcap: bool, grad_kind: str | None, reads: int
+def arrange(
+    fields: dict[str, Any],
+    kind: str,
+    softcap: bool = False,
+    grad_kind: str | None = None,
+    once: bool = False,
 ) -> Access:
-    """How the general kernel reads such logits, which it needs `reads` times."""
+    """How the general kernel reads such logits, maybe once; the fields get who shares a row."""
     size, n_classes = KINDS[kind][0], fields["n_classes"]
-    if fields["logits_step"] != size:
-        # Neighbouring rows side by side and neighbouring classes not: lanes go along the rows
-        beside = abs(fields["logits_3"]) < abs(fields["logits_step"]) and fields["length_3"] > 1
-        return Access(kind, False, "beside" if beside else "row", softcap)
-    if grad_kind != kind or _aligned_alike(fields, size):
-        if n_classes <= FEW_CLASSES and _dense(fields, grad_kind == kind, n_classes * size):
-            return Access(kind, False, "few", softcap)
-        if reads > 1 and fits(kind, n_classes):
-            return Access(kind, False, "staged", softcap)
-    return Access(kind, kind != "float64", "row", softcap)
+    contiguous = fields["logits_step"] == size
+    # Neighbouring rows side by side and neighbouring classes not: lanes go along the rows
+    beside = abs(fields["logits_3"]) < abs(fields["logits_step"]) and fields["length_3"] > 1
+    if beside and not contiguous:
+        lanes, across = 0, True
+    else:  # a warp to a row at most, where every warp's row fits the stage
+        lanes, across = lanes_for(n_classes), not fits(kind, n_classes, WARPS)
+    fields["lanes"], fields["across"] = lanes, across
+    at_once = rows_at_once(lanes, across)
+    staged = contiguous and fits(kind, n_classes, at_once) and not (once and across)
+    if at_once > 1:
+        staged = staged and _dense(fields, grad_kind == kind, n_classes * size)
+    if grad_kind == kind:
+        staged = staged and _aligned_alike(fields, size)
+    return Access(kind, staged, softcap, contiguous and not staged and size == 2)
 
 
 def _dense(fields: dict[str, Any], with_grad: bool, row_bytes: int) -> bool:
@@ -99,17 +108,13 @@ def _dense(fields: dict[str, Any], with_grad: bool, row_bytes: int) -> bool:
 
 def general_for(operation: str, fields: dict[str, Any], problem: Any, **kinds: Any) -> Kernel:
     """The general kernel for an operation on a problem; `kinds` of the outputs."""
-    options, grad_kind = problem.options, kinds.get("grad_kind")
+    options, kind = problem.options, float_name(problem.logits.dtype)
+    dense = problem.probabilities or options.label_smoothing != 0.0
+    grad_kind = kinds.get("grad_kind")
     # Of class indices, the loss and the record follow from one pass
     once = operation in ("loss", "record") and grad_kind is None and not problem.probabilities
-    kind, softcap = float_name(problem.logits.dtype), options.softcap is not None
-    return Kernel(
-        operation,
-        access_of(fields, kind, softcap, grad_kind, 1 if once else 2),
-        problem.probabilities,
-        smoothing=options.label_smoothing != 0.0 and not problem.probabilities,
-        **kinds,
-    )
+    access = arrange(fields, kind, options.softcap is not None, grad_kind, once)
+    return Kernel(operation, access, dense, **kinds)
 
 
 def loss_kernel(fields: dict[str, Any], problem: Any, grad: Any, capability: Any) -> Any:

@@ -24,11 +24,17 @@ ONE = np.float32(1)
 
 
 @inner
+def two_difference(a, b):
+    """a - b exactly, as the rounded difference and what it lost (Knuth's TwoSum)."""
+    d = a - b
+    minus_b = d - a
+    return d, (a - (d - minus_b)) - (b + minus_b)
+
+
+@inner
 def exp_difference(x, m, rate, rate_lost):
     """exp(x - m) for rate = log2(e), in float32, x <= m; 0 for x = -inf, NaN for NaN."""
-    d = x - m
-    minus_m = d - x
-    lost = (x - (d - minus_m)) - (m + minus_m)  # x - m = d + lost exactly (Knuth's TwoSum)
+    d, lost = two_difference(x, m)
     t = d * rate
     rest = fma(d, rate, -t) + fma(d, rate_lost, lost * rate)
     e = ex2(t)

@@ -12,14 +12,15 @@ import itertools
 import math
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from numba_ce._validate import PARTLY_WRITTEN
+from numba_ce._validate import PARTLY_WRITTEN, Problem
 from numba_ce.cuda.arrays import BFLOAT16, View
 from numba_ce.cuda.driver import current_driver
+from numba_ce.cuda.operations import Place, Scratch
 
 Array = np.ndarray[Any, np.dtype[Any]]
 #: Bytes of a piece, inputs and outputs; a slot holds at most one, or one row if that is more.
@@ -106,27 +107,49 @@ def _device_dtype(dtype: Any) -> Any:
     return BFLOAT16 if dtype.name == "bfloat16" else dtype
 
 
-def uploaded(array: Array | None, stream: int) -> View | None:
-    """A small contiguous array, copied to the device; free its address."""
-    if array is None:
-        return None
-    address = current_driver().allocate(array.nbytes, stream)
-    current_driver().copy_in(address, array, stream)
+def lent(stack: contextlib.ExitStack, array: Array, place: Place) -> View:
+    """Device memory for a dense array of the host, until the end of the stack."""
+    address = stack.enter_context(Scratch(place, array.nbytes))
     return View(address, array.shape, array.dtype, None)
 
 
+#: What is done on the device with a problem, and with other arrays by the names of their fields.
+Work = Callable[[Problem, dict[str, Any], Place], None]
+
+
 def in_pieces(
+    problem: Problem, outputs: dict[str, Array], work: Work, more: dict[str, Array] | None = None
+) -> None:
+    """Call ``work(problem, arrays, place)`` for every piece of the rows.
+
+    outputs, more : arrays whose first axes are the rows, `more` of them inputs. An output "grad" of
+    the dtype of the logits takes their place in the piece.
+    """
+    gpu, rows = current_driver(), problem.logits.shape[:-1]
+    device, names = gpu.device(), ("logits", "targets", "sample_weight")
+    own = {name: array for name in names if (array := getattr(problem, name)) is not None}
+    with contextlib.ExitStack() as stack:
+        class_weight: Any = None
+        if problem.class_weight is not None:
+            class_weight = lent(stack, problem.class_weight, Place(device, 0))
+            gpu.copy_in(class_weight.address, problem.class_weight, 0)
+            gpu.synchronize(0)
+
+        def piece(views: dict[str, Any], stream: int) -> None:
+            parts: dict[str, Any] = {name: views.pop(name) for name in own}
+            part = replace(problem, **parts, class_weight=class_weight, reduction="none")
+            work(part, views, Place(device, stream))
+
+        _take_turns(rows, own | (more or {}), outputs, piece, device)
+
+
+def _take_turns(
     rows: tuple[int, ...],
     inputs: dict[str, Array],
     outputs: dict[str, Array],
     work: Callable[[dict[str, Any], int], None],
     device: int,
 ) -> None:
-    """Call ``work(views, stream)`` for every piece of the rows.
-
-    inputs, outputs : arrays whose first axes are `rows`; the views of a piece have their names. An
-    output "grad" of the dtype of "logits" takes their place in the piece.
-    """
     in_place = "grad" in outputs and outputs["grad"].dtype.name == inputs["logits"].dtype.name
     arrays = inputs | outputs
     sizes = {

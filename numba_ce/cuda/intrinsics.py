@@ -6,6 +6,7 @@ another kernel, and a launch packs plain numbers.
 """
 
 from functools import cache
+from inspect import Parameter, Signature
 
 from llvmlite import ir
 from numba import cuda
@@ -31,16 +32,42 @@ def inner(function):
     return cuda.jit(device=True, forceinline=True)(function)
 
 
-def _global(builder, address, ty):
+def _global(builder, address, ty, size=0):
     return builder.inttoptr(address, ty.as_pointer(GLOBAL))
 
 
-def _asm(builder, result, text, constraints, args, side_effect=False):
+def _asm(builder, result, text, constraints, args):
     signature = ir.FunctionType(result, [a.type for a in args])
-    return builder.call(ir.InlineAsm(signature, text, constraints, side_effect), args)
+    code = ir.InlineAsm(signature, text, constraints, side_effect="memory" in constraints)
+    return builder.call(code, args)
 
 
-# ---------------------------------------------------------------- single elements in global memory
+CONSTRAINTS = {types.uint32: "r", types.float32: "f", types.float64: "d"}
+
+
+def instruction(text, result, *arguments, memory=False):
+    """The device function of some PTX: $0 is the result, if any, and what follows the arguments.
+
+    memory : whether memory accesses stay on their side of it
+    """
+    letters = [CONSTRAINTS[argument] for argument in arguments] + ["~{memory}"] * memory
+    if result != types.void:
+        letters.insert(0, "=" + CONSTRAINTS[result])
+
+    def operation(typingctx, *values):
+        def codegen(context, builder, sig, args):
+            of_result = ir.VoidType() if result == types.void else context.get_value_type(result)
+            value = _asm(builder, of_result, text, ",".join(letters), args)
+            return context.get_dummy_value() if result == types.void else value
+
+        return result(*arguments), codegen
+
+    names = ["typingctx", *(f"argument_{i}" for i in range(len(arguments)))]
+    operation.__signature__ = Signature([Parameter(n, Parameter.POSITIONAL_ONLY) for n in names])
+    return intrinsic(operation)
+
+
+# ---------------------------------------------------------------- single elements
 
 
 def _decode(builder, raw, kind):
@@ -65,17 +92,19 @@ def _encode(builder, value, kind):
     return value
 
 
-def _stored_type(kind):
-    return {"float16": I16, "bfloat16": I16, "float32": F32, "float64": F64}[kind]
+@cache
+def make_loader(kind, staged=False):
+    """The function that reads the element at an address, in the type it is computed in.
 
-
-def _loader(kind, pointer):
+    staged : at a byte of the stage instead
+    """
     size, _, real = KINDS[kind]
+    stored = {"float16": I16, "bfloat16": I16, "float32": F32, "float64": F64}[kind]
 
     @intrinsic
     def load_one(typingctx, place):
         def codegen(context, builder, sig, args):
-            at = pointer(builder, args[0], kind, _stored_type(kind))
+            at = (_staged if staged else _global)(builder, args[0], stored, size)
             return _decode(builder, builder.load(at, align=size), kind)
 
         return real(types.int64), codegen
@@ -83,14 +112,17 @@ def _loader(kind, pointer):
     return load_one
 
 
-def _storer(kind, pointer):
+@cache
+def make_storer(kind, staged=False):
+    """The function that rounds a value to the kind and writes it, as `make_loader` reads it."""
     size, _, real = KINDS[kind]
 
     @intrinsic
     def store_one(typingctx, place, value):
         def codegen(context, builder, sig, args):
             raw = _encode(builder, args[1], kind)
-            builder.store(raw, pointer(builder, args[0], kind, raw.type), align=size)
+            at = (_staged if staged else _global)(builder, args[0], raw.type, size)
+            builder.store(raw, at, align=size)
             return context.get_dummy_value()
 
         return types.void(types.int64, real), codegen
@@ -98,44 +130,25 @@ def _storer(kind, pointer):
     return store_one
 
 
-def _at(builder, address, kind, ty):
-    return _global(builder, address, ty)
-
-
 @cache
-def make_element_loader(kind):
-    """The function that reads one element, in the type it is computed in."""
-    return _loader(kind, _at)
-
-
-@cache
-def make_element_storer(kind):
-    """The function that rounds a value to the kind and writes it."""
-    return _storer(kind, _at)
-
-
-def _scalar_loader(result, stored, signed=False):
-    """Integers are widened to int64; a uint64 above the int64 range becomes negative, no class."""
+def make_integer_loader(size, signed):
+    """The function that widens an integer of so many bytes to int64; large uint64 turn negative."""
+    stored = ir.IntType(8 * size)
 
     @intrinsic
     def load(typingctx, address):
         def codegen(context, builder, sig, args):
-            size = stored.width // 8 if isinstance(stored, ir.IntType) else 8
             raw = builder.load(_global(builder, args[0], stored), align=size)
-            if not isinstance(stored, ir.IntType) or stored.width == 64:
+            if size == 8:
                 return raw
             return builder.sext(raw, I64) if signed else builder.zext(raw, I64)
 
-        return result(types.int64), codegen
+        return types.int64(types.int64), codegen
 
     return load
 
 
-load_i64 = _scalar_loader(types.int64, I64)
-load_u32, load_i32 = (_scalar_loader(types.int64, I32, signed) for signed in (False, True))
-load_u16, load_i16 = (_scalar_loader(types.int64, I16, signed) for signed in (False, True))
-load_u8, load_i8 = (_scalar_loader(types.int64, I8, signed) for signed in (False, True))
-load_f64 = _scalar_loader(types.float64, F64)
+load_i64, load_f64 = make_integer_loader(8, True), make_loader("float64")
 
 
 @intrinsic
@@ -152,51 +165,6 @@ def store(typingctx, address, value):
     return types.void(types.int64, value), codegen
 
 
-# ---------------------------------------------------------------- 128 bits of global memory
-
-# Four words at once: nothing in Numba's arrays gives LDG.E.128, a load of an LLVM vector does.
-# float32 comes as four floats, anything else as four uint32.
-
-
-@cache
-def make_quad_loader(kind):
-    """The function that reads 16 aligned bytes."""
-    stored, word = (F32, types.float32) if kind == "float32" else (I32, types.uint32)
-
-    @intrinsic
-    def load_quad(typingctx, address):
-        result = types.UniTuple(word, 4)
-
-        def codegen(context, builder, sig, args):
-            vector = ir.VectorType(stored, 4)
-            loaded = builder.load(_global(builder, args[0], vector), align=16)
-            words = [builder.extract_element(loaded, I32(i)) for i in range(4)]
-            return context.make_tuple(builder, result, words)
-
-        return result(types.int64), codegen
-
-    return load_quad
-
-
-@cache
-def make_quad_storer(kind):
-    """The function that writes 16 aligned bytes."""
-    stored, word = (F32, types.float32) if kind == "float32" else (I32, types.uint32)
-
-    @intrinsic
-    def store_quad(typingctx, address, a, b, c, d):
-        def codegen(context, builder, sig, args):
-            vector = ir.Constant(ir.VectorType(stored, 4), ir.Undefined)
-            for i, value in enumerate(args[1:]):
-                vector = builder.insert_element(vector, value, I32(i))
-            builder.store(vector, _global(builder, args[0], vector.type), align=16)
-            return context.get_dummy_value()
-
-        return types.void(types.int64, word, word, word, word), codegen
-
-    return store_quad
-
-
 # ---------------------------------------------------------------- staged rows in shared memory
 
 # Shared memory whose size the launch gives (see stage.py). One symbol, reached by name: an array of
@@ -204,61 +172,60 @@ def make_quad_storer(kind):
 # different memory. Places are counted in 32 bits: half the instructions.
 
 
-def stage_gap(kind):
-    """Bytes left out after every 128."""
-    return max(4, KINDS[kind][0])
+def stage_gap(size):
+    """Bytes left out after every 128, for elements of so many."""
+    return max(4, size)
 
 
-def _staged(builder, byte, kind, ty):
+def _staged(builder, byte, ty, size):
     module, name = builder.module, "numba_ce_stage"
     stage = module.globals.get(name)
     if stage is None:
         stage = ir.GlobalVariable(module, ir.ArrayType(I8, 0), name, addrspace=SHARED)
         stage.linkage, stage.align = "external", 16
     byte = builder.trunc(byte, I32)
-    gaps = builder.mul(builder.lshr(byte, I32(7)), I32(stage_gap(kind)))
+    gaps = builder.mul(builder.lshr(byte, I32(7)), I32(stage_gap(size)))
     place = builder.gep(stage, [I32(0), builder.add(byte, gaps)], inbounds=True)
     return builder.bitcast(place, ty.as_pointer(SHARED))
 
 
-@cache
-def make_stage_loader(kind):
-    """The function that reads the element at a byte of the stage."""
-    return _loader(kind, _staged)
+# ---------------------------------------------------------------- 128 bits
+
+# Nothing in Numba's arrays gives LDG.E.128, a load of an LLVM vector does
 
 
 @cache
-def make_stage_storer(kind):
-    """The function that rounds a value to the kind and writes it to a byte of the stage."""
-    return _storer(kind, _staged)
+def make_quads(kind, staged=False):
+    """The functions that read and write 16 aligned bytes: four float32, or four uint32 of words.
 
+    staged : at a byte of the stage, whose gaps leave them aligned to 4 bytes only
+    """
+    stored, word = (F32, types.float32) if kind == "float32" and not staged else (I32, types.uint32)
+    vector, align = ir.VectorType(stored, 4), 4 if staged else 16
 
-@cache
-def make_stage_quads(kind):
-    """The functions that read and write 16 aligned bytes of the stage, as four uint32."""
-
-    def words(builder, byte):
-        first = _staged(builder, byte, kind, I32)
-        return [builder.gep(first, [I32(i)]) for i in range(4)]
+    def place(builder, at):
+        return (_staged if staged else _global)(builder, at, vector, KINDS[kind][0])
 
     @intrinsic
-    def load_quad(typingctx, byte):
-        result = types.UniTuple(types.uint32, 4)
+    def load_quad(typingctx, at):
+        result = types.UniTuple(word, 4)
 
         def codegen(context, builder, sig, args):
-            loaded = [builder.load(word, align=4) for word in words(builder, args[0])]
-            return context.make_tuple(builder, result, loaded)
+            loaded = builder.load(place(builder, args[0]), align=align)
+            words = [builder.extract_element(loaded, I32(i)) for i in range(4)]
+            return context.make_tuple(builder, result, words)
 
         return result(types.int64), codegen
 
     @intrinsic
-    def store_quad(typingctx, byte, a, b, c, d):
+    def store_quad(typingctx, at, a, b, c, d):
         def codegen(context, builder, sig, args):
-            for word, value in zip(words(builder, args[0]), args[1:]):
-                builder.store(value, word, align=4)
+            value = ir.Constant(vector, ir.Undefined)
+            for i, element in enumerate(args[1:]):
+                value = builder.insert_element(value, element, I32(i))
+            builder.store(value, place(builder, args[0]), align=align)
             return context.get_dummy_value()
 
-        word = types.uint32
         return types.void(types.int64, word, word, word, word), codegen
 
     return load_quad, store_quad
@@ -299,105 +266,41 @@ def make_unpacker(kind):
     return unpack
 
 
-def _word_operation(text):
-    """Inline PTX from two words to a word."""
-
-    @intrinsic
-    def operation(typingctx, a, b):
-        def codegen(context, builder, sig, args):
-            return _asm(builder, I32, text, "=r,r,r", args)
-
-        return types.uint32(types.uint32, types.uint32), codegen
-
-    return operation
-
-
 # Half as many instructions as on unpacked values, and the row stays packed (sm_80)
+_WORD = types.uint32
 packed_maximum = {
-    "bfloat16": _word_operation("max.bf16x2 $0, $1, $2;"),
-    "float16": _word_operation("max.f16x2 $0, $1, $2;"),
+    "bfloat16": instruction("max.bf16x2 $0, $1, $2;", _WORD, _WORD, _WORD),
+    "float16": instruction("max.f16x2 $0, $1, $2;", _WORD, _WORD, _WORD),
 }
-
-
-def _packer(text):
-    @intrinsic
-    def pack(typingctx, low, high):
-        def codegen(context, builder, sig, args):
-            return _asm(builder, I32, text, "=r,f,f", [args[1], args[0]])
-
-        return types.uint32(types.float32, types.float32), codegen
-
-    return pack
-
-
-# One instruction rounds two floats (sm_80)
+# One instruction rounds two floats, the second one being the lower (sm_80)
 packer = {
-    "bfloat16": _packer("cvt.rn.bf16x2.f32 $0, $1, $2;"),
-    "float16": _packer("cvt.rn.f16x2.f32 $0, $1, $2;"),
+    "bfloat16": instruction("cvt.rn.bf16x2.f32 $0, $2, $1;", _WORD, types.float32, types.float32),
+    "float16": instruction("cvt.rn.f16x2.f32 $0, $2, $1;", _WORD, types.float32, types.float32),
 }
 
 # ---------------------------------------------------------------- arithmetic
 
-
-def _float_operation(text, n):
-    """Inline PTX on float32."""
-    constraints = ",".join(["=f"] + ["f"] * n)
-
-    def codegen(context, builder, sig, args):
-        return _asm(builder, F32, text, constraints, args)
-
-    if n == 1:
-
-        @intrinsic
-        def operation(typingctx, x):
-            return types.float32(types.float32), codegen
-    elif n == 3:
-
-        @intrinsic
-        def operation(typingctx, x, y, z):
-            return types.float32(types.float32, types.float32, types.float32), codegen
-    else:
-
-        @intrinsic
-        def operation(typingctx, x, y):
-            return types.float32(types.float32, types.float32), codegen
-
-    return operation
-
-
+_REAL = types.float32
 # 2**x, off by 2 units in the last place at most; not .ftz: gradients may be subnormal
-ex2 = _float_operation("ex2.approx.f32 $0, $1;", 1)
+ex2 = instruction("ex2.approx.f32 $0, $1;", _REAL, _REAL)
 # what a product loses: x * y - (x * y) written as such may be folded to 0
-fma = _float_operation("fma.rn.f32 $0, $1, $2, $3;", 3)
+fma = instruction("fma.rn.f32 $0, $1, $2, $3;", _REAL, _REAL, _REAL, _REAL)
 # the nearest integer, as a float32
-nearest = _float_operation("cvt.rni.f32.f32 $0, $1;", 1)
+nearest = instruction("cvt.rni.f32.f32 $0, $1;", _REAL, _REAL)
 # one instruction; ignores NaN (Python's max compiles to a comparison that may keep either)
-maximum_f32 = _float_operation("max.f32 $0, $1, $2;", 2)
-minimum_f32 = _float_operation("min.f32 $0, $1, $2;", 2)
+maximum_f32 = instruction("max.f32 $0, $1, $2;", _REAL, _REAL, _REAL)
+minimum_f32 = instruction("min.f32 $0, $1, $2;", _REAL, _REAL, _REAL)
 
 # ---------------------------------------------------------------- blocks and clusters
 
-
-def _statement(text):
-    """Inline PTX without operands; memory accesses stay on their side of it."""
-
-    @intrinsic
-    def statement(typingctx):
-        def codegen(context, builder, sig, args):
-            _asm(builder, ir.VoidType(), text, "~{memory}", [], side_effect=True)
-            return context.get_dummy_value()
-
-        return types.void(), codegen
-
-    return statement
-
-
 # The barrier of the mbarrier's initialisation is visible to the cluster before anybody arrives; the
 # relaxed form, because .release would wait for all the loads that it is meant to overlap
-cluster_arrive = _statement(
-    "fence.mbarrier_init.release.cluster; barrier.cluster.arrive.relaxed.aligned;"
+cluster_arrive = instruction(
+    "fence.mbarrier_init.release.cluster; barrier.cluster.arrive.relaxed.aligned;",
+    types.void,
+    memory=True,
 )
-cluster_wait = _statement("barrier.cluster.wait.acquire.aligned;")
+cluster_wait = instruction("barrier.cluster.wait.acquire.aligned;", types.void, memory=True)
 
 
 @cache
@@ -422,54 +325,46 @@ def make_cluster_setter(size):
     return set_cluster
 
 
-def _shared_address(context, builder, array_type, array, index):
+@intrinsic
+def shared_address(typingctx, array, index):
     """The 32-bit address of an element of a shared array."""
-    data = context.make_array(array_type)(context, builder, array).data
-    generic = builder.ptrtoint(builder.gep(data, [index]), I64)
-    text = "{ .reg .u64 t; cvta.to.shared.u64 t, $1; cvt.u32.u64 $0, t; }"
-    return _asm(builder, I32, text, "=r,l", [generic])
 
+    def codegen(context, builder, sig, args):
+        data = context.make_array(sig.args[0])(context, builder, args[0]).data
+        generic = builder.ptrtoint(builder.gep(data, [args[1]]), I64)
+        text = "{ .reg .u64 t; cvta.to.shared.u64 t, $1; cvt.u32.u64 $0, t; }"
+        return _asm(builder, I32, text, "=r,l", [generic])
 
-def _mbarrier_operation(text):
-    """Inline PTX on the mbarrier in element 0 of a shared array, and a number."""
-
-    @intrinsic
-    def operation(typingctx, barrier, value):
-        def codegen(context, builder, sig, args):
-            address = _shared_address(context, builder, sig.args[0], args[0], I64(0))
-            _asm(builder, ir.VoidType(), text, "r,r,~{memory}", [address, args[1]], True)
-            return context.get_dummy_value()
-
-        return types.void(barrier, types.uint32), codegen
-
-    return operation
+    return types.uint32(array, types.int64), codegen
 
 
 # The blocks of a cluster exchange sums by stores that count their bytes at the receiver's mbarrier:
-# it waits for the data itself; a barrier of the whole cluster would be waited for twice
-mbarrier_init = _mbarrier_operation("mbarrier.init.shared::cta.b64 [$0], $1;")
-mbarrier_expect = _mbarrier_operation("mbarrier.arrive.expect_tx.shared::cta.b64 _, [$0], $1;")
-mbarrier_wait = _mbarrier_operation(
-    "{ .reg .pred p; W_${:uid}: mbarrier.try_wait.parity.shared::cta.b64 p, [$0], $1; "
-    "@p bra D_${:uid}; bra W_${:uid}; D_${:uid}: }"
+# it waits for the data itself; a barrier of the whole cluster would be waited for twice.
+# Each takes the address of an mbarrier, and a number
+mbarrier_init = instruction(
+    "mbarrier.init.shared::cta.b64 [$0], $1;", types.void, _WORD, _WORD, memory=True
 )
-
-
-@intrinsic
-def send_pair(typingctx, array, index, barrier, rank, a, b):
-    """Write two float64 to array[index], array[index + 1] of another block of the cluster."""
-
-    def codegen(context, builder, sig, args):
-        to = _shared_address(context, builder, sig.args[0], args[0], args[1])
-        bar = _shared_address(context, builder, sig.args[2], args[2], I64(0))
-        values = [builder.bitcast(v, I64) for v in args[4:]]
-        text = (
-            "{ .reg .u32 ra, rm; mapa.shared::cluster.u32 ra, $0, $2; "
-            "mapa.shared::cluster.u32 rm, $1, $2; "
-            "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b64 [ra], {$3, $4}, [rm]; }"
-        )
-        operands = [to, bar, args[3], *values]
-        _asm(builder, ir.VoidType(), text, "r,r,r,l,l,~{memory}", operands, side_effect=True)
-        return context.get_dummy_value()
-
-    return types.void(array, index, barrier, types.uint32, types.float64, types.float64), codegen
+mbarrier_expect = instruction(
+    "mbarrier.arrive.expect_tx.shared::cta.b64 _, [$0], $1;", types.void, _WORD, _WORD, memory=True
+)
+mbarrier_wait = instruction(
+    "{ .reg .pred p; W_${:uid}: mbarrier.try_wait.parity.shared::cta.b64 p, [$0], $1; "
+    "@p bra D_${:uid}; bra W_${:uid}; D_${:uid}: }",
+    types.void,
+    _WORD,
+    _WORD,
+    memory=True,
+)
+# (address, mbarrier, block, a, b): two float64 to an address of another block of the cluster
+send_pair = instruction(
+    "{ .reg .u32 ra, rm; .reg .b64 a, b; mov.b64 a, $3; mov.b64 b, $4; "
+    "mapa.shared::cluster.u32 ra, $0, $2; mapa.shared::cluster.u32 rm, $1, $2; "
+    "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b64 [ra], {a, b}, [rm]; }",
+    types.void,
+    _WORD,
+    _WORD,
+    _WORD,
+    types.float64,
+    types.float64,
+    memory=True,
+)

@@ -12,7 +12,6 @@ import numpy as np
 
 from numba_ce._validate import Problem, bad_target_error
 from numba_ce.cuda.describe import (
-    access_of,
     describe_class_weight,
     described,
     float_name,
@@ -20,12 +19,12 @@ from numba_ce.cuda.describe import (
     loss_kernel,
 )
 from numba_ce.cuda.driver import current_driver
-from numba_ce.cuda.kernel import Kernel
 from numba_ce.cuda.launch import launch
-from numba_ce.cuda.plan import NO_ROW, STATE_BYTES
-from numba_ce.cuda.targets import NOTHING
+from numba_ce.cuda.plan import NO_ROW, NOTHING, STATE_BYTES
 from numba_ce.cuda.totals import n_partials
 from numba_ce.describe import describe_hess, describe_options, describe_shard
+
+Arrays = dict[str, Any]  # outputs, and records, by the names of their fields in the plan
 
 
 class Place(NamedTuple):
@@ -67,11 +66,11 @@ def _sums_bytes(n_rows: int) -> int:
 def _add_up(fields: dict[str, Any], place: Place, sums: int) -> None:
     """The losses of the rows, reduced, into the loss."""
     count = n_partials(fields["n_rows"])
+    fields["n_partials"], fields["partial"] = fields["n_rows"], fields["row_loss"]
     if count > 1:
-        fields["n_partials"], fields["partial"] = count, sums + STATE_BYTES
-        launch("add_losses", fields, *place, blocks=count)
-    else:  # every row is a part
-        fields["n_partials"], fields["partial"] = fields["n_rows"], fields["row_loss"]
+        parts = {"loss": sums + STATE_BYTES, "loss_bytes": 8, "state": 0}
+        launch("fold", fields | parts, *place, blocks=count)
+        fields["n_partials"], fields["partial"] = count, parts["loss"]
     launch("fold", fields, *place, blocks=1)
 
 
@@ -120,12 +119,11 @@ def _launch_loss(fields: dict[str, Any], problem: Problem, grad: Any, place: Pla
     launch(kernel, fields, *place)
 
 
-def loss_rows(
-    problem: Problem, results: dict[str, Any], grad: Any, grad_scale: float, place: Place
-) -> None:
+def loss_rows(problem: Problem, arrays: Arrays, place: Place, grad_scale: float) -> None:
     """Row losses and gradient of rows whose targets have been checked; nothing is added up."""
+    grad = arrays.get("grad")
     fields = _fields(problem, grad=grad)
-    _point_results(fields, results)
+    _point_results(fields, {name: arrays[name] for name in ("row_loss", "loss") if name in arrays})
     fields["grad_scale"] = grad_scale
     _launch_loss(fields, problem, grad, place)
 
@@ -150,55 +148,53 @@ def loss(problem: Problem, result: Any, grad: Any, place: Place) -> None:
         _add_up(fields, place, sums)
 
 
-def grad_hess(problem: Problem, grad: Any, hess: Any, kind: str, place: Place) -> None:
+def grad_hess(problem: Problem, arrays: Arrays, place: Place, kind: str) -> None:
     """Gradient and diagonal Hessian of the row losses."""
-    fields = _fields(problem, grad=grad, hess=hess)
+    fields = _fields(problem, **arrays)
     describe_hess(fields, problem.logits.shape[-1], kind)
-    kinds = {"grad_kind": grad.dtype.name, "hess_kind": hess.dtype.name}
+    kinds = {f"{name}_kind": float_name(array.dtype) for name, array in arrays.items()}
     _check(fields, problem, place)
     launch(general_for("hess", fields, problem, **kinds), fields, *place)
 
 
-def row_stats(problem: Problem, outputs: dict[str, Any], place: Place) -> None:
+def row_stats(problem: Problem, arrays: Arrays, place: Place) -> None:
     """The fields of `RowStats`, each into its array."""
     fields = _fields(problem)
     _check(fields, problem, place)
-    _point_results(fields, outputs)
+    _point_results(fields, arrays)
     launch(general_for("stats", fields, problem), fields, *place)
 
 
-def normalize(logits: Any, what: str, out: Any, place: Place) -> None:
+def normalize(problem: Problem, arrays: Arrays, place: Place, what: str) -> None:
     """softmax, log_softmax or logsumexp."""
-    kind = logits.dtype.name
     if what == "logsumexp":
-        fields = described(logits)
-        _point_results(fields, {"lse": out})
-        kernel = Kernel(what, access_of(fields, kind, False, None, 2))
+        fields, kinds = _fields(problem), {}
+        _point_results(fields, arrays)
     else:
-        fields = described(logits, grad=out)
-        out_kind = out.dtype.name
-        kernel = Kernel(what, access_of(fields, kind, False, out_kind, 2), grad_kind=out_kind)
-    launch(kernel, fields, *place)
+        fields = _fields(problem, **arrays)
+        kinds = {"grad_kind": float_name(arrays["grad"].dtype)}
+    launch(general_for(what, fields, problem, **kinds), fields, *place)
 
 
 def row_record(
-    problem: Problem, class_offset: int, n_classes: int, record: Any, place: Place
+    problem: Problem, arrays: Arrays, place: Place, class_offset: int, n_classes: int
 ) -> None:
     """The record of each row, or of the part of it in this shard."""
     fields = _fields(problem)
     describe_shard(fields, class_offset, n_classes)
-    fields["record"] = record.address
+    fields["record"] = arrays["record"].address
     _check(fields, problem, place)
     launch(general_for("record", fields, problem), fields, *place)
 
 
 def grad_from_record(
-    problem: Problem, record: Any, n_classes: int, class_offset: int, grad: Any, place: Place
+    problem: Problem, arrays: Arrays, place: Place, class_offset: int, n_classes: int
 ) -> None:
     """Gradient of the classes of this shard, from the merged records."""
+    grad = arrays["grad"]
     fields = _fields(problem, grad=grad)
     describe_shard(fields, class_offset, n_classes)
-    fields["record"] = record.address
-    kernel = general_for("from_record", fields, problem, grad_kind=grad.dtype.name)
+    fields["record"] = arrays["record"].address
+    kernel = general_for("from_record", fields, problem, grad_kind=float_name(grad.dtype))
     _check(fields, problem, place)
     launch(kernel, fields, *place)

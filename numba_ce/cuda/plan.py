@@ -68,14 +68,19 @@ FIELDS = (
     "n_partials",
     # After `targets_bytes` it would make the largest register-resident kernels spill: the compiler
     # loads the parameters in pairs
-    "targets_kind",  # index into KINDS, of probabilities
+    "targets_kind",  # index into KINDS, of probabilities; or NOTHING
+    # how the general kernel's threads share rows, see `thread_layout`
+    "lanes",
+    "across",
 )
 Plan = namedtuple("Plan", FIELDS)
 PLAN_TYPE = types.NamedTuple(
     [types.float64 if name in _FLOATS else types.int64 for name in FIELDS], Plan
 )
 PACKER = struct.Struct("=" + "".join("d" if name in _FLOATS else "q" for name in FIELDS))
+NOTHING = 4  # no kind of float: 0 without a look at the memory
 DEFAULTS = dict.fromkeys(FIELDS, 0) | {"temperature": 1.0, "grad_scale": 1.0}
+DEFAULTS["targets_kind"] = NOTHING
 DEFAULTS |= {f"length_{axis}": 1 for axis in range(MAX_AXES)}
 
 # What a check of the targets leaves on the device: the weights' sum (float64), and the first row

@@ -11,14 +11,16 @@ import numpy as np
 from numba import cuda
 from numba.core import types
 
-from numba_ce.cuda.exp import MINUS_INF, exp_minus, make_exp_below
+from numba_ce.cuda.exp import MINUS_INF, exp_minus, make_exp_below, two_difference
 from numba_ce.cuda.intrinsics import (
     cluster_wait,
     inner,
     maximum_f32,
     mbarrier_wait,
     send_pair,
+    shared_address,
 )
+from numba_ce.cuda.quads import add
 from numba_ce.cuda.thread_layout import ALL_LANES
 
 exp_below = make_exp_below("float32")
@@ -29,9 +31,7 @@ def row_factor(m, sum_exp, t, scale):
     """scale * top / bottom of `Finished` in float32: the gradient is exp(z_j - m) times it."""
     if not t < np.float32(np.inf):
         return np.float32(np.nan)
-    d = t - m
-    minus_m = d - t
-    lost = (t - (d - minus_m)) - (m + minus_m)  # t - m = d + lost exactly
+    d, lost = two_difference(t, m)
     if not abs(d) < np.float32(1e30):
         lost = np.float32(0)
     if d >= np.float32(0):
@@ -42,34 +42,20 @@ def row_factor(m, sum_exp, t, scale):
 
 
 @cache
-def make_lanes_maximum(lanes):
-    """The function by which neighbouring lanes agree on their float32 maximum."""
-    distances = tuple(d for d in (16, 8, 4, 2, 1) if d < lanes)
-
-    @inner
-    def agree(m):
-        for distance in distances:
-            m = maximum_f32(m, cuda.shfl_xor_sync(ALL_LANES, m, distance))
-        return m
-
-    return agree
-
-
-@cache
-def make_lanes_sum(lanes):
-    """The function by which neighbouring lanes add up a float64."""
+def make_lanes_reducer(lanes, combine):
+    """The function by which neighbouring lanes combine what each has, all in the same order."""
     distances = tuple(d for d in (16, 8, 4, 2, 1) if d < lanes)
 
     @inner
     def agree(value):
         for distance in distances:
-            value += cuda.shfl_xor_sync(ALL_LANES, value, distance)
+            value = combine(value, cuda.shfl_xor_sync(ALL_LANES, value, distance))
         return value
 
     return agree
 
 
-largest_of_warp, sum_of_warp = make_lanes_maximum(32), make_lanes_sum(32)
+largest_of_warp, sum_of_warp = make_lanes_reducer(32, maximum_f32), make_lanes_reducer(32, add)
 
 
 @inner
@@ -111,8 +97,9 @@ def make_blocks_merger(cluster):
         thread = cuda.threadIdx.x
         cluster_wait()  # every block has set up its barrier
         if thread < cluster:
-            send_pair(inbox, rank * 2, barrier, types.uint32(thread), np.float64(m), sum_exp)
-        mbarrier_wait(barrier, types.uint32(0))  # all parts have arrived here
+            to, at_barrier = shared_address(inbox, rank * 2), shared_address(barrier, 0)
+            send_pair(to, at_barrier, types.uint32(thread), np.float64(m), sum_exp)
+        mbarrier_wait(shared_address(barrier, 0), types.uint32(0))  # all parts have arrived here
         lane = thread % 32
         m, sum_exp = MINUS_INF, 0.0
         if lane < cluster:

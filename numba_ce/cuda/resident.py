@@ -30,23 +30,22 @@ from numba_ce.cuda.intrinsics import (
     cluster_arrive,
     inner,
     make_cluster_setter,
-    make_element_loader,
-    make_element_storer,
-    make_quad_loader,
-    make_quad_storer,
+    make_loader,
+    make_quads,
+    make_storer,
     make_unpacker,
     maximum_f32,
     mbarrier_expect,
     mbarrier_init,
     packed_maximum,
     packer,
+    shared_address,
 )
 from numba_ce.cuda.kernel import grad_scale_of
 from numba_ce.cuda.quads import add, join, made, over
 from numba_ce.cuda.reduce import (
     make_blocks_merger,
-    make_lanes_maximum,
-    make_lanes_sum,
+    make_lanes_reducer,
     make_warps_merger,
     row_factor,
 )
@@ -86,7 +85,7 @@ class Place(NamedTuple):
     first: int  # chunk of the thread; the others follow at equal distances
     source: int  # addresses of the row
     grad: int
-    targets_at: int
+    targets_at: int  # bytes from the first row; an address would spill
     weight_at: int
     head: int  # classes before the first full chunk
     n_chunks: int
@@ -118,7 +117,7 @@ def make_operations(kind, slots, stride):
     size = KINDS[kind][0]
     sixteen_bits = size == 2
     nothing = np.uint32(MASKED[kind]) if sixteen_bits else MINUS_INF
-    load_quad, store_quad = make_quad_loader(kind), make_quad_storer(kind)
+    load_quad, store_quad = make_quads(kind)
     unpack, pack = (make_unpacker(kind), packer[kind]) if sixteen_bits else (None, None)
     larger = packed_maximum[kind] if sixteen_bits else maximum_f32
     exp_below = make_exp_below(kind)
@@ -222,11 +221,16 @@ def make_resident_kernel(kernel):
     one_warp, clustered = sharing <= 32, cluster > 1
     warps, inbox_size, stride = sharing // 32, 2 * cluster, cluster * sharing
     inbox_bytes = types.uint32(16 * cluster)
-    load, store = make_element_loader(kind), make_element_storer(kind)
+    load, store = make_loader(kind), make_storer(kind)
     load_quads, mask, largest, raised, total, store_quads = make_operations(kind, slots, stride)
-    lanes_max, lanes_add = make_lanes_maximum(sharing), make_lanes_sum(sharing)
+    lanes_max = make_lanes_reducer(sharing, maximum_f32)
+    lanes_add = make_lanes_reducer(sharing, add)
     merge_warps, merge_blocks = make_warps_merger(warps), make_blocks_merger(cluster)
     set_cluster, exp_below = make_cluster_setter(cluster), make_exp_below(kind)
+
+    @inner
+    def target_of(plan, at):
+        return index_target(plan, plan.targets + at.targets_at, plan.sample_weight + at.weight_at)
 
     @inner
     def find_place(plan, thread, block):
@@ -247,8 +251,8 @@ def make_resident_kernel(kernel):
             edge = place if place < head else place + n_chunks * lanes
         first = rank * sharing + place
         return Place(
-            row, active, first, source, plan.grad + row * plan.grad_3, row * plan.targets_3,
-            row * plan.sample_weight_3, head, n_chunks, edge,
+            row, active, first, source, plan.grad + row * plan.grad_3,
+            row * plan.targets_3, row * plan.sample_weight_3, head, n_chunks, edge,
         )  # fmt: skip
 
     def resident(plan):
@@ -263,13 +267,14 @@ def make_resident_kernel(kernel):
             inbox = cuda.shared.array(inbox_size, np.float64)
             barrier = cuda.shared.array(1, np.uint64)
             if thread == 0:
-                mbarrier_init(barrier, types.uint32(1))
-                mbarrier_expect(barrier, inbox_bytes)
+                at_barrier = shared_address(barrier, 0)
+                mbarrier_init(at_barrier, types.uint32(1))
+                mbarrier_expect(at_barrier, inbox_bytes)
             cluster_arrive()  # waited for after the loads
 
         # The read. Nothing of an ignored or bad row: all masked, it gives 0 x factor
         at = find_place(plan, thread, block)
-        target = index_target(plan, at.targets_at, at.weight_at)
+        target = target_of(plan, at)
         grad_scale = grad_scale_of(plan)
         kept, k = at.active and target.status == KEPT and grad_scale != 0.0, target.k
         left = at.n_chunks - at.first if kept else 0
@@ -336,7 +341,7 @@ def make_resident_kernel(kernel):
         if not at.active:
             return
         if owner:
-            target = index_target(plan, at.targets_at, at.weight_at)
+            target = target_of(plan, at)
             end = finish_row(np.float64(row_max), np.float64(total_exp), np.float64(t), 1.0)
             if wants_grad:  # after the store above: the same thread, so in this order
                 g_k = -target.weight * grad_scale_of(plan) * target.q * end.rest

@@ -15,58 +15,41 @@ from typing import NamedTuple
 import numpy as np
 from numba import cuda
 
-from numba_ce.cuda.intrinsics import (
-    KINDS,
-    inner,
-    make_element_loader,
-    make_element_storer,
-    make_quad_loader,
-    make_quad_storer,
-    make_stage_loader,
-    make_stage_quads,
-    make_stage_storer,
-    stage_gap,
-)
-from numba_ce.cuda.plan import locate
+from numba_ce.cuda.intrinsics import KINDS, inner, make_loader, make_quads, make_storer, stage_gap
 from numba_ce.cuda.quads import add, made, over
-from numba_ce.cuda.thread_layout import STAGED, THREADS, rows_of_block
+from numba_ce.cuda.thread_layout import THREADS
 
 SLOTS = 4  # 16 bytes that each thread has under way
-ROW_BYTES = 40 << 10  # of a row alone: with what else a block needs, below the 48 KB of any device
-load_quad, store_quad = make_quad_loader("words"), make_quad_storer("words")
+ROW_BYTES = 40 << 10  # of a block: with what else a block needs, below the 48 KB of any device
 
 
 class Run(NamedTuple):
     """The rows of a block in global memory."""
 
-    source: int  # address of the first element
-    length: int  # elements
     skew: int  # bytes between the 16-byte boundary before it and the first element
     head: int  # elements before the first full 16 bytes
     n_quads: int  # full 16 bytes
+    edge: int  # the element outside these that the thread takes, or one beyond the end
 
 
-def fits(kind, n_classes):
-    """Whether a row can be staged."""
-    return n_classes * KINDS[kind][0] <= ROW_BYTES
+def fits(kind, n_classes, n_rows=1):
+    """Whether so many rows can be staged at once."""
+    return n_rows * n_classes * KINDS[kind][0] <= ROW_BYTES
 
 
-def stage_bytes(access, n_classes):
-    """Shared memory for the rows of a block, with any skew."""
-    if access.layout not in STAGED:
-        return 0
-    nbytes = rows_of_block(access.layout, n_classes) * n_classes * KINDS[access.kind][0] + 16
-    return nbytes + (nbytes // 128 + 1) * stage_gap(access.kind)
+def stage_bytes(kind, n_classes, n_rows):
+    """Shared memory for so many rows, with any skew."""
+    nbytes = n_rows * n_classes * KINDS[kind][0] + 16
+    return nbytes + (nbytes // 128 + 1) * stage_gap(KINDS[kind][0])
 
 
 @cache
-def make_stager(access):
-    """The functions (find, bring, leave): the `Run` of a block's rows, its way in and out."""
-    kind = access.kind
+def make_stager(kind):
+    """The functions that bring the rows of a block into the stage, and their output out of it."""
     size, lanes, _ = KINDS[kind]
-    load, store = make_element_loader(kind), make_element_storer(kind)
-    read, write = make_stage_loader(kind), make_stage_storer(kind)
-    read_quad, write_quad = make_stage_quads(kind)
+    load, store = make_loader(kind), make_storer(kind)
+    read, write = make_loader(kind, True), make_storer(kind, True)
+    (load_quad, store_quad), (read_quad, write_quad) = make_quads("float16"), make_quads(kind, True)
     step = THREADS
 
     @inner
@@ -84,44 +67,39 @@ def make_stager(access):
     load_slots, keep_slots = made(SLOTS, load_slot), over(SLOTS, keep_slot, add)
 
     @inner
-    def find(plan, first, n_rows):
-        """first : number of the first row; n_rows : of the block"""
-        source = plan.logits + locate(plan, first)[0]
-        length = n_rows * plan.n_classes
-        head = min((-source % 16) // size, length)
-        return Run(source, length, source % 16, head, (length - head) // lanes)
+    def find(address, length, thread):
+        head = min((-address % 16) // size, length)
+        n_quads = (length - head) // lanes
+        edge = thread if thread < head else thread + n_quads * lanes
+        return Run(address % 16, head, n_quads, edge)
 
     @inner
-    def edge(run, thread):
-        """The element outside the full 16 bytes that a thread takes, or one beyond the end."""
-        return thread if thread < run.head else thread + run.n_quads * lanes
-
-    @inner
-    def bring(run, thread):
+    def bring(source, length, thread):
+        """source : address of the first element; length : elements of all rows of the block"""
+        run = find(source, length, thread)
         slot = thread
-        address, byte = run.source + run.head * size, run.skew + run.head * size
+        address, byte = source + run.head * size, run.skew + run.head * size
         while slot < run.n_quads:
             left = run.n_quads - slot
             quads = load_slots(0, address + slot * 16, left)
             keep_slots(quads, 0, byte + slot * 16, left)
             slot += SLOTS * step
-        j = edge(run, thread)
-        if j < run.length:
-            write(run.skew + j * size, load(run.source + j * size))
+        if run.edge < length:
+            write(run.skew + run.edge * size, load(source + run.edge * size))
         cuda.syncthreads()  # the rows are there
 
     @inner
-    def leave(run, target, thread):
+    def leave(target, length, thread):
         """target : address of the first element of the output, aligned as the logits are"""
         cuda.syncthreads()  # every thread has written its part
+        run = find(target, length, thread)
         slot = thread
         address, byte = target + run.head * size, run.skew + run.head * size
         while slot < run.n_quads:
             quad = read_quad(byte + slot * 16)
             store_quad(address + slot * 16, quad[0], quad[1], quad[2], quad[3])
             slot += step
-        j = edge(run, thread)
-        if j < run.length:
-            store(target + j * size, read(run.skew + j * size))
+        if run.edge < length:
+            store(target + run.edge * size, read(run.skew + run.edge * size))
 
-    return find, bring, leave
+    return bring, leave

@@ -158,7 +158,9 @@ def test_few_classes(rng, kind, n_classes):
     ],
     ids=["smoothing", "log_softmax", "row_stats"],
 )
-@pytest.mark.parametrize(("dtype", "n_classes"), [(np.float32, 2000), (np.float64, 70)])
+@pytest.mark.parametrize(
+    ("dtype", "n_classes"), [(np.float32, 600), (np.float32, 2000), (np.float64, 70)]
+)
 def test_one_read_for_everything(rng, function, n_classes, dtype):
     """Rows that fit shared memory are read once, whatever is asked for, and written once."""
     logits = make_logits(rng, (9, n_classes), dtype)
@@ -173,7 +175,7 @@ def test_one_read_for_everything(rng, function, n_classes, dtype):
         assert large.bytes_written[out.address] in (0, logits.nbytes)
 
 
-@pytest.mark.parametrize("n_classes", [7, 100, 600])
+@pytest.mark.parametrize("n_classes", [7, 100, 600, 2700])
 @pytest.mark.parametrize("dtype", [np.float32, BFLOAT16])
 def test_same_bits_wherever_a_staged_row_stands(rng, n_classes, dtype):
     """In any row, at any distance from 16 bytes, in place or not, in any order of warps."""
@@ -192,11 +194,11 @@ def test_same_bits_wherever_a_staged_row_stands(rng, n_classes, dtype):
     assert len(found) == 1
 
 
-@pytest.mark.parametrize("n_classes", [3, 40, 600])
+@pytest.mark.parametrize("n_classes", [3, 40, 1500])
 def test_more_rows_than_the_grid_has_blocks(rng, monkeypatch, n_classes):
     """A block then does one set of rows after the other in the same shared memory."""
     monkeypatch.setattr(launch, "MAX_GRID", 2)
-    n_rows = 1100 if n_classes == 3 else 11 if n_classes == 600 else 300
+    n_rows = 1100 if n_classes == 3 else 11 if n_classes == 1500 else 300
     logits = make_logits(rng, (n_rows, n_classes), np.float32)
     targets = make_targets(rng, (n_rows,), n_classes)
     with emulated(order_seed=3) as gpu:
@@ -361,6 +363,44 @@ def test_strides(rng, strides):
         assert_same(x.get(), out.get())
 
 
+def test_short_rows_with_gaps_share_a_block(rng):
+    """As many as there are threads for, though they are not staged."""
+    logits, targets = make_logits(rng, (300, 10), np.float32), make_targets(rng, (300,), 10)
+    with emulated() as gpu:
+        x, y, out = device_problem(gpu.gpu, logits, targets, (16, 1))
+        loss, _ = nc.cross_entropy_and_grad(x, y, reduction="none", out=out, temperature=0.7)
+        assert gpu.launches[-1][0] == 2
+        check_close(loss.get(), out.get(), logits, targets, temperature=0.7)
+        nc.cross_entropy_and_grad(x, y, reduction="none", out=x, temperature=0.7)
+        assert_same(x.get(), out.get())
+
+
+@pytest.mark.parametrize(
+    ("kind", "offset", "capability"),
+    [("float16", 6, (7, 5)), ("float16", 0, (9, 0)), ("bfloat16", 6, (9, 0))],
+)
+def test_long_rows_of_sixteen_bits(rng, kind, offset, capability):
+    """Read where they lie, by 128 bits where that can be; options and statistics, in place."""
+    dtype = np.dtype(kind) if kind == "float16" else BFLOAT16
+    logits, targets = make_logits(rng, (2, 20497), dtype, 3.0), make_targets(rng, (2,), 20497)
+    options = {"reduction": "none", "label_smoothing": 0.1, "softcap": 20.0}
+    with emulated(capability=capability) as gpu:
+        x, y, out = device_problem(gpu.gpu, logits, targets, (20500, 1), offset)
+        loss, _ = nc.cross_entropy_and_grad(x, y, out=out, **options)
+        counts = gpu.launches[-1][2]
+        wide = 2 * 20497 // 8 - 2 * 2 if capability >= (8, 0) else 0
+        assert counts.loads[16] >= 2 * wide and counts.stores[16] >= wide
+        assert bool(counts.loads[16]) == bool(wide)
+        check_close(loss.get(), out.get(), logits, targets, label_smoothing=0.1, softcap=20.0)
+        stats = nc.row_stats(x, y)
+        nc.cross_entropy_and_grad(x, y, out=x, **options)
+        assert_same(x.get(), out.get())
+    with nc.use_backend("numpy"):
+        expected = nc.row_stats(logits, targets)
+    for value, right in zip(stats, expected, strict=True):
+        np.testing.assert_allclose(value.get(), right, rtol=1e-6)
+
+
 def test_class_axis_in_the_middle(rng):
     """Lanes go along the rows, which lie side by side; more rows than lanes, and not all in use."""
     logits = make_logits(rng, (2, 7, 37), np.float32)
@@ -449,6 +489,7 @@ def _nth(text, pattern, n, new):
 
 # name: shape, options, mutation
 PLAIN: dict[str, object] = {}
+LONG, Z_LOSS = (3, 4003), {"z_loss": 0.1}  # staged rows that a whole block shares
 MUTATIONS = {
     "no barrier": ((1, 2100), PLAIN, lambda t: _without(t, "bar.sync")),
     "no wait for the cluster": (
@@ -463,24 +504,38 @@ MUTATIONS = {
     "no quads": ((1, 1000), PLAIN, lambda t: _without(t, "st.global.v4.f32")),
     # The rows staged in shared memory: in, between, out, and the next ones
     "few: rows not waited for": ((600, 3), PLAIN, lambda t: _nth(t, "bar.sync", 0, "//")),
-    "few: finished rows not waited for": ((200, 40), PLAIN, lambda t: _nth(t, "bar.sync", 1, "//")),
-    "few: gradient not waited for": ((600, 3), PLAIN, lambda t: _nth(t, "bar.sync", 2, "//")),
+    "few: gradient not waited for": (
+        (600, 3),
+        PLAIN,
+        lambda t: _nth(t, "bar.sync", t.count("bar.sync") - 2, "//"),
+    ),
     "few: no ends": ((3, 3), PLAIN, lambda t: _without(t, "st.global.b32")),
     "few: no quads": ((600, 3), PLAIN, lambda t: _without(t, "st.global.v4")),
     "few: wrong lanes": ((40, 40), PLAIN, lambda t: t.replace("shfl.sync.bfly", "shfl.sync.down")),
-    "staged: rows not waited for": (
-        (3, 600),
-        {"z_loss": 0.1},
-        lambda t: _nth(t, "bar.sync", 0, "//"),
+    "few: told by another lane": (
+        (200, 40),
+        PLAIN,
+        lambda t: t.replace("shfl.sync.idx", "shfl.sync.up"),
+    ),
+    "staged: rows not waited for": (LONG, Z_LOSS, lambda t: _nth(t, "bar.sync", 0, "//")),
+    "staged: sum not waited for": (
+        LONG,
+        Z_LOSS,
+        lambda t: _nth(t, "bar.sync", t.count("bar.sync") - 4, "//"),
+    ),
+    "staged: finished row not waited for": (
+        LONG,
+        Z_LOSS,
+        lambda t: _nth(t, "bar.sync", t.count("bar.sync") - 3, "//"),
     ),
     "staged: gradient not waited for": (
-        (3, 600),
-        {"z_loss": 0.1},
+        LONG,
+        Z_LOSS,
         lambda t: _nth(t, "bar.sync", t.count("bar.sync") - 2, "//"),
     ),
     "staged: next rows not waited for": (
-        (3, 603),
-        {"z_loss": 0.1},
+        LONG,
+        Z_LOSS,
         lambda t: _nth(t, "bar.sync", t.count("bar.sync") - 1, "//"),
     ),
 }
