@@ -5,7 +5,7 @@ from functools import lru_cache
 from numba_ce.cpu.plan import Kernel
 from numba_ce.cpu.rows.tile import real_type
 from numba_ce.cpu.simd.transpose import BLOCK_CLASSES, EXACT_CLASSES
-from numba_ce.cpu.simd.vector import ROWS_ACROSS
+from numba_ce.cpu.simd.width import ROWS_ACROSS
 
 # Rows of so many classes run across the lanes. With 256 that takes what `along` takes, with 128
 # half of it

@@ -1,37 +1,37 @@
-"""Loops over the classes of sixteen rows, one row in each lane: maxima, scales, exponentials."""
+"""Loops over the classes of rows, one row in each lane: maxima, scales, what is written."""
 
 from functools import lru_cache
 
 import numpy as np
 
 from numba_ce.cpu.compile.jit import inlined, inner
-from numba_ce.cpu.rows.finish import finishing
+from numba_ce.cpu.rows.finish import BATCH, finishing
 from numba_ce.cpu.rows.measure import LN2, ZERO_REFERENCE
 from numba_ce.cpu.rows.tile import real_type
 from numba_ce.cpu.schedules.across_tile import make_count_classes
 from numba_ce.cpu.simd.element import KINDS
 from numba_ce.cpu.simd.exp import BIAS, EXPONENT_BIAS, LOG2E, MAGIC
-from numba_ce.cpu.simd.memory import load, load_rows, store
+from numba_ce.cpu.simd.memory import load_rows, store
 from numba_ce.cpu.simd.vector import (
-    ROWS_ACROSS,
-    VECTOR_BYTES,
     absolute,
+    field_of,
     fma,
-    high_as_float64,
     joined,
-    low_as_float64,
     maximum,
+    rounded,
     select,
     splat,
     splat_rows,
 )
+from numba_ce.cpu.simd.width import ROWS_ACROSS
 
 F32_0, F32_1 = np.float32(0), np.float32(1)
+BATCHES = ROWS_ACROSS // BATCH
 
 
 @lru_cache
 def make_find_peaks(real):
-    """The function that finds the maxima of sixteen rows."""
+    """The function that finds the maxima of rows."""
     pitch, zero, nan = ROWS_ACROSS * real().itemsize, real(0), real(np.nan)
     minus_inf = real(-np.inf)
 
@@ -39,7 +39,7 @@ def make_find_peaks(real):
     def find_peaks(tile, end):
         """Maximum, its first class, NaN for a row that has one, else 0, the others' maximum."""
         peak, poison = splat_rows(minus_inf), splat_rows(zero)
-        row_max, k, c = splat_rows(minus_inf), splat(F32_0), F32_0
+        row_max, k, c = splat_rows(minus_inf), splat_rows(F32_0), F32_0
         for at in range(tile, end, pitch):
             x = load_rows(at, zero)
             higher = x > peak
@@ -54,7 +54,7 @@ def make_find_peaks(real):
 
 @lru_cache
 def make_scales(real, tempered):
-    """`measure.choose` for sixteen rows."""
+    """`measure.choose` for rows across."""
     dtype = KINDS[real.__name__][1]
     magic, log2e, near_limit = MAGIC[dtype], real(LOG2E), real(ZERO_REFERENCE[dtype])
     minus_inf, zero, ln2 = real(-np.inf), real(0), real(LN2)
@@ -79,26 +79,15 @@ def make_scales(real, tempered):
 
 
 def make_no_sums(real):
-    """`tile.no_sums` for sixteen rows, one in each lane; `tile.add_to` adds to them."""
-    splat_any = splat_rows if real is np.float64 else splat
-    return inner(lambda: (splat_any(0.0), splat_any(0.0)))
+    """`tile.no_sums` for rows across; `tile.add_to` adds to them.
 
-
-@lru_cache
-def make_halves(real):
-    """The function that gives the sums of the lower and the upper eight rows in float64."""
-    infinity, zero, double = real(np.inf), real(0), real is np.float64
-
-    @inner
-    def halves(sums):
-        if double:
-            # An infinite sum has lost infinity - infinity
-            total = sums[0] + select(absolute(sums[0]) == infinity, zero, sums[1])
-            return low_as_float64(total), high_as_float64(total)
-        else:
-            return sums
-
-    return halves
+    Of float64 the sums and what their roundings lost, of float32 a float64 vector for each batch.
+    """
+    if real is np.float64:
+        return inner(lambda: (splat_rows(0.0), splat_rows(0.0)))
+    if BATCHES == 1:
+        return inner(lambda: (splat(0.0),))
+    return inner(lambda: (splat(0.0), splat(0.0)))
 
 
 # What is written of each element, from a tile of exponentials or of logits
@@ -117,17 +106,17 @@ def make_gradient_filler(kernel, operation):
             store(at, splat_rows(zero))
 
     @inlined
-    def fill(plan, lanes, found, low, high):
+    def fill(plan, lanes, found, batches):
         """The tile of exponentials as gradients."""
         if plan.grad_scale == 0.0:
             clear_gradient(lanes, count_classes(plan) * pitch)
             return
-        factor, g_k = join_factors(low[0], high[0]), joined(low[1], high[1], zero)
+        factor = join_factors(field_of(batches, 0))
+        g_k = rounded(joined(field_of(batches, 1)), zero)
         scale, k = splat_rows(zero), found.k
         if dense:
             over = plan.grad_scale / plan.temperature
-            s_low, s_high = load(lanes.weights, 0.0), load(lanes.weights + VECTOR_BYTES, 0.0)
-            scale = joined(s_low * over, s_high * over, zero)
+            scale = rounded(load_rows(lanes.weights, 0.0) * over, zero)
         for c in range(count_classes(plan)):
             at = lanes.tile + c * pitch
             g = times_factor(load_rows(at, zero), factor)
@@ -149,9 +138,9 @@ def make_log_filler(kernel, operation):
     count_classes = make_count_classes(kernel.block)
 
     @inlined
-    def fill(plan, lanes, found, low, high):
+    def fill(plan, lanes, found, batches):
         """The tile of logits as logarithms of probabilities."""
-        surprise, c = joined(low[0], high[0], zero), F32_0
+        surprise, c = rounded(joined(field_of(batches, 0)), zero), F32_0
         for at in range(lanes.tile, lanes.tile + count_classes(plan) * pitch, pitch):
             # The largest class is 0 below itself, also where it is infinite
             below = select(found.k == c, zero, load_rows(at, zero) - found.t)
@@ -169,12 +158,14 @@ def make_hessian_filler(kernel, operation):
     count_classes = make_count_classes(kernel.block)
 
     @inlined
-    def fill(plan, lanes, found, low, high):
+    def fill(plan, lanes, found, batches):
         """The tile of exponentials as gradients, and into another one the Hessian."""
-        factor = join_factors(low[0], high[0])
-        g_k, h_k = joined(low[1], high[1], zero), joined(low[2], high[2], zero)
-        slope, curvature = joined(low[3], high[3], zero), joined(low[4], high[4], zero)
-        s = joined(load(lanes.weights, 0.0), load(lanes.weights + VECTOR_BYTES, 0.0), zero)
+        factor = join_factors(field_of(batches, 0))
+        g_k = rounded(joined(field_of(batches, 1)), zero)
+        h_k = rounded(joined(field_of(batches, 2)), zero)
+        slope = rounded(joined(field_of(batches, 3)), zero)
+        curvature = rounded(joined(field_of(batches, 4)), zero)
+        s = rounded(load_rows(lanes.weights, 0.0), zero)
         floor = splat_rows(real(plan.hess_floor) if plan.hess_floor > 0.0 else real(-np.inf))
         c = F32_0
         for at in range(0, count_classes(plan) * pitch, pitch):
