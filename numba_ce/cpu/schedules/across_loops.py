@@ -26,7 +26,6 @@ from numba_ce.cpu.simd.vector import (
 from numba_ce.cpu.simd.width import ROWS_ACROSS
 
 F32_0, F32_1 = np.float32(0), np.float32(1)
-BATCHES = ROWS_ACROSS // BATCH
 
 
 @lru_cache
@@ -78,15 +77,16 @@ def make_scales(real, tempered):
     return scales
 
 
-def make_no_sums(real):
+def make_no_sums(real, lanes=ROWS_ACROSS):
     """`tile.no_sums` for rows across; `tile.add_to` adds to them.
 
     Of float64 the sums and what their roundings lost, of float32 a float64 vector for each batch.
     """
+    if lanes == BATCH:
+        one, two = lambda: (splat(0.0),), lambda: (splat(0.0), splat(0.0))
+        return inner(two if real is np.float64 else one)
     if real is np.float64:
         return inner(lambda: (splat_rows(0.0), splat_rows(0.0)))
-    if BATCHES == 1:
-        return inner(lambda: (splat(0.0),))
     return inner(lambda: (splat(0.0), splat(0.0)))
 
 

@@ -40,6 +40,7 @@ from numba_ce.cpu.simd.memory import (
 )
 from numba_ce.cpu.simd.transpose import (
     EXACT_CLASSES,
+    LARGEST_BLOCK,
     load_packed,
     load_turned,
     store_packed,
@@ -127,9 +128,9 @@ def block_of(c, n_classes):
     Without masks the last one is whole as well: it does again some of what the one before did.
     """
     if CHEAP_MASKS:
-        return c, smaller(ROWS_ACROSS, n_classes - c)
+        return c, smaller(LARGEST_BLOCK, n_classes - c)
     else:
-        n = smaller(ROWS_ACROSS, n_classes)
+        n = smaller(LARGEST_BLOCK, n_classes)
         return smaller(c, n_classes - n), n
 
 
@@ -163,7 +164,7 @@ def make_read_tile(kind, block, many):
             if exact and stride == n_classes * size:
                 load_packed(kind, block, source, tile)
                 return
-            for c in range(0, n_classes, ROWS_ACROSS):
+            for c in range(0, n_classes, LARGEST_BLOCK):
                 start, n = block_of(c, n_classes)
                 at = tile + start * pitch
                 load_turned(kind, block, source + start * size, stride, n, at)
@@ -204,7 +205,7 @@ def make_write_tile(kind, block, many):
             if exact and stride == n_classes * size:
                 store_packed(kind, block, target, tile)
                 return
-            for c in range(0, n_classes, ROWS_ACROSS):
+            for c in range(0, n_classes, LARGEST_BLOCK):
                 start, n = block_of(c, n_classes)
                 at = tile + start * pitch
                 store_turned(kind, block, target + start * size, stride, n, at)

@@ -52,6 +52,12 @@ def load_rows(address: types.intp, like):
 
 
 @lowered
+def load_lanes(address: types.intp, like):
+    """The vector at `address`, of the type of the vector `like`."""
+    return like, lambda builder, address, _: load_raw(builder, address, llvm_type(like))
+
+
+@lowered
 def store(address: types.intp, vector):
     """Write a vector to any address."""
     return types.none, store_raw

@@ -20,10 +20,11 @@ from numba_ce.cpu.simd.width import CHEAP_MASKS, ROWS_ACROSS, VECTOR_BITS
 # Classes of a block, for each of which there is code: fewer need fewer shuffles. Up to
 # EXACT_CLASSES a kernel knows how many there are: no loops over them, and rows side by side are
 # read and written in whole vectors. 1.36 times the speed with 2 classes, 1.17 times with 5; with 7
-# `load_turned` is as fast. The price: another kernel to compile for each of these numbers. Without
-# masks, fewer classes than a block has to be known
-EXACT_CLASSES = 5 if CHEAP_MASKS else ROWS_ACROSS - 1
-BLOCK_CLASSES = (*range(1, EXACT_CLASSES + 1), *range(8, ROWS_ACROSS + 1, 8))
+# `load_turned` is as fast. The price: another kernel to compile for each of these numbers. Where
+# masks are not cheap a kernel has to know it if there are fewer than LARGEST_BLOCK
+LARGEST_BLOCK = 16 if CHEAP_MASKS else 8
+EXACT_CLASSES = 5 if CHEAP_MASKS else LARGEST_BLOCK - 1
+BLOCK_CLASSES = (*range(1, EXACT_CLASSES + 1), *range(8, LARGEST_BLOCK + 1, 8))
 # Lines and columns of a block of elements of so many bytes: it has to fit the registers
 BLOCK = {2: VECTOR_BITS // 32, 4: VECTOR_BITS // 32, 8: VECTOR_BITS // 64}
 

@@ -291,11 +291,17 @@ def batch_of(vector, i: Literal):
     """The i-th eight lanes as a float64 vector."""
 
     def build(builder, x, _):
-        lanes = ir.Constant(ir.VectorType(I32, 8), list(range(8 * i, 8 * i + 8)))
-        part = builder.shuffle_vector(x, ir.Constant(x.type, ir.Undefined), lanes)
+        part = _half(builder, x, i)
         return part if vector.dtype == types.float64 else builder.fpext(part, ir.VectorType(F64, 8))
 
     return Vector(types.float64), build
+
+
+@lowered
+def half_of(vector, i: Literal):
+    """The lower or the upper half of the lanes."""
+    result = Vector(vector.dtype, vector.lanes // 2)
+    return result, lambda builder, x, _: _half(builder, x, i)
 
 
 @lowered
@@ -312,8 +318,8 @@ def field_of(batches, n: Literal):
 
 @lowered
 def joined(batches):
-    """A tuple of float64 vectors as one: a lane for each of the rows across."""
-    vector = Vector(types.float64, 8 * len(batches))
+    """One or two vectors of eight lanes as one."""
+    vector = Vector(batches[0].dtype, 8 * len(batches))
 
     def build(builder, values):
         parts = cgutils.unpack_tuple(builder, values)
