@@ -20,6 +20,7 @@ from numba_ce.cpu.rows.tile import add_to, real_type, reduction_of
 from numba_ce.cpu.schedules.across_loops import (
     F32_0,
     F32_1,
+    exp_summer,
     make_find_peaks,
     make_gradient_filler,
     make_hessian_filler,
@@ -38,23 +39,20 @@ from numba_ce.cpu.schedules.across_tile import (
 )
 from numba_ce.cpu.schedules.gather import block_doer
 from numba_ce.cpu.simd.element import get
-from numba_ce.cpu.simd.exp import exp_scaled, slope_of_gradient, soft_cap_and_slope
-from numba_ce.cpu.simd.memory import load, load_lanes, load_rows, store
+from numba_ce.cpu.simd.exp import slope_of_gradient, soft_cap_and_slope
+from numba_ce.cpu.simd.memory import load, load_rows, store
 from numba_ce.cpu.simd.vector import (
     VECTOR_BYTES,
     absolute,
     batch_of,
     fma,
-    half_of,
-    joined,
     maximum,
     select,
     splat,
-    splat_like,
     splat_rows,
     sum_of_lanes,
 )
-from numba_ce.cpu.simd.width import ROWS_ACROSS, VECTOR_BITS
+from numba_ce.cpu.simd.width import ROWS_ACROSS
 
 
 class Measured(NamedTuple):
@@ -237,80 +235,6 @@ def make_measure(kernel, operation):
         )
 
     return measure
-
-
-@lru_cache
-def exp_summer(kernel, operation):
-    """The function that turns a tile into exponentials, and adds them up.
-
-    Sums over the classes but k: of the exponentials, of these times (m - z_c); and the number of
-    classes above the target's logit. The exponentials stay if they are kept.
-    """
-    real = real_type(kernel.kind)
-    if VECTOR_BITS == 512:
-        return part_summer(kernel, operation, None)
-    sum_low, sum_high = (part_summer(kernel, operation, half) for half in (0, 1))
-    float64 = real is np.float64
-
-    @inlined
-    def both(low, high):
-        if float64:
-            return joined((low[0], high[0])), joined((low[1], high[1]))
-        else:
-            return low[0], high[0]
-
-    @inlined
-    def sum_halves(plan, tile, end, k, row_max, target_logit, scale, ahead):
-        """One after the other: both at once need more registers than there are."""
-        low = sum_low(plan, tile, end, k, row_max, target_logit, scale, ahead)
-        high = sum_high(plan, tile, end, k, row_max, target_logit, scale, ahead)
-        return both(low[0], high[0]), both(low[1], high[1]), joined((low[2], high[2]))
-
-    return sum_halves
-
-
-@lru_cache
-def part_summer(kernel, operation, half):
-    """`exp_summer` for half of the lanes, 0 or 1; None: for all."""
-    real, tempered = real_type(kernel.kind), kernel.tempered
-    pitch, zero, minus_inf = ROWS_ACROSS * real().itemsize, real(0), real(-np.inf)
-    keep, entropy = operation.writes in ("gradient", "hessian"), operation.entropy
-    leaves_largest = operation.leaves == "largest"
-    asks, part = half != 1, half or 0
-    offset = part * pitch // 2
-    cut = inner(lambda x: x) if half is None else inner(lambda x: half_of(x, part))
-    no_sums = make_no_sums(real, ROWS_ACROSS if half is None else BATCH)
-    _, ask = make_ask(kernel)
-
-    @inlined
-    def sum_exps(plan, tile, end, k, row_max, target_logit, scale, ahead):
-        left_out, m, target = cut(k), cut(row_max), cut(target_logit)
-        reference, exponent, lowest = cut(scale[0]), cut(scale[2]), cut(scale[3])
-        if tempered:
-            constants = reduction_of(plan.tempered, real)
-        else:
-            constants = None
-        sums, e_sums, above, c = no_sums(), no_sums(), splat_like(F32_0, left_out), F32_0
-        pivot = select(m == minus_inf, zero, m)
-        for n in range((end - tile) // pitch):
-            if asks:
-                ask(ahead, n)
-            at = tile + n * pitch + offset
-            x = load_lanes(at, m)
-            if entropy:
-                above = select(x > target, above + F32_1, above)
-            if leaves_largest:
-                x = select(left_out == c, minus_inf, x)
-                c += F32_1
-            e = exp_scaled(x, reference, exponent, lowest, constants)
-            sums = add_to(sums, e)
-            if entropy:
-                e_sums = add_to(e_sums, select(e == zero, zero, e * (pivot - x)))
-            if keep:
-                store(at, e)
-        return sums, e_sums, above
-
-    return sum_exps
 
 
 @lru_cache

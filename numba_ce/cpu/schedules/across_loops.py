@@ -7,23 +7,25 @@ import numpy as np
 from numba_ce.cpu.compile.jit import inlined, inner
 from numba_ce.cpu.rows.finish import BATCH, finishing
 from numba_ce.cpu.rows.measure import LN2, ZERO_REFERENCE
-from numba_ce.cpu.rows.tile import real_type
-from numba_ce.cpu.schedules.across_tile import make_count_classes
+from numba_ce.cpu.rows.tile import add_to, real_type, reduction_of
+from numba_ce.cpu.schedules.across_tile import make_ask, make_count_classes
 from numba_ce.cpu.simd.element import KINDS
-from numba_ce.cpu.simd.exp import BIAS, EXPONENT_BIAS, LOG2E, MAGIC
-from numba_ce.cpu.simd.memory import load_rows, store
+from numba_ce.cpu.simd.exp import BIAS, EXPONENT_BIAS, LOG2E, MAGIC, exp_scaled
+from numba_ce.cpu.simd.memory import load_lanes, load_rows, store
 from numba_ce.cpu.simd.vector import (
     absolute,
     field_of,
     fma,
+    half_of,
     joined,
     maximum,
     rounded,
     select,
     splat,
+    splat_like,
     splat_rows,
 )
-from numba_ce.cpu.simd.width import ROWS_ACROSS
+from numba_ce.cpu.simd.width import ROWS_ACROSS, VECTOR_BITS
 
 F32_0, F32_1 = np.float32(0), np.float32(1)
 
@@ -88,6 +90,76 @@ def make_no_sums(real, lanes=ROWS_ACROSS):
     if real is np.float64:
         return inner(lambda: (splat_rows(0.0), splat_rows(0.0)))
     return inner(lambda: (splat(0.0), splat(0.0)))
+
+
+@lru_cache
+def exp_summer(kernel, operation):
+    """The function that turns a tile into exponentials, and adds them up.
+
+    Sums over the classes but k: of the exponentials, of these times (m - z_c); and the number of
+    classes above the target's logit. The exponentials stay if they are kept.
+    """
+    real = real_type(kernel.kind)
+    half, float64 = ROWS_ACROSS // 2 * real().itemsize, real is np.float64
+    if VECTOR_BITS == 512:
+        return inlined(some_exp_summer(kernel, operation, ROWS_ACROSS))
+    sum_some = inner(some_exp_summer(kernel, operation, BATCH))
+
+    @inlined
+    def both(low, high):
+        if float64:
+            return joined((low[0], high[0])), joined((low[1], high[1]))
+        else:
+            return low[0], high[0]
+
+    @inlined
+    def sum_halves(plan, tile, end, k, row_max, target_logit, scale, ahead):
+        """One after the other: both at once need more registers than there are."""
+        m, t = half_of(row_max, 0), half_of(target_logit, 0)
+        some = half_of(scale[0], 0), None, half_of(scale[2], 0), half_of(scale[3], 0)
+        low = sum_some(plan, tile, end, half_of(k, 0), m, t, some, ahead)
+        m, t = half_of(row_max, 1), half_of(target_logit, 1)
+        some = half_of(scale[0], 1), None, half_of(scale[2], 1), half_of(scale[3], 1)
+        high = sum_some(plan, tile + half, end + half, half_of(k, 1), m, t, some, ahead)
+        return both(low[0], high[0]), both(low[1], high[1]), joined((low[2], high[2]))
+
+    return sum_halves
+
+
+def some_exp_summer(kernel, operation, lanes):
+    """`exp_summer` for so many of the rows."""
+    real, tempered = real_type(kernel.kind), kernel.tempered
+    pitch, zero, minus_inf = ROWS_ACROSS * real().itemsize, real(0), real(-np.inf)
+    keep, entropy = operation.writes in ("gradient", "hessian"), operation.entropy
+    leaves_largest, no_sums = operation.leaves == "largest", make_no_sums(real, lanes)
+    _, ask = make_ask(kernel)
+
+    def sum_exps(plan, tile, end, k, row_max, target_logit, scale, ahead):
+        reference, _, exponent, lowest = scale
+        if tempered:
+            constants = reduction_of(plan.tempered, real)
+        else:
+            constants = None
+        sums, e_sums, above, c = no_sums(), no_sums(), splat_like(F32_0, k), F32_0
+        pivot = select(row_max == minus_inf, zero, row_max)
+        for n in range((end - tile) // pitch):
+            ask(ahead, n)
+            at = tile + n * pitch
+            x = load_lanes(at, row_max)
+            if entropy:
+                above = select(x > target_logit, above + F32_1, above)
+            if leaves_largest:
+                x = select(k == c, minus_inf, x)
+                c += F32_1
+            e = exp_scaled(x, reference, exponent, lowest, constants)
+            sums = add_to(sums, e)
+            if entropy:
+                e_sums = add_to(e_sums, select(e == zero, zero, e * (pivot - x)))
+            if keep:
+                store(at, e)
+        return sums, e_sums, above
+
+    return sum_exps
 
 
 # What is written of each element, from a tile of exponentials or of logits
