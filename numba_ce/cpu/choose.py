@@ -4,8 +4,8 @@ from functools import lru_cache
 
 from numba_ce.cpu.plan import Kernel
 from numba_ce.cpu.rows.tile import real_type
-from numba_ce.cpu.simd.transpose import BLOCK_CLASSES, EXACT_CLASSES
-from numba_ce.cpu.simd.vector import ROWS_ACROSS
+from numba_ce.cpu.simd.transpose import BLOCK_CLASSES, EXACT_CLASSES, LARGEST_BLOCK
+from numba_ce.cpu.simd.width import ROWS_ACROSS
 
 # Rows of so many classes run across the lanes. With 256 that takes what `along` takes, with 128
 # half of it
@@ -39,7 +39,7 @@ def choose_schedule(kernel: Kernel, n_classes: int) -> Kernel:
         return kernel._replace(schedule="along")
     return kernel._replace(
         schedule="across",
-        block=min(size for size in BLOCK_CLASSES if size >= min(n_classes, ROWS_ACROSS)),
+        block=min(size for size in BLOCK_CLASSES if size >= min(n_classes, LARGEST_BLOCK)),
         prefetch_by_class=n_classes > FEW_CLASSES,
     )
 

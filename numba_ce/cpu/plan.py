@@ -19,7 +19,8 @@ from numba.extending import intrinsic
 from numba_ce.cpu.compile.jit import inlined, inner
 from numba_ce.cpu.compile.numba_core import raw_memcpy
 from numba_ce.cpu.simd.element import get
-from numba_ce.cpu.simd.vector import ROWS_ACROSS, VECTOR_BYTES
+from numba_ce.cpu.simd.vector import VECTOR_BYTES
+from numba_ce.cpu.simd.width import ROWS_ACROSS
 from numba_ce.describe import NUMBERS
 
 

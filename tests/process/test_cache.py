@@ -145,7 +145,11 @@ def test_eight_processes_start_cold(tmp_path, plain):
 
 @pytest.mark.parametrize(
     "environment",
-    [{"NUMBA_BOUNDSCHECK": "1"}, {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}],
+    [
+        {"NUMBA_BOUNDSCHECK": "1"},
+        {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""},
+        {"NUMBA_CE_VECTOR_BITS": "128"},
+    ],
     ids=lambda environment: "+".join(environment),
 )
 def test_other_settings_compile_anew(filled, plain, environment):
@@ -168,7 +172,7 @@ def test_an_edited_module_runs_at_once(filled, plain):
     assert run(ONE_KERNEL, filled, **environment) == ([], plain)
     path, line = (
         package / "cpu" / "rows" / "finish.py",
-        " " * 12 + "here = first_lanes(count, F32_0)\n",
+        " " * 12 + "here = first_lanes(count, F64_0)\n",
     )
     source = path.read_text()
     assert source.count(line) == 1  # of `put_floats`

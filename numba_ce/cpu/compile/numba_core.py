@@ -1,7 +1,7 @@
 """What kernels use of `numba.core`, which is not among Numba's documented interfaces."""
 
 from llvmlite import binding, ir
-from numba.core.cgutils import get_or_insert_function, raw_memcpy, unpack_tuple
+from numba.core.cgutils import get_or_insert_function, pack_array, raw_memcpy, unpack_tuple
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 
@@ -9,6 +9,7 @@ __all__ = [
     "assembly",
     "call_named",
     "global_compiler_lock",
+    "pack_array",
     "raw_memcpy",
     "target_facts",
     "unpack_tuple",

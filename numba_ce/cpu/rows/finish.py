@@ -28,13 +28,15 @@ from numba_ce.cpu.simd.log import log1p, log1p64
 from numba_ce.cpu.simd.memory import store_lanes, store_whole_numbers
 from numba_ce.cpu.simd.vector import (
     absolute,
+    field_of,
     first_lanes,
     fma,
     joined,
     maximum,
+    rounded,
     select,
     splat,
-    splat_rows,
+    splat_like,
     times_power_of_two,
 )
 
@@ -101,8 +103,8 @@ class Finishing(NamedTuple):
     amount: object  # a factor times a float64 vector
     over: object  # a factor over a number, the temperature
     value: object  # a factor as one float64 vector
-    joined: object  # the factors of eight and eight rows as what `times` takes
-    times: object  # sixteen exponentials times a factor
+    joined: object  # a tuple of the factors of eight rows each as what `times` takes
+    times: object  # a vector of exponentials times a factor
 
 
 # ---------------------------------------------------------------- good to float32
@@ -175,20 +177,14 @@ def _single_value(factor):
 
 
 @inner
-def _single_joined(low, high):
-    """float64 factors of sixteen rows as two float32 vectors whose product they are."""
-    up_low, down_low = _raised(low[0])
-    up_high, down_high = _raised(high[0])
-    return joined(low[0] * up_low, high[0] * up_high, F32_0), joined(down_low, down_high, F32_0)
-
-
-@inner
-def _raised(factor):
-    """The power of two that makes a float32 of a factor, and its inverse."""
-    size, one = absolute(factor), splat(1.0)
+def _single_joined(factors):
+    """float64 factors as two float32 vectors whose product they are: one is a power of two."""
+    factor = joined(field_of(factors, 0))
+    size, one = absolute(factor), splat_like(1.0, factor)
     tiny, huge = size < SMALL, size > LARGE
     up = select(tiny, LARGE, select(huge, SMALL, one))
-    return up, select(tiny, SMALL, select(huge, LARGE, one))
+    down = select(tiny, SMALL, select(huge, LARGE, one))
+    return rounded(factor * up, F32_0), rounded(down, F32_0)
 
 
 @inner
@@ -320,14 +316,14 @@ def _double_value(factor):
 
 
 @inner
-def _double_joined(low, high):
-    """Of sixteen rows: a factor in two parts, and the two halves of the power of two."""
-    n = joined(low[2], high[2], F64_0)
-    first = maximum(n, splat_rows(HALF_WAY))
-    one = splat_rows(F64_1)
+def _double_joined(factors):
+    """A factor in two parts, and the two halves of the power of two."""
+    n = joined(field_of(factors, 2))
+    first = maximum(n, splat_like(HALF_WAY, n))
+    one = splat_like(F64_1, n)
     return (
-        joined(low[0], high[0], F64_0),
-        joined(low[1], high[1], F64_0),
+        joined(field_of(factors, 0)),
+        joined(field_of(factors, 1)),
         times_power_of_two(one, first + F64_MAGIC, F64_EXPONENT),
         times_power_of_two(one, (n - first) + F64_MAGIC, F64_EXPONENT),
     )
@@ -381,8 +377,8 @@ def make_putters(real):
 
         @inner
         def put_floats(address, first, count, values):
-            here = first_lanes(count, F32_0)
-            store_lanes(address + first * size, here, joined(values, values, F32_0))
+            here = first_lanes(count, F64_0)
+            store_lanes(address + first * size, here, rounded(values, F32_0))
 
     @inner
     def put_integers(address, first, count, values):

@@ -26,6 +26,7 @@ from numba_ce.cpu.simd.memory import load, store
 from numba_ce.cpu.simd.vector import (
     LANES,
     VECTOR_BYTES,
+    as_float64,
     first_lanes,
     high_as_float64,
     lane,
@@ -187,7 +188,10 @@ def _add_to(sums, terms):
         def halves(sums, terms):
             return sums[0] + low_as_float64(terms), sums[1] + high_as_float64(terms)
 
-        return halves
+        def batch(sums, terms):
+            return (sums[0] + as_float64(terms),)
+
+        return halves if terms.lanes == LANES[terms.dtype] else batch
 
     def compensated(sums, terms):
         total, lost = two_sum(sums[0], terms)

@@ -31,6 +31,7 @@ from numba_ce.cpu.schedules.across_tile import across_bytes
 from numba_ce.cpu.schedules.gather import Copier, compile_copier, copier_of, near_bytes
 from numba_ce.cpu.simd.element import atomic_add, get, put
 from numba_ce.cpu.simd.memory import fence
+from numba_ce.cpu.simd.width import VECTOR_BITS
 
 SCAN = Kernel("scan", "along")
 ONE_BLOCK = struct.Struct("=qddq")  # the results of one block, see `run`
@@ -49,7 +50,8 @@ class Compiled(NamedTuple):
 def compiled(kernel):
     """The serial function that works on the blocks of a plan."""
     compile_it = compile_copier if isinstance(kernel, Copier) else compile_kernel
-    function = cached(repr(kernel), KERNEL, lambda: compile_it(kernel))
+    name = f"{kernel} {VECTOR_BITS}"
+    function = cached(name, KERNEL, lambda: compile_it(kernel))
     return Compiled(function, function.ctypes)
 
 

@@ -1,9 +1,9 @@
-"""Lanes across rows: sixteen rows of few classes at a time, one in each lane.
+"""Lanes across rows: rows of few classes, as many at a time as a vector has lanes, one in each.
 
 A row of ten classes fills ten lanes of one vector, and what is done once per row costs more than
-its exponentials: 50 ns a row in the kernels of `along`. Here the classes of sixteen rows are
-transposed into a tile ``tile[class][row]`` and everything is done for sixteen rows at once: 4 ns a
-row of two classes, 9 ns of sixteen, on one core.
+its exponentials: 50 ns a row in the kernels of `along`. Here the classes of ROWS_ACROSS rows are
+transposed into a tile ``tile[class][row]`` and everything is done for all of them at once: with
+sixteen lanes 4 ns a row of two classes, 9 ns of sixteen, on one core.
 
 How many classes a row has decides whether it comes here, so its bits never depend on its
 neighbours.
@@ -20,9 +20,9 @@ from numba_ce.cpu.rows.tile import add_to, real_type, reduction_of
 from numba_ce.cpu.schedules.across_loops import (
     F32_0,
     F32_1,
+    exp_summer,
     make_find_peaks,
     make_gradient_filler,
-    make_halves,
     make_hessian_filler,
     make_log_filler,
     make_no_sums,
@@ -39,24 +39,24 @@ from numba_ce.cpu.schedules.across_tile import (
 )
 from numba_ce.cpu.schedules.gather import block_doer
 from numba_ce.cpu.simd.element import get
-from numba_ce.cpu.simd.exp import exp_scaled, slope_of_gradient, soft_cap_and_slope
+from numba_ce.cpu.simd.exp import slope_of_gradient, soft_cap_and_slope
 from numba_ce.cpu.simd.memory import load, load_rows, store
 from numba_ce.cpu.simd.vector import (
-    ROWS_ACROSS,
     VECTOR_BYTES,
+    absolute,
+    batch_of,
     fma,
-    high_as_float64,
-    low_as_float64,
     maximum,
     select,
     splat,
     splat_rows,
     sum_of_lanes,
 )
+from numba_ce.cpu.simd.width import ROWS_ACROSS
 
 
 class Measured(NamedTuple):
-    """Sixteen rows, one in each lane."""
+    """Rows, one in each lane."""
 
     row_max: float  # of the classes but k
     t: float  # z_k
@@ -76,10 +76,9 @@ class Measured(NamedTuple):
 @lru_cache
 def make_across(kernel, operation):
     """The function that does the rows of a block."""
-    kind, real = kernel.kind, real_type(kernel.kind)
+    kind = kernel.kind
     measure, count_classes = make_measure(kernel, operation), make_count_classes(kernel.block)
-    make_batches, cut_up = batch_maker(kernel, operation), make_cut_up(kind)
-    finish_batch, finish = finishing(real).finish, operation.finish
+    finish, cut_up = make_finish(kernel, operation), make_cut_up(kind)
     fill = element_filler(kernel, operation)
     hessian, many = operation.writes == "hessian", kernel.prefetch_by_class
     grad_kind, hess_kind = kernel.grad_kind or kind, kernel.hess_kind or kind
@@ -89,30 +88,24 @@ def make_across(kernel, operation):
 
     @inner
     def do_rows(plan, first, count, work):
-        """Returns the sums of the losses of a lower and an upper row, 0 where there is no row."""
+        """Returns a vector whose sum is that of the losses."""
         lanes, place = cut_up(work, count_classes(plan)), place_of(plan, first, count)
         temperature = plan.temperature if tempered else 1.0
         found = measure(plan, lanes, place)
-        low, high = make_batches(plan, lanes, found, temperature)
-        over_temperature = 1.0 / temperature
-        low_end = finish_batch(low, temperature, over_temperature)
-        high_end = finish_batch(high, temperature, over_temperature)
-        n_low = smaller(count, BATCH)
-        low_loss, of_low = finish(plan, first, n_low, low, low_end, temperature)
-        high_loss, of_high = finish(plan, first + BATCH, count - BATCH, high, high_end, temperature)
+        loss, batches = finish(plan, lanes, found, first, count, temperature)
         if writes:
-            fill(plan, lanes, found, of_low, of_high)
+            fill(plan, lanes, found, batches)
             write_grad(plan, place, 3, plan.grad, plan.grad_step, plan.grad_swapped, lanes.tile)
         if hessian:
             write_hess(plan, place, 4, plan.hess, plan.hess_step, plan.hess_swapped, lanes.slopes)
-        return low_loss + high_loss
+        return loss
 
     return block_doer(inner(lambda plan: ROWS_ACROSS), do_rows)
 
 
 @lru_cache
 def make_measure(kernel, operation):
-    """The function that reads sixteen rows and measures them without their classes k."""
+    """The function that reads rows and measures them without their classes k."""
     kind, targets_kind = kernel.kind, kernel.targets_kind
     real, block, many = real_type(kind), kernel.block, kernel.prefetch_by_class
     pitch, zero, minus_inf = ROWS_ACROSS * real().itemsize, real(0), real(-np.inf)
@@ -205,14 +198,14 @@ def make_measure(kernel, operation):
     def measure(plan, lanes, place):
         end = lanes.tile + count_classes(plan) * pitch
         read_logits(plan, place, 0, plan.logits, plan.logits_step, plan.logits_swapped, lanes.tile)
-        y, target_logit = splat(np.float32(-1)), splat_rows(minus_inf)
+        y, target_logit = splat_rows(np.float32(-1)), splat_rows(minus_inf)
         if counted:
             read_targets(plan, place, lanes)
-            y = load(lanes.targets, F32_0)
+            y = load_rows(lanes.targets, F32_0)
         elif looked_at:
             if plan.targets != 0:
                 read_targets(plan, place, lanes)
-                y = load(lanes.targets, F32_0)
+                y = load_rows(lanes.targets, F32_0)
                 target_logit = pick(lanes.tile, end, y)
         if softcap:
             cap_logits(plan, lanes, end, y)
@@ -224,7 +217,7 @@ def make_measure(kernel, operation):
             row_max, t = leave_out(lanes, end, y)
         else:
             if counted and not softcap:
-                if sum_of_lanes(select(y < F32_0, F32_1, splat(F32_0))) > F32_0:
+                if sum_of_lanes(select(y < F32_0, F32_1, splat_rows(F32_0))) > F32_0:
                     clear_ignored(lanes.tile, end, y)
             t, k, poison, row_max = find_peaks(lanes.tile, end)
             if not leaves_largest:
@@ -245,54 +238,15 @@ def make_measure(kernel, operation):
 
 
 @lru_cache
-def exp_summer(kernel, operation):
-    """The function that turns a tile into exponentials, and adds them up."""
-    real, tempered = real_type(kernel.kind), kernel.tempered
-    pitch, zero, minus_inf = ROWS_ACROSS * real().itemsize, real(0), real(-np.inf)
-    keep, entropy = operation.writes in ("gradient", "hessian"), operation.entropy
-    leaves_largest, no_sums = operation.leaves == "largest", make_no_sums(real)
-    _, ask = make_ask(kernel)
-
-    @inlined
-    def sum_exps(plan, tile, end, k, row_max, target_logit, scale, ahead):
-        """Sums over the classes but k: of the exponentials, of these times (m - z_c); and the
-        number of classes above the target's logit. The exponentials stay if they are kept.
-        """
-        reference, _, exponent, lowest = scale
-        if tempered:
-            constants = reduction_of(plan.tempered, real)
-        else:
-            constants = None
-        sums, e_sums, above, c = no_sums(), no_sums(), splat(F32_0), F32_0
-        pivot = select(row_max == minus_inf, zero, row_max)
-        for n in range((end - tile) // pitch):
-            ask(ahead, n)
-            at = tile + n * pitch
-            x = load_rows(at, zero)
-            if entropy:
-                above = select(x > target_logit, above + F32_1, above)
-            if leaves_largest:
-                x = select(k == c, minus_inf, x)
-                c += F32_1
-            e = exp_scaled(x, reference, exponent, lowest, constants)
-            sums = add_to(sums, e)
-            if entropy:
-                e_sums = add_to(e_sums, select(e == zero, zero, e * (pivot - x)))
-            if keep:
-                store(at, e)
-        return sums, e_sums, above
-
-    return sum_exps
-
-
-@lru_cache
-def batch_maker(kernel, operation):
-    """The function that makes two `Batch` of sixteen rows."""
+def make_finish(kernel, operation):
+    """The function that finishes the rows: the sum of their losses, and what of each batch its
+    elements need.
+    """
     real, counted = real_type(kernel.kind), operation.targets == "counted"
     pitch, zero, poison = ROWS_ACROSS * real().itemsize, real(0), operation.poison
     minus_inf, infinity, nan = real(-np.inf), real(np.inf), real(np.nan)
     count_classes = make_count_classes(kernel.block)
-    make_low, make_high = (half_maker(kernel, operation, upper) for upper in (0, 1))
+    finish_low, finish_high = (batch_finisher(kernel, operation, i) for i in (0, 1))
 
     @inner
     def first_nans(tile, end, k):
@@ -305,7 +259,7 @@ def batch_maker(kernel, operation):
         return k
 
     @inlined
-    def make_batches(plan, lanes, found, temperature):
+    def finish(plan, lanes, found, first, count, temperature):
         k = found.k
         if poison and not counted:
             if sum_of_lanes(found.poison) != zero:  # NaN
@@ -313,58 +267,71 @@ def batch_maker(kernel, operation):
                 k = first_nans(lanes.tile, lanes.tile + n_bytes, k)
         reference = select(found.row_max == minus_inf, minus_inf, found.scale[0])
         reference = select(found.t < infinity, reference, nan)
-        low = make_low(plan, lanes, found, reference, k, temperature)
-        return low, make_high(plan, lanes, found, reference, k, temperature)
+        low, of_low = finish_low(plan, lanes, found, reference, k, first, count, temperature)
+        high, of_high = finish_high(plan, lanes, found, reference, k, first, count, temperature)
+        return low + high, (of_low, of_high)
 
-    return make_batches
+    return finish
 
 
 @lru_cache
-def half_maker(kernel, operation, upper):
-    """The function that makes the `Batch` of the lower or upper eight rows."""
+def batch_finisher(kernel, operation, i):
+    """The function that finishes the i-th eight rows."""
     real, probabilities = real_type(kernel.kind), kernel.targets_kind is not None
     dense, counted = operation.dense, operation.targets == "counted"
-    double, halves = real is np.float64, make_halves(real)
-    half_of = high_as_float64 if upper else low_as_float64
-    offset = upper * VECTOR_BYTES
+    double, infinity, zero = real is np.float64, real(np.inf), real(0)
+    finish, finish_operation = finishing(real).finish, operation.finish
+    skipped, offset = i * BATCH, i * VECTOR_BYTES
 
     @inlined
-    def make_half(plan, lanes, found, reference, k, temperature):
+    def sum_of(sums):
+        if double:
+            # An infinite sum has lost infinity - infinity
+            total = sums[0] + select(absolute(sums[0]) == infinity, zero, sums[1])
+            return batch_of(total, i)
+        else:
+            return sums[i]
+
+    @inlined
+    def finish_batch(plan, lanes, found, reference, k, first, count, temperature):
         q_rest = a_rest = lost = s = w = q = splat(0.0)
         if double:
-            total, lost = half_of(found.sums[0]), half_of(found.sums[1])
+            total, lost = batch_of(found.sums[0], i), batch_of(found.sums[1], i)
         else:
-            total = found.sums[upper]
+            total = found.sums[i]
         if counted:
             s, w = load(lanes.weights + offset, 0.0), load(lanes.class_weights + offset, 0.0)
             q = w
         if dense:
-            q_rest, a_rest = halves(found.q_sums)[upper], halves(found.a_sums)[upper] / temperature
+            q_rest, a_rest = sum_of(found.q_sums), sum_of(found.a_sums) / temperature
             if probabilities:
-                q = half_of(found.q)
+                q = batch_of(found.q, i)
             else:
                 q = w * (1.0 - plan.smoothing + plan.smoothing / plan.all_classes)
-        return Batch(
+        batch = Batch(
             total,
             lost,
-            half_of(reference),
-            half_of(found.scale[1]),
-            half_of(found.row_max),
-            half_of(found.t),
-            half_of(k),
+            batch_of(reference, i),
+            batch_of(found.scale[1], i),
+            batch_of(found.row_max, i),
+            batch_of(found.t, i),
+            batch_of(k, i),
             q,
             q_rest,
             a_rest,
             s,
             w,
-            half_of(found.y),
-            half_of(found.target_logit),
-            halves(found.e_sums)[upper],
-            half_of(found.above),
-            half_of(found.poison),
+            batch_of(found.y, i),
+            batch_of(found.target_logit, i),
+            sum_of(found.e_sums),
+            batch_of(found.above, i),
+            batch_of(found.poison, i),
         )
+        end = finish(batch, temperature, 1.0 / temperature)
+        n = smaller(count - skipped, BATCH)
+        return finish_operation(plan, first + skipped, n, batch, end, temperature)
 
-    return make_half
+    return finish_batch
 
 
 def element_filler(kernel, operation):

@@ -1,37 +1,38 @@
-"""Loops over the classes of sixteen rows, one row in each lane: maxima, scales, exponentials."""
+"""Loops over the classes of rows, one row in each lane: maxima, scales, what is written."""
 
 from functools import lru_cache
 
 import numpy as np
 
 from numba_ce.cpu.compile.jit import inlined, inner
-from numba_ce.cpu.rows.finish import finishing
+from numba_ce.cpu.rows.finish import BATCH, finishing
 from numba_ce.cpu.rows.measure import LN2, ZERO_REFERENCE
-from numba_ce.cpu.rows.tile import real_type
-from numba_ce.cpu.schedules.across_tile import make_count_classes
+from numba_ce.cpu.rows.tile import add_to, real_type, reduction_of
+from numba_ce.cpu.schedules.across_tile import make_ask, make_count_classes
 from numba_ce.cpu.simd.element import KINDS
-from numba_ce.cpu.simd.exp import BIAS, EXPONENT_BIAS, LOG2E, MAGIC
-from numba_ce.cpu.simd.memory import load, load_rows, store
+from numba_ce.cpu.simd.exp import BIAS, EXPONENT_BIAS, LOG2E, MAGIC, exp_scaled
+from numba_ce.cpu.simd.memory import load_lanes, load_rows, store
 from numba_ce.cpu.simd.vector import (
-    ROWS_ACROSS,
-    VECTOR_BYTES,
     absolute,
+    field_of,
     fma,
-    high_as_float64,
+    half_of,
     joined,
-    low_as_float64,
     maximum,
+    rounded,
     select,
     splat,
+    splat_like,
     splat_rows,
 )
+from numba_ce.cpu.simd.width import ROWS_ACROSS, VECTOR_BITS
 
 F32_0, F32_1 = np.float32(0), np.float32(1)
 
 
 @lru_cache
 def make_find_peaks(real):
-    """The function that finds the maxima of sixteen rows."""
+    """The function that finds the maxima of rows."""
     pitch, zero, nan = ROWS_ACROSS * real().itemsize, real(0), real(np.nan)
     minus_inf = real(-np.inf)
 
@@ -39,7 +40,7 @@ def make_find_peaks(real):
     def find_peaks(tile, end):
         """Maximum, its first class, NaN for a row that has one, else 0, the others' maximum."""
         peak, poison = splat_rows(minus_inf), splat_rows(zero)
-        row_max, k, c = splat_rows(minus_inf), splat(F32_0), F32_0
+        row_max, k, c = splat_rows(minus_inf), splat_rows(F32_0), F32_0
         for at in range(tile, end, pitch):
             x = load_rows(at, zero)
             higher = x > peak
@@ -54,7 +55,7 @@ def make_find_peaks(real):
 
 @lru_cache
 def make_scales(real, tempered):
-    """`measure.choose` for sixteen rows."""
+    """`measure.choose` for rows across."""
     dtype = KINDS[real.__name__][1]
     magic, log2e, near_limit = MAGIC[dtype], real(LOG2E), real(ZERO_REFERENCE[dtype])
     minus_inf, zero, ln2 = real(-np.inf), real(0), real(LN2)
@@ -78,27 +79,87 @@ def make_scales(real, tempered):
     return scales
 
 
-def make_no_sums(real):
-    """`tile.no_sums` for sixteen rows, one in each lane; `tile.add_to` adds to them."""
-    splat_any = splat_rows if real is np.float64 else splat
-    return inner(lambda: (splat_any(0.0), splat_any(0.0)))
+def make_no_sums(real, lanes=ROWS_ACROSS):
+    """`tile.no_sums` for rows across; `tile.add_to` adds to them.
+
+    Of float64 the sums and what their roundings lost, of float32 a float64 vector for each batch.
+    """
+    if lanes == BATCH:
+        one, two = lambda: (splat(0.0),), lambda: (splat(0.0), splat(0.0))
+        return inner(two if real is np.float64 else one)
+    if real is np.float64:
+        return inner(lambda: (splat_rows(0.0), splat_rows(0.0)))
+    return inner(lambda: (splat(0.0), splat(0.0)))
 
 
 @lru_cache
-def make_halves(real):
-    """The function that gives the sums of the lower and the upper eight rows in float64."""
-    infinity, zero, double = real(np.inf), real(0), real is np.float64
+def exp_summer(kernel, operation):
+    """The function that turns a tile into exponentials, and adds them up.
 
-    @inner
-    def halves(sums):
-        if double:
-            # An infinite sum has lost infinity - infinity
-            total = sums[0] + select(absolute(sums[0]) == infinity, zero, sums[1])
-            return low_as_float64(total), high_as_float64(total)
+    Sums over the classes but k: of the exponentials, of these times (m - z_c); and the number of
+    classes above the target's logit. The exponentials stay if they are kept.
+    """
+    real = real_type(kernel.kind)
+    half, float64 = ROWS_ACROSS // 2 * real().itemsize, real is np.float64
+    if VECTOR_BITS == 512:
+        return inlined(some_exp_summer(kernel, operation, ROWS_ACROSS))
+    sum_some = inner(some_exp_summer(kernel, operation, BATCH))
+
+    @inlined
+    def both(low, high):
+        if float64:
+            return joined((low[0], high[0])), joined((low[1], high[1]))
         else:
-            return sums
+            return low[0], high[0]
 
-    return halves
+    @inlined
+    def sum_halves(plan, tile, end, k, row_max, target_logit, scale, ahead):
+        """One after the other: both at once need more registers than there are."""
+        m, t = half_of(row_max, 0), half_of(target_logit, 0)
+        some = half_of(scale[0], 0), None, half_of(scale[2], 0), half_of(scale[3], 0)
+        low = sum_some(plan, tile, end, half_of(k, 0), m, t, some, ahead)
+        m, t = half_of(row_max, 1), half_of(target_logit, 1)
+        some = half_of(scale[0], 1), None, half_of(scale[2], 1), half_of(scale[3], 1)
+        high = sum_some(plan, tile + half, end + half, half_of(k, 1), m, t, some, ahead)
+        return both(low[0], high[0]), both(low[1], high[1]), joined((low[2], high[2]))
+
+    return sum_halves
+
+
+def some_exp_summer(kernel, operation, lanes):
+    """`exp_summer` for so many of the rows."""
+    real, tempered = real_type(kernel.kind), kernel.tempered
+    pitch, zero, minus_inf = ROWS_ACROSS * real().itemsize, real(0), real(-np.inf)
+    keep, entropy = operation.writes in ("gradient", "hessian"), operation.entropy
+    leaves_largest, no_sums = operation.leaves == "largest", make_no_sums(real, lanes)
+    _, ask = make_ask(kernel)
+
+    def sum_exps(plan, tile, end, k, row_max, target_logit, scale, ahead):
+        reference, _, exponent, lowest = scale
+        if tempered:
+            constants = reduction_of(plan.tempered, real)
+        else:
+            constants = None
+        sums, e_sums, above, c = no_sums(), no_sums(), splat_like(F32_0, k), F32_0
+        pivot = select(row_max == minus_inf, zero, row_max)
+        for n in range((end - tile) // pitch):
+            ask(ahead, n)
+            at = tile + n * pitch
+            x = load_lanes(at, row_max)
+            if entropy:
+                above = select(x > target_logit, above + F32_1, above)
+            if leaves_largest:
+                x = select(k == c, minus_inf, x)
+                c += F32_1
+            e = exp_scaled(x, reference, exponent, lowest, constants)
+            sums = add_to(sums, e)
+            if entropy:
+                e_sums = add_to(e_sums, select(e == zero, zero, e * (pivot - x)))
+            if keep:
+                store(at, e)
+        return sums, e_sums, above
+
+    return sum_exps
 
 
 # What is written of each element, from a tile of exponentials or of logits
@@ -117,17 +178,17 @@ def make_gradient_filler(kernel, operation):
             store(at, splat_rows(zero))
 
     @inlined
-    def fill(plan, lanes, found, low, high):
+    def fill(plan, lanes, found, batches):
         """The tile of exponentials as gradients."""
         if plan.grad_scale == 0.0:
             clear_gradient(lanes, count_classes(plan) * pitch)
             return
-        factor, g_k = join_factors(low[0], high[0]), joined(low[1], high[1], zero)
+        factor = join_factors(field_of(batches, 0))
+        g_k = rounded(joined(field_of(batches, 1)), zero)
         scale, k = splat_rows(zero), found.k
         if dense:
             over = plan.grad_scale / plan.temperature
-            s_low, s_high = load(lanes.weights, 0.0), load(lanes.weights + VECTOR_BYTES, 0.0)
-            scale = joined(s_low * over, s_high * over, zero)
+            scale = rounded(load_rows(lanes.weights, 0.0) * over, zero)
         for c in range(count_classes(plan)):
             at = lanes.tile + c * pitch
             g = times_factor(load_rows(at, zero), factor)
@@ -149,9 +210,9 @@ def make_log_filler(kernel, operation):
     count_classes = make_count_classes(kernel.block)
 
     @inlined
-    def fill(plan, lanes, found, low, high):
+    def fill(plan, lanes, found, batches):
         """The tile of logits as logarithms of probabilities."""
-        surprise, c = joined(low[0], high[0], zero), F32_0
+        surprise, c = rounded(joined(field_of(batches, 0)), zero), F32_0
         for at in range(lanes.tile, lanes.tile + count_classes(plan) * pitch, pitch):
             # The largest class is 0 below itself, also where it is infinite
             below = select(found.k == c, zero, load_rows(at, zero) - found.t)
@@ -169,12 +230,14 @@ def make_hessian_filler(kernel, operation):
     count_classes = make_count_classes(kernel.block)
 
     @inlined
-    def fill(plan, lanes, found, low, high):
+    def fill(plan, lanes, found, batches):
         """The tile of exponentials as gradients, and into another one the Hessian."""
-        factor = join_factors(low[0], high[0])
-        g_k, h_k = joined(low[1], high[1], zero), joined(low[2], high[2], zero)
-        slope, curvature = joined(low[3], high[3], zero), joined(low[4], high[4], zero)
-        s = joined(load(lanes.weights, 0.0), load(lanes.weights + VECTOR_BYTES, 0.0), zero)
+        factor = join_factors(field_of(batches, 0))
+        g_k = rounded(joined(field_of(batches, 1)), zero)
+        h_k = rounded(joined(field_of(batches, 2)), zero)
+        slope = rounded(joined(field_of(batches, 3)), zero)
+        curvature = rounded(joined(field_of(batches, 4)), zero)
+        s = rounded(load_rows(lanes.weights, 0.0), zero)
         floor = splat_rows(real(plan.hess_floor) if plan.hess_floor > 0.0 else real(-np.inf))
         c = F32_0
         for at in range(0, count_classes(plan) * pitch, pitch):

@@ -1,4 +1,4 @@
-"""Sixteen rows of few classes, one in each lane: in, out, and their targets."""
+"""Rows of few classes, one in each lane: in, out, and their targets."""
 
 import math
 from functools import lru_cache
@@ -26,14 +26,13 @@ from numba_ce.cpu.simd.element import (
     KINDS,
     get,
     load_element,
-    load_vector,
+    load_stored_rows,
     put,
     store_element,
     store_vector,
 )
 from numba_ce.cpu.simd.memory import (
     gather_float64,
-    load,
     load_rows,
     prefetch,
     prefetch_to_write,
@@ -41,32 +40,27 @@ from numba_ce.cpu.simd.memory import (
 )
 from numba_ce.cpu.simd.transpose import (
     EXACT_CLASSES,
+    LARGEST_BLOCK,
     load_packed,
     load_turned,
     store_packed,
     store_turned,
 )
-from numba_ce.cpu.simd.vector import (
-    ROWS_ACROSS,
-    VECTOR_BYTES,
-    first_lanes,
-    select,
-    splat,
-    splat_rows,
-)
+from numba_ce.cpu.simd.vector import VECTOR_BYTES, first_lanes, select, splat_rows
+from numba_ce.cpu.simd.width import CHEAP_MASKS, ROWS_ACROSS
 
 F32_0 = np.float32(0)
-# Bytes by which prefetches run ahead of the next sixteen rows. The hardware does little of it here:
+# Bytes by which prefetches run ahead of the next rows. The hardware does little of it here:
 # with C = 16, 2.1 times the speed for the loss alone, 1.9 times with the gradient
 READ_AHEAD, WRITE_AHEAD = 1024, 512
 IGNORED_F32, BAD_F32 = np.float32(IGNORED_TARGET), np.float32(BAD_TARGET)
 
 
 class Place(NamedTuple):
-    """Where sixteen rows are: see `plan.locate_rows`."""
+    """Where the rows are: see `plan.locate_rows`."""
 
     first: int
-    count: int  # fewer than 16 at the end of a block
+    count: int  # fewer than ROWS_ACROSS at the end of a block
     offsets: tuple
     steps: tuple
     even: bool
@@ -80,12 +74,12 @@ def place_of(plan, first, count):
 
 
 class Lanes(NamedTuple):
-    """Addresses in a worker's memory: sixteen rows at a time."""
+    """Addresses in a worker's memory, R = ROWS_ACROSS."""
 
-    targets: int  # float32 (16,); -1: the row does not count, -2: no such class
-    weights: int  # float64 (16,): s_i
-    class_weights: int  # float64 (16,): w_y
-    tile: int  # (C, 16) of the type the logits are computed in, then padding to whole blocks
+    targets: int  # float32 (R,); -1: the row does not count, -2: no such class
+    weights: int  # float64 (R,): s_i
+    class_weights: int  # float64 (R,): w_y
+    tile: int  # (C, R) of the type the logits are computed in, then padding to whole blocks
     slopes: int  # the same: derivatives of the soft cap
     q: int  # the same: probabilities
 
@@ -127,16 +121,29 @@ def make_count_classes(block):
     return inner(lambda plan: plan.n_classes)
 
 
+@inner
+def block_of(c, n_classes):
+    """First class and number of classes of the block that the class c begins.
+
+    Without masks the last one is whole as well: it does again some of what the one before did.
+    """
+    if CHEAP_MASKS:
+        return c, smaller(LARGEST_BLOCK, n_classes - c)
+    else:
+        n = smaller(LARGEST_BLOCK, n_classes)
+        return smaller(c, n_classes - n), n
+
+
 @lru_cache
 def make_read_tile(kind, block, many):
-    """The function that reads sixteen rows into ``tile[class][row]``.
+    """The function that reads rows into ``tile[class][row]``.
 
     many : classes, so that others prefetch, see `make_ask`
     """
     size, real = KINDS[kind][0] // 8, real_type(kind)
-    width, zero = real().itemsize, real(0)
-    pitch, double = ROWS_ACROSS * width, width == 8
-    count_classes, exact = make_count_classes(block), block <= EXACT_CLASSES
+    width = real().itemsize
+    pitch, count_classes = ROWS_ACROSS * width, make_count_classes(block)
+    exact = block <= EXACT_CLASSES
 
     @inlined
     def read_tile(plan, place, operand, base, step, swapped, tile):
@@ -147,9 +154,8 @@ def make_read_tile(kind, block, many):
         n_classes = count_classes(plan)
         source, stride = base + place.offsets[operand], place.steps[operand]
         whole = place.even and place.count == ROWS_ACROSS and not swapped
-        longest = (
-            2 * ROWS_ACROSS * n_classes * size
-        )  # where rows are far apart, prefetches miss them
+        # Where rows are far apart, prefetches miss them
+        longest = 2 * ROWS_ACROSS * n_classes * size
         if whole and step == size:
             if not many:
                 following = source + ROWS_ACROSS * stride + READ_AHEAD
@@ -158,14 +164,13 @@ def make_read_tile(kind, block, many):
             if exact and stride == n_classes * size:
                 load_packed(kind, block, source, tile)
                 return
-            for c in range(0, n_classes, ROWS_ACROSS):
-                n = smaller(ROWS_ACROSS, n_classes - c)
-                load_turned(kind, block, source + c * size, stride, n, tile + c * pitch)
+            for c in range(0, n_classes, LARGEST_BLOCK):
+                start, n = block_of(c, n_classes)
+                at = tile + start * pitch
+                load_turned(kind, block, source + start * size, stride, n, at)
         elif whole and stride == size:
             for c in range(n_classes):
-                at = source + c * step
-                x = load_rows(at, zero) if double else load_vector(kind, at)
-                store(tile + c * pitch, x)
+                store(tile + c * pitch, load_stored_rows(kind, source + c * step))
         else:
             for i in range(place.count):
                 source = base + locate(plan, place.first + i)[operand]
@@ -178,11 +183,11 @@ def make_read_tile(kind, block, many):
 
 @lru_cache
 def make_write_tile(kind, block, many):
-    """The function that writes ``tile[class][row]`` to sixteen rows."""
+    """The function that writes ``tile[class][row]`` to rows."""
     size, real = KINDS[kind][0] // 8, real_type(kind)
     width, zero = real().itemsize, real(0)
-    pitch, double = ROWS_ACROSS * width, width == 8
-    count_classes, exact = make_count_classes(block), block <= EXACT_CLASSES
+    pitch, count_classes = ROWS_ACROSS * width, make_count_classes(block)
+    exact = block <= EXACT_CLASSES
 
     @inlined
     def write_tile(plan, place, operand, base, step, swapped, tile):
@@ -190,9 +195,8 @@ def make_write_tile(kind, block, many):
         n_classes = count_classes(plan)
         target, stride = base + place.offsets[operand], place.steps[operand]
         whole = place.even and place.count == ROWS_ACROSS and not swapped
-        longest = (
-            2 * ROWS_ACROSS * n_classes * size
-        )  # where rows are far apart, prefetches miss them
+        # Where rows are far apart, prefetches miss them
+        longest = 2 * ROWS_ACROSS * n_classes * size
         if whole and step == size:
             if not many:
                 following = target + ROWS_ACROSS * stride + WRITE_AHEAD
@@ -201,16 +205,13 @@ def make_write_tile(kind, block, many):
             if exact and stride == n_classes * size:
                 store_packed(kind, block, target, tile)
                 return
-            for c in range(0, n_classes, ROWS_ACROSS):
-                n, at = smaller(ROWS_ACROSS, n_classes - c), tile + c * pitch
-                store_turned(kind, block, target + c * size, stride, n, at)
+            for c in range(0, n_classes, LARGEST_BLOCK):
+                start, n = block_of(c, n_classes)
+                at = tile + start * pitch
+                store_turned(kind, block, target + start * size, stride, n, at)
         elif whole and stride == size:
             for c in range(n_classes):
-                at, x = target + c * step, load_rows(tile + c * pitch, zero)
-                if double:
-                    store(at, x)
-                else:
-                    store_vector(kind, at, x)
+                store_vector(kind, target + c * step, load_rows(tile + c * pitch, zero))
         else:
             for i in range(place.count):
                 target = base + locate(plan, place.first + i)[operand]
@@ -251,7 +252,7 @@ def make_ask(kernel):
 
     @inlined
     def step_of(plan, place, operand, size):
-        """The share of one class of sixteen rows; where those are far apart, prefetches miss it."""
+        """The share of one class of these rows; where those are far apart, prefetches miss it."""
         return smaller(ROWS_ACROSS * place.steps[operand] // plan.n_classes, 2 * ROWS_ACROSS * size)
 
     @inlined
@@ -260,7 +261,7 @@ def make_ask(kernel):
 
     @inlined
     def begin(plan, place):
-        """The `Ahead` of the sixteen rows after these."""
+        """The `Ahead` of the rows after these."""
         if not many:
             return NOTHING_AHEAD
         grad = start_of(plan, place, 3, plan.grad) + WRITE_AHEAD
@@ -299,21 +300,22 @@ def make_ask(kernel):
 
 @inlined
 def read_targets(plan, place, lanes):
-    """Target, s_i and w_y of sixteen rows; weights are 0 for an ignored row, NaN for a bad one."""
+    """Target, s_i and w_y of the rows; weights are 0 for an ignored row, NaN for a bad one."""
     first, count = place.first, place.count
     if plan.targets_bytes == 0:  # probabilities
-        y = select(first_lanes(count, F32_0), splat(F32_0), IGNORED_F32)
+        there = splat_rows(F32_0)
+        y = select(first_lanes(count, there), there, IGNORED_F32)
     elif count == ROWS_ACROSS and neighbours(plan, place.steps, place.even):
         y = targets_of_rows(plan, place.offsets[1])
     else:
-        store(lanes.targets, splat(IGNORED_F32))
+        store(lanes.targets, splat_rows(IGNORED_F32))
         for i in range(count):
             target = index_target(plan, locate(plan, first + i)[1], 0)
             put(
                 lanes.targets + i * 4,
                 BAD_F32 if target.status == BAD else np.float32(target.index),
             )
-        y = load(lanes.targets, F32_0)
+        y = load_rows(lanes.targets, F32_0)
     s = splat_rows(1.0)
     if plan.sample_weight != 0:
         s = read_weights(plan, place, lanes)
@@ -328,7 +330,7 @@ def read_targets(plan, place, lanes):
 
 @inner
 def read_weights(plan, place, lanes):
-    """s_i of sixteen rows; of one that is not there, anything."""
+    """s_i of the rows; of one that is not there, anything."""
     if place.even and place.count == ROWS_ACROSS and weights_are_neighbours(plan, place.steps):
         return weights_of_rows(plan, place.offsets[2])
     for i in range(place.count):

@@ -125,7 +125,7 @@ def element_keeper(real, writes):
             keep(work, 2, factor[2])
             return 3
         else:
-            single = join(factor, factor)
+            single = join((factor,))
             store(work.batch + ELEMENTS.single, single[0])
             store(work.batch + ELEMENTS.single + 64, single[1])
             return 1

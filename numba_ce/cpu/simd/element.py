@@ -11,6 +11,7 @@ from numba_ce.cpu.compile.numba_core import call_named, unpack_tuple
 from numba_ce.cpu.simd.lowered import Literal, lowered
 from numba_ce.cpu.simd.memory import load_raw, masked_load, masked_store, pointer, store_raw
 from numba_ce.cpu.simd.vector import F32, F64, I16, I32, LANES, Vector, lanes_below, spread
+from numba_ce.cpu.simd.width import ROWS_ACROSS
 
 HALF = ir.HalfType()
 # name of a logits dtype -> (bits, Numba type it is computed in)
@@ -104,6 +105,16 @@ def load_vector(kind: Literal, address: types.intp):
     """A vector of neighbouring elements in native byte order."""
     return Vector(KINDS[kind][1]), lambda builder, _, address: decode(
         builder, load_raw(builder, address, _stored(kind)), kind
+    )
+
+
+@lowered
+def load_stored_rows(kind: Literal, address: types.intp):
+    """The same with a lane for each of the rows across."""
+    bits, real = KINDS[kind]
+    stored = ir.VectorType(ir.IntType(bits), ROWS_ACROSS)
+    return Vector(real, ROWS_ACROSS), lambda builder, _, address: decode(
+        builder, load_raw(builder, address, stored), kind
     )
 
 
@@ -216,8 +227,8 @@ def load_indices(
     has_ignored: types.boolean,
     n_classes: types.intp,
 ):
-    """Neighbouring class indices as float32 lanes; -1: ignored, -2: no class."""
-    lanes = LANES[types.float32]
+    """Class indices of neighbouring rows as float32 lanes; -1: ignored, -2: no class."""
+    lanes = ROWS_ACROSS
 
     def build(builder, address, size, signed, swapped, ignored, has_ignored, n_classes):
         y = _load_integer(builder, address, swapped, size, signed, lanes)
@@ -225,10 +236,14 @@ def load_indices(
         is_ignored = builder.and_(is_ignored, spread(builder, has_ignored, lanes))
         is_class = builder.icmp_unsigned("<", y, spread(builder, n_classes, lanes))
         vector = ir.VectorType(F32, lanes)
-        index = builder.select(is_class, builder.sitofp(y, vector), _constant(vector, -2.0))
+        # Few processors convert vectors of int64. Below 2**52 they are the last bits of a float64
+        magic = _constant(ir.VectorType(F64, lanes), 2.0**52)
+        exact = builder.bitcast(builder.or_(y, builder.bitcast(magic, y.type)), magic.type)
+        index = builder.fptrunc(builder.fsub(exact, magic), vector)
+        index = builder.select(is_class, index, _constant(vector, -2.0))
         return builder.select(is_ignored, _constant(vector, -1.0), index)
 
-    return Vector(types.float32), build
+    return Vector(types.float32, lanes), build
 
 
 @lowered

@@ -10,7 +10,6 @@ from numba_ce.cpu.simd.vector import (
     I8,
     I32,
     I64,
-    ROWS_ACROSS,
     VECTOR_BYTES,
     Vector,
     lanes_below,
@@ -18,6 +17,7 @@ from numba_ce.cpu.simd.vector import (
     spread,
     suffix,
 )
+from numba_ce.cpu.simd.width import CHEAP_MASKS, ROWS_ACROSS
 
 
 def pointer(builder, address, to):
@@ -52,6 +52,12 @@ def load_rows(address: types.intp, like):
 
 
 @lowered
+def load_lanes(address: types.intp, like):
+    """The vector at `address`, of the type of the vector `like`."""
+    return like, lambda builder, address, _: load_raw(builder, address, llvm_type(like))
+
+
+@lowered
 def store(address: types.intp, vector):
     """Write a vector to any address."""
     return types.none, store_raw
@@ -66,6 +72,20 @@ def masked_load(builder, address, mask, other):
 
 
 def masked_store(builder, address, mask, value):
+    """Write the masked lanes at an i64; where masks are not cheap, mostly without them."""
+    if CHEAP_MASKS:
+        _masked_store(builder, address, mask, value)
+        return
+    bits = ir.IntType(mask.type.count)
+    is_whole = builder.icmp_unsigned("==", builder.bitcast(mask, bits), bits(-1))
+    with builder.if_else(is_whole, likely=True) as (whole, some):
+        with whole:
+            store_raw(builder, address, value)
+        with some:
+            _masked_store(builder, address, mask, value)
+
+
+def _masked_store(builder, address, mask, value):
     """LLVM's store of the masked lanes at an i64."""
     vector = value.type
     at = pointer(builder, address, vector)
@@ -94,11 +114,17 @@ def move_some(width: Literal, source: types.intp, target: types.intp, count: typ
 
 @lowered
 def store_whole_numbers(address: types.intp, mask, vector):
-    """Write the masked lanes, whole numbers, as int64."""
-    integers = ir.VectorType(I64, vector.lanes)
-    return types.none, lambda builder, address, mask, value: masked_store(
-        builder, address, mask, builder.fptosi(value, integers)
-    )
+    """Write the masked lanes, whole numbers below 2**51, as int64."""
+    integers, magic = ir.VectorType(I64, vector.lanes), 1.5 * 2**52
+
+    def build(builder, address, mask, value):
+        # Few processors convert vectors of them: the sum has the integer in its low bits
+        offset = ir.Constant(value.type, [magic] * vector.lanes)
+        numbers = builder.bitcast(builder.fadd(value, offset), integers)
+        numbers = builder.sub(numbers, builder.bitcast(offset, integers))
+        masked_store(builder, address, mask, numbers)
+
+    return types.none, build
 
 
 @lowered

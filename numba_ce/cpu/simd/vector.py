@@ -15,14 +15,14 @@ from llvmlite import ir
 from numba import types
 from numba.extending import lower_builtin, models, register_model, type_callable
 
-from numba_ce.cpu.compile.numba_core import call_named
-from numba_ce.cpu.simd.lowered import lowered
+from numba_ce.cpu.compile.numba_core import call_named, pack_array, unpack_tuple
+from numba_ce.cpu.simd.lowered import Literal, lowered
+from numba_ce.cpu.simd.width import ROWS_ACROSS
 
 F32, F64 = ir.FloatType(), ir.DoubleType()
 I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 VECTOR_BYTES = 64
 LANES = {types.float32: 16, types.float64: 8}
-ROWS_ACROSS = 16  # lanes, of either type, where sixteen rows are done at a time
 
 
 class Vector(types.Type):
@@ -140,7 +140,7 @@ def splat_like(scalar, vector):
 
 @lowered
 def splat_rows(scalar):
-    """A lane for each of the rows across, all with `scalar`: of float64, two registers."""
+    """A lane for each of the rows across, all with `scalar`."""
     result = Vector(scalar, ROWS_ACROSS)
     return result, lambda builder, value: spread(builder, value, ROWS_ACROSS)
 
@@ -262,17 +262,68 @@ def high_as_float64(vector):
 
 
 @lowered
-def joined(low, high, like):
-    """Two float64 vectors as sixteen lanes of the type of the scalar `like`, rounded to it."""
+def as_float64(vector):
+    """All lanes of a vector as float64."""
+    result = Vector(types.float64, vector.lanes)
 
-    def build(builder, low, high, _):
-        both = low, high
-        if like == types.float32:
-            both = [builder.fptrunc(arg, ir.VectorType(F32, 8)) for arg in both]
-        lanes = ir.Constant(ir.VectorType(I32, ROWS_ACROSS), list(range(ROWS_ACROSS)))
-        return builder.shuffle_vector(*both, lanes)
+    def build(builder, x):
+        return x if vector == result else builder.fpext(x, llvm_type(result))
 
-    return Vector(like, ROWS_ACROSS), build
+    return result, build
+
+
+@lowered
+def rounded(vector, like):
+    """All lanes of a float64 vector in the type of the scalar `like`."""
+    result = Vector(like, vector.lanes)
+
+    def build(builder, x, _):
+        return x if vector == result else builder.fptrunc(x, llvm_type(result))
+
+    return result, build
+
+
+@lowered
+def batch_of(vector, i: Literal):
+    """The i-th eight lanes as a float64 vector."""
+
+    def build(builder, x, _):
+        part = _half(builder, x, i)
+        return part if vector.dtype == types.float64 else builder.fpext(part, ir.VectorType(F64, 8))
+
+    return Vector(types.float64), build
+
+
+@lowered
+def half_of(vector, i: Literal):
+    """The lower or the upper half of the lanes."""
+    result = Vector(vector.dtype, vector.lanes // 2)
+    return result, lambda builder, x, _: _half(builder, x, i)
+
+
+@lowered
+def field_of(batches, n: Literal):
+    """Of a tuple of tuples the n-th field of each, as a tuple."""
+    field = types.UniTuple(batches[0][n], len(batches))
+
+    def build(builder, values, _):
+        parts = unpack_tuple(builder, values)
+        return pack_array(builder, [builder.extract_value(part, n) for part in parts])
+
+    return field, build
+
+
+@lowered
+def joined(batches):
+    """One or two vectors of eight lanes as one."""
+    vector = Vector(batches[0].dtype, 8 * len(batches))
+
+    def build(builder, values):
+        parts = unpack_tuple(builder, values)
+        lanes = ir.Constant(ir.VectorType(I32, vector.lanes), list(range(vector.lanes)))
+        return builder.shuffle_vector(parts[0], parts[-1], lanes)
+
+    return vector, build
 
 
 def lanes_below(builder, count, lanes):
@@ -283,8 +334,8 @@ def lanes_below(builder, count, lanes):
 
 @lowered
 def first_lanes(count: types.intp, like):
-    """The mask of the lanes below `count` of a vector of the type of the scalar `like`."""
-    lanes = LANES[like]
+    """The mask of the lanes below `count` of a vector like `like`, or of the type of a scalar."""
+    lanes = like.lanes if isinstance(like, Vector) else LANES[like]
     return Mask(lanes), lambda builder, count, _: lanes_below(builder, count, lanes)
 
 
