@@ -21,18 +21,35 @@ PROCESSORS = {
     "haswell": "AVX2 and fused multiply-add, no AVX-512",
     "nehalem": "SSE 4.2 alone: no fused multiply-add, no float16",
 }
-#: Tests of what kernels compute: both schedules, and the promised accuracy.
+#: Tests of what kernels compute: both schedules, every operation, the promised accuracy, the bits
 TESTS = (
     "kernels/test_narrow.py",
-    "numerics/test_accuracy.py::test_roundings_of_float64_at_a_temperature",
-    "numerics/test_accuracy.py::test_options_over_many_classes",
+    "api/test_hess.py",
+    "api/test_row_stats.py",
+    "api/test_normalize.py",
+    "numerics/test_digests.py",
+    *(
+        f"numerics/test_accuracy.py::test_{name}"
+        for name in (
+            "families",
+            "families_with_the_class_axis_first",
+            "every_number_of_classes",
+            "a_masked_tile_of_a_row_far_from_zero",
+            "16_bit_gradients_are_rounded_once",
+            "roundings_of_float64_at_a_temperature",
+            "options_over_many_classes",
+        )
+    ),
 )
+
+#: The other backends, which know nothing of the processor
+NOT_OTHERS = "not [numpy and not [cuda and not numpy- and not cuda-"
 
 
 def run(name, arguments):
     """Run the tests for a processor; returns pytest's exit status."""
     environment = os.environ | {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": ""}
-    command = [sys.executable, "-m", "pytest", "-q", "-k", "not [numpy and not [cuda", *arguments]
+    command = [sys.executable, "-m", "pytest", "-q", "-k", NOT_OTHERS, *arguments]
     command += [f"tests/{test}" for test in TESTS]
     print(f"{name}: {PROCESSORS[name]}", flush=True)
     start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
