@@ -27,10 +27,9 @@ from numba_ce.cpu.simd.vector import (
     LANES,
     VECTOR_BYTES,
     as_float64,
+    batch_of,
     first_lanes,
-    high_as_float64,
     lane,
-    low_as_float64,
     select,
     splat,
     sum_of_lanes,
@@ -186,7 +185,7 @@ def _add_to(sums, terms):
     if terms.dtype == types.float32:
 
         def halves(sums, terms):
-            return sums[0] + low_as_float64(terms), sums[1] + high_as_float64(terms)
+            return sums[0] + batch_of(terms, 0), sums[1] + batch_of(terms, 1)
 
         def batch(sums, terms):
             return (sums[0] + as_float64(terms),)

@@ -244,23 +244,6 @@ def sum_of_lanes(vector):
     return vector.dtype, lambda builder, x: _fold(builder, x, builder.fadd)
 
 
-def _widened_half(builder, vector, upper):
-    half = _half(builder, vector, upper)
-    return half if vector.type.element == F64 else builder.fpext(half, ir.VectorType(F64, 8))
-
-
-@lowered
-def low_as_float64(vector):
-    """The lower eight of sixteen lanes as a float64 vector."""
-    return Vector(types.float64), lambda builder, x: _widened_half(builder, x, 0)
-
-
-@lowered
-def high_as_float64(vector):
-    """The upper eight of sixteen lanes as a float64 vector."""
-    return Vector(types.float64), lambda builder, x: _widened_half(builder, x, 1)
-
-
 @lowered
 def as_float64(vector):
     """All lanes of a vector as float64."""
