@@ -40,8 +40,9 @@ LAYOUTS = ("rows", "columns", "gaps", "reversed")
 def settings(everything):
     """One kernel after the other: dtype, that of probabilities, options, that of the output."""
     if not everything:
-        f16, _, f32, _ = DTYPES
-        return [(f32, None, "plain", f32), (f16, None, "plain", f16), (f32, f16, "all", f32)]
+        f16, _, f32, f64 = DTYPES
+        plain = [(dtype, None, "plain", dtype) for dtype in (f32, f16, f64)]
+        return [*plain, (f32, f16, "all", f32)]
     return [
         (dtype, kind, flags, out)
         for dtype, kind, flags in itertools.product(DTYPES, (None, *DTYPES), FLAGS)

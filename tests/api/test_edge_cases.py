@@ -369,6 +369,18 @@ def test_zero_class_weight_of_the_target(backend, rng, dtype, n_classes):
     assert loss[2] > 0
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
+@pytest.mark.parametrize("n_classes", [5, 300])
+def test_zero_class_weight_of_a_masked_class(backend, rng, dtype, n_classes):
+    """Smoothing gives it no share: 0 times its infinite distance is 0."""
+    logits, weight = make_logits(rng, (3, n_classes), dtype), np.ones(n_classes)
+    logits[:, 2], weight[2] = -INF, 0.0
+    loss, grad = loss_and_grad(logits, [1, 3, 4], class_weight=weight, label_smoothing=0.1)
+    assert np.isfinite(loss).all()
+    assert (grad[:, 2] == 0).all()
+    assert np.isfinite(grad).all()
+
+
 @pytest.mark.parametrize("n_classes", [7, 300])
 def test_probabilities_of_an_ignored_row(backend, rng, n_classes):
     """Whatever they are: neither the row nor the mean has anything of them."""
