@@ -291,9 +291,9 @@ def _threads() -> str:
 
 
 def _compiler() -> str:
-    from numba_ce.cpu.compile.jit import PATH
+    from numba_ce.cpu.compile.jit import WHY_PLAIN
 
-    return PATH if PATH == "fast" else f"{PATH}: slower, kernels are not kept on disk"
+    return f"plain, slower, nothing kept on disk ({WHY_PLAIN})" if WHY_PLAIN else "fast"
 
 
 def _threading_layer() -> str:

@@ -15,7 +15,7 @@ import numpy as np
 import numba_ce as nc
 from numba_ce.cpu.compile import jit
 
-print(jit.PATH)
+print("plain" if jit.WHY_PLAIN else "fast")
 rng = np.random.default_rng(0)
 
 

@@ -21,7 +21,7 @@ from numba.core import config
 from numba.core.registry import cpu_target
 
 from numba_ce import _cache
-from numba_ce.cpu.compile.jit import PATH
+from numba_ce.cpu.compile.jit import WHY_PLAIN
 from numba_ce.cpu.compile.numba_core import global_compiler_lock, target_facts
 
 # Settings of Numba that change no code, or not that of the CPU
@@ -54,7 +54,7 @@ def cached(name, signature, compile_now):
     signature : its type for ctypes
     """
     # The plain path keeps no object code, and must not load what the fast one made
-    where = _cache.folder("cpu") if PATH == "fast" else None
+    where = None if WHY_PLAIN else _cache.folder("cpu")
     file = where and _soft(_file_name, name)
     if not file:
         return compile_now()

@@ -1,7 +1,7 @@
 """`inner`: the decorator of everything that only kernels call, and `whole_kernel` for the kernels.
 
-`fast` compiles them where Numba has the private parts that it needs, `plain` elsewhere, or where
-NUMBA_CE_PLAIN_COMPILE=1 asks for it.
+`fast` compiles them where Numba has the private parts that it needs. Elsewhere, or where
+NUMBA_CE_PLAIN_COMPILE=1 asks for it, Numba's own pipeline does.
 """
 
 import gc
@@ -38,19 +38,19 @@ def collector_paused():
 
 
 def _choose():
-    """The name of the path and its options for parts and for whole kernels."""
-    name = "plain" if os.environ.get(VARIABLE) == "1" else "fast"
+    """Why the path is not the fast one, or None; and the options for parts and whole kernels."""
+    if os.environ.get(VARIABLE) == "1":
+        return f"{VARIABLE}=1", {}, {}
     try:
-        module = importlib.import_module(f"numba_ce.cpu.compile.{name}")
+        fast = importlib.import_module("numba_ce.cpu.compile.fast")
         if version_info[:2] > TESTED:
-            module.try_out()
-    except Exception:  # this version of Numba has other private parts
-        name = "plain"
-        module = importlib.import_module("numba_ce.cpu.compile.plain")
-    return name, module.PART_OPTIONS, module.KERNEL_OPTIONS
+            fast.try_out()
+    except Exception as error:  # this version of Numba has other private parts
+        return f"{type(error).__name__}: {error}".partition("\n")[0], {}, {}
+    return None, fast.PART_OPTIONS, fast.KERNEL_OPTIONS
 
 
-PATH, _part_options, _kernel_options = _choose()
+WHY_PLAIN, _part_options, _kernel_options = _choose()
 # error_model: a division by zero is an infinity, not an exception
 OPTIONS = {**_part_options, "error_model": "numpy"}
 inner = njit(**OPTIONS)
