@@ -8,6 +8,7 @@ from numba_ce.api import (
     cross_entropy,
     cross_entropy_and_grad,
     cross_entropy_grad_and_hess,
+    row_loss_and_grad,
     row_stats,
 )
 from numba_ce.linear import LinearGrad, linear_cross_entropy, linear_cross_entropy_and_grad
@@ -34,6 +35,7 @@ __all__ = [
     "loss_from_record",
     "merge_records",
     "multinomial_objective",
+    "row_loss_and_grad",
     "row_record",
     "row_stats",
     "serial",

@@ -101,13 +101,13 @@ def sources() -> bytes | None:
 SOURCES = sources()
 
 
-def _sources_are_known() -> bool:
+def sources_are_known() -> bool:
     return SOURCES is not None and sources() == SOURCES  # in 2 ms
 
 
 def read(where: Path, name: str) -> bytes | None:
     """The content of a file; None if it is absent, damaged or not to be trusted."""
-    if not _sources_are_known():
+    if not sources_are_known():
         return None
     try:
         if distrust(os.stat(where)):
@@ -129,7 +129,7 @@ def read(where: Path, name: str) -> bytes | None:
 
 def write(where: Path, name: str, content: bytes) -> None:
     """Write a file, whole or not at all, and delete the oldest if there are too many."""
-    if not _sources_are_known():
+    if not sources_are_known():
         return
     with contextlib.suppress(OSError):
         where.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -176,7 +176,7 @@ def describe(backend: str) -> str:
     if where is None:
         chosen = os.environ.get(VARIABLE)
         return f"nowhere: {f'{VARIABLE}={chosen}' if chosen else 'there is no home folder'}"
-    if not _sources_are_known():
+    if not sources_are_known():
         why = "cannot be read" if SOURCES is None else "have changed since the import"
         return f"{where}: not used, the files of the package {why}"
     try:

@@ -280,12 +280,15 @@ def bad_target_error(
     assert targets is not None
     index = np.unravel_index(row, targets.shape)
     place = [int(i) + first for i, first in zip(index, origin or (0,) * len(index), strict=True)]
+    value, ignored = int(targets[index]), problem.options.ignore_index
+    return ValueError(bad_target_text(place, value, n_classes, ignored))
+
+
+def bad_target_text(place: list[int], value: int, n_classes: int, ignored: int | None) -> str:
+    """What is wrong with the target at a place."""
     where = f"[{', '.join(map(str, place))}]" if place else ""
-    ignored = problem.options.ignore_index
-    return ValueError(
-        f"targets{where} = {int(targets[index])} is not a class index: "
-        f"expected 0 <= target < {n_classes}"
-        + ("" if ignored is None else f" or ignore_index = {ignored}")
+    return f"targets{where} = {value} is not a class index: expected 0 <= target < {n_classes}" + (
+        "" if ignored is None else f" or ignore_index = {ignored}"
     )
 
 

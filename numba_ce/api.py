@@ -182,6 +182,47 @@ def cross_entropy_and_grad(
     return loss, returned(grad) if out is None else out
 
 
+@quiet
+def row_loss_and_grad(logits_row: Any, target: Any, out_row: Any) -> Any:
+    """The loss of one row; its gradient goes to `out_row`.
+
+    For loops over rows in functions that Numba compiles, where it takes no options and makes no
+    array: docs/recipes.md.
+
+    Parameters
+    ----------
+    logits_row : array_like of shape (C,)
+        Unnormalised scores.
+    target : int
+        The class index.
+    out_row : ndarray of shape (C,)
+        Where the gradient goes; ``out_row=logits_row`` works in place.
+
+    Returns
+    -------
+    numpy scalar
+        As `cross_entropy` returns it.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `cross_entropy_and_grad`.
+
+    Notes
+    -----
+    ``cross_entropy_and_grad(logits_row, target, out=out_row)[0]``, with its bits.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numba_ce import row_loss_and_grad
+    >>> grad = np.empty(2)
+    >>> bool(row_loss_and_grad(np.zeros(2), 0, grad) == np.log(2)), grad
+    (True, array([-0.5,  0.5]))
+    """
+    return cross_entropy_and_grad(logits_row, target, out=out_row)[0]
+
+
 @documented
 @quiet
 def cross_entropy_grad_and_hess(

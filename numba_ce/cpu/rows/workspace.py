@@ -43,9 +43,11 @@ class Workspace(NamedTuple):
     near: int  # copies of rows, see `gather`
 
 
-def workspace_bytes(n_classes, kind):
-    """Bytes a worker needs: O(n_classes), whatever the number of rows."""
-    width = 8 if kind == "float64" else 4
+def workspace_bytes(n_classes, width):
+    """Bytes a worker needs: O(n_classes), whatever the number of rows.
+
+    width : bytes of the type of the tiles
+    """
     n_tiles = max(-(-n_classes // TILE), BATCH)
     tiles = n_tiles * (TILE * width + 2 * SCALE_BYTES)
     return EDGE_BYTES + BATCH_BYTES + tiles + 3 * ROOM * width + 128

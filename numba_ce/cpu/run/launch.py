@@ -25,6 +25,7 @@ from numba_ce.cpu.compile.numba_core import assembly
 from numba_ce.cpu.operations import make_rows
 from numba_ce.cpu.plan import PLAN_BYTES, PLAN_TYPE, Kernel, address_of, fixed_part, pack_plan
 from numba_ce.cpu.rows.output import begin_line, end_line
+from numba_ce.cpu.rows.tile import real_type
 from numba_ce.cpu.rows.workspace import workspace_bytes, workspace_finder
 from numba_ce.cpu.run.threads import n_threads, run_blocks
 from numba_ce.cpu.schedules.across_tile import across_bytes
@@ -151,7 +152,8 @@ def prepare(kernel, fields, axes, *, scans):
     per_block = rows_per_block(n_classes, far)
     n_blocks = -(-n_rows // per_block)
     across = kernel.schedule == "across"
-    size = (across_bytes if across else workspace_bytes)(n_classes, kernel.kind)
+    width = real_type(kernel.kind)().itemsize
+    size = (across_bytes if across else workspace_bytes)(n_classes, width)
     size += _copies(kernel, fields, far)
     fields["rows_per_block"], fields["workspace_bytes"] = per_block, size
     if scans and n_blocks == 1:

@@ -84,10 +84,10 @@ class Lanes(NamedTuple):
     q: int  # the same: probabilities
 
 
-def across_bytes(n_classes, kind):
-    """Bytes a worker needs."""
+def across_bytes(n_classes, width):
+    """Bytes a worker needs; width : bytes of the type of the tiles."""
     padded = -(-n_classes // ROWS_ACROSS) * ROWS_ACROSS
-    tiles = 3 * padded * ROWS_ACROSS * real_type(kind)().itemsize
+    tiles = 3 * padded * ROWS_ACROSS * width
     return EDGE_BYTES + BATCH_BYTES + 6 * VECTOR_BYTES + tiles
 
 
