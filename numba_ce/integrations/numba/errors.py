@@ -58,9 +58,19 @@ def _text(status: int, a: int, b: int, c: int, d: int, x: float, ndim: int, igno
 class InputError(ValueError):
     """Raises a ValueError."""
 
-    def __new__(cls, *numbers: Any) -> ValueError:  # type: ignore[misc]
-        has_ignored, ignored = numbers[-2:]
-        return ValueError(_text(*numbers[:-2], ignored if has_ignored else None))
+    def __new__(  # type: ignore[misc]
+        cls,
+        status: int,
+        a: int,
+        b: int,
+        c: int,
+        d: int,
+        x: float,
+        ndim: int,
+        has_ignored: int,
+        ignored: int,
+    ) -> ValueError:
+        return ValueError(_text(status, a, b, c, d, x, ndim, ignored if has_ignored else None))
 
 
 class UnusableError(RuntimeError):

@@ -198,7 +198,7 @@ def loss_call(with_grad, averaged, is_given):
                     call.put_option(name, ty[name], value[name])
             if not absent(losses):
                 call.put("rows", call.array(losses, value["losses"])[0])
-            return _results(call, call.enter())
+            return _results(call, call.enter(), not absent(ignore_index))
 
         return signature, codegen
 
@@ -216,9 +216,9 @@ def _integer(ty):
     return types.unliteral(ty) if isinstance(ty, types.Integer) else types.int64
 
 
-def _results(call, status):
+def _results(call, status, has_ignore_index=False):
     values = [status, call.get("result", True), *map(call.get, "abcd"), call.get("x", True)]
-    values += [call.get("has_ignore_index"), call.get("ignore_index")]
+    values += [I64(int(has_ignore_index)), call.get("ignore_index")]
     return call.context.make_tuple(call.builder, RESULT, values)
 
 
