@@ -41,7 +41,7 @@ from numba_ce.cpu.simd.vector import (
 )
 
 BATCH = 8  # rows
-F32_0, F64_0, F64_1 = np.float32(0), np.float64(0), np.float64(1)
+F32_0, F32_1, F64_0, F64_1 = np.float32(0), np.float32(1), np.float64(0), np.float64(1)
 F64_EXPONENT = 1023
 F64_LOWEST = -1022 * LN2
 _, EXACT_LN2_HI, EXACT_LN2_LO, _ = PLAIN[KINDS["float64"][1]]
@@ -99,12 +99,25 @@ class Finishing(NamedTuple):
     """What depends on the type that rows are computed in."""
 
     formulas: row.Formulas
-    finish: object  # a `Batch` as `FinishedRows`
+    finish: dict  # by the class left out: the function that makes `FinishedRows` of a `Batch`
     amount: object  # a factor times a float64 vector
     over: object  # a factor over a number, the temperature
     value: object  # a factor as one float64 vector
     joined: object  # a tuple of the factors of eight rows each as what `times` takes
+    joined_shares: object  # the same where no class is left out: no factor leaves the real type
     times: object  # a vector of exponentials times a factor
+
+
+@inner
+def _never():
+    """`others` where k is the largest logit: a constant, so what it selects is not compiled."""
+    return splat(0.0) < 0.0
+
+
+@inner
+def _only_factor(factor):
+    """`FinishedRows` of which nothing else is asked."""
+    return FinishedRows(None, None, None, None, None, factor)
 
 
 # ---------------------------------------------------------------- good to float32
@@ -133,7 +146,23 @@ _finish_single = _single_formulas.finish
 
 
 @inlined
-def _single(batch, temperature, over_temperature):
+def _single_whole(batch, temperature, over_temperature):
+    """No class is left out, so the stored exponentials are divided by their own sum."""
+    return _only_factor((1.0 / batch.total,))
+
+
+@inlined
+def _single_target(batch, temperature, over_temperature):
+    return _single(batch, batch.t < batch.row_max, over_temperature)
+
+
+@inlined
+def _single_largest(batch, temperature, over_temperature):
+    return _single(batch, _never(), over_temperature)
+
+
+@inlined
+def _single(batch, others, over_temperature):
     """With another origin: not m but what the exponentials were stored by, at most 25 away.
 
     So the sum needs no exponential of its own. Of that distance a row below m keeps 2**-48, and one
@@ -143,7 +172,6 @@ def _single(batch, temperature, over_temperature):
     t, row_max, power = batch.t, batch.row_max, batch.power
     reference = batch.reference
     d = fma(power, -LN2, (t - reference) * over_temperature)
-    others = t < row_max
     below = _exp_down(select(others, d, zero - d))
     to_origin, small = select(others, UNBIAS, below * UNBIAS), select(others, below, one)
     surprise, above, rest, p_k, over, inverse = _finish_single(
@@ -185,6 +213,12 @@ def _single_joined(factors):
     up = select(tiny, LARGE, select(huge, SMALL, one))
     down = select(tiny, SMALL, select(huge, LARGE, one))
     return rounded(factor * up, F32_0), rounded(down, F32_0)
+
+
+@inner
+def _single_joined_shares(factors):
+    factor = rounded(joined(field_of(factors, 0)), F32_0)
+    return factor, splat_like(F32_1, factor)
 
 
 @inner
@@ -263,11 +297,26 @@ _finish_double = _double_formulas.finish
 
 
 @inlined
-def _double(batch, temperature, over_temperature):
+def _double_whole(batch, temperature, over_temperature):
+    inverse = _inverse_in_parts(batch.total + batch.lost)
+    return _only_factor((inverse[0], inverse[1], splat(0.0)))
+
+
+@inlined
+def _double_target(batch, temperature, over_temperature):
+    return _double(batch, batch.t < batch.row_max, temperature)
+
+
+@inlined
+def _double_largest(batch, temperature, over_temperature):
+    return _double(batch, _never(), temperature)
+
+
+@inlined
+def _double(batch, others, temperature):
     zero, one = splat(0.0), splat(1.0)
     t, row_max = batch.t, batch.row_max
     d, d_lost = _difference(t, row_max, temperature)
-    others = d < 0.0
     away, away_lost = _difference(batch.reference, select(others, row_max, t), temperature)
     # Both parts of power * ln(2) go in before the exponential is rounded; power * HI is exact
     unscaled = batch.power == 0.0
@@ -330,26 +379,35 @@ def _double_joined(factors):
 
 
 @inner
+def _double_joined_shares(factors):
+    value = joined(field_of(factors, 0))
+    one = splat_like(F64_1, value)
+    return value, joined(field_of(factors, 1)), one, one
+
+
+@inner
 def _double_times(e, factor):
     return times_pair(e, factor[0], factor[1]) * factor[2] * factor[3]
 
 
 SINGLE = Finishing(
     _single_formulas,
-    _single,
+    {"target": _single_target, "largest": _single_largest, "none": _single_whole},
     _single_amount,
     _single_over,
     _single_value,
     _single_joined,
+    _single_joined_shares,
     _single_times,
 )
 DOUBLE = Finishing(
     _double_formulas,
-    _double,
+    {"target": _double_target, "largest": _double_largest, "none": _double_whole},
     _double_amount,
     _double_over,
     _double_value,
     _double_joined,
+    _double_joined_shares,
     _double_times,
 )
 
@@ -357,6 +415,11 @@ DOUBLE = Finishing(
 def finishing(real):
     """`Finishing` for rows computed in float32 or float64."""
     return DOUBLE if real is np.float64 else SINGLE
+
+
+def factor_joiner(real, leaves):
+    """The function that joins factors for `Finishing.times`."""
+    return finishing(real).joined_shares if leaves == "none" else finishing(real).joined
 
 
 # ---------------------------------------------------------------- results of the rows

@@ -247,7 +247,7 @@ def make_finish(kernel, operation):
     minus_inf, infinity, nan = real(-np.inf), real(np.inf), real(np.nan)
     count_classes = make_count_classes(kernel.block)
     make_low, make_high = (batch_maker(kernel, operation, i) for i in (0, 1))
-    finish_batch, finish_operation = finishing(real).finish, operation.finish
+    finish_batch, finish_operation = finishing(real).finish[operation.leaves], operation.finish
 
     @inner
     def first_nans(tile, end, k):
