@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from numba_ce.cpu.compile.jit import inlined, inner, smaller
+from numba_ce.cpu.rows.batch import F32_0
 from numba_ce.cpu.rows.effective_targets import probability_reader, stored_kind, weight_filler
-from numba_ce.cpu.rows.finish import F32_0
 from numba_ce.cpu.rows.loops import make_cappers
 from numba_ce.cpu.rows.measure import LIFT_BITS, Scale, rescale
 from numba_ce.cpu.rows.output import Factor, Shift, mapped, mapper

@@ -5,7 +5,8 @@ from functools import lru_cache
 import numpy as np
 
 from numba_ce.cpu.compile.jit import inlined, inner
-from numba_ce.cpu.rows.finish import BATCH, factor_joiner, finishing
+from numba_ce.cpu.rows.batch import BATCH
+from numba_ce.cpu.rows.finish import factor_joiner, finishing
 from numba_ce.cpu.rows.measure import LN2, ZERO_REFERENCE
 from numba_ce.cpu.rows.tile import add_to, real_type, reduction_of
 from numba_ce.cpu.schedules.across_tile import make_ask, make_count_classes

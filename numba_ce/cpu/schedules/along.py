@@ -11,8 +11,9 @@ import numpy as np
 from numba_ce.cpu.choose import BATCHED_BYTES
 from numba_ce.cpu.compile.jit import inner, larger
 from numba_ce.cpu.plan import locate
+from numba_ce.cpu.rows.batch import BATCH, Batch
 from numba_ce.cpu.rows.effective_targets import probability_reader
-from numba_ce.cpu.rows.finish import BATCH, Batch, factor_joiner, finishing
+from numba_ce.cpu.rows.finish import factor_joiner, finishing
 from numba_ce.cpu.rows.measure import Variant, measurer, nan_finder
 from numba_ce.cpu.rows.targets import (
     BAD_TARGET,
@@ -60,7 +61,7 @@ def make_along(kernel, operation):
     measure_row = row_measurer(kernel, operation)
     write_row = row_writer(kernel, operation)
     finish_batch, finish = (
-        finishing(real_type(kernel.kind)).finish[operation.leaves],
+        finishing(real_type(kernel.kind)).finish(operation.leaves),
         operation.finish,
     )
     keep_elements = element_keeper(real_type(kernel.kind), operation)
