@@ -34,6 +34,10 @@ def collector_paused():
             yield
         finally:
             if enabled:
+                if gc.get_freeze_count() == 0:  # else they are frozen by somebody else
+                    # What is there now counts as old: to look at it at once would cost 0.1 s
+                    gc.freeze()
+                    gc.unfreeze()
                 gc.enable()
 
 
