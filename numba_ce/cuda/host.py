@@ -70,9 +70,14 @@ _lock = threading.Lock()
 def _take_slots(device: int) -> list[Slot]:
     with _lock:
         idle = _idle.setdefault(device, [])
-        if len(idle) >= 2:
-            return [idle.pop(), idle.pop()]
-    return [Slot(current_driver().new_stream()) for _ in range(2)]
+        slots = [idle.pop() for _ in range(min(2, len(idle)))]
+    try:
+        while len(slots) < 2:
+            slots.append(Slot(current_driver().new_stream()))
+    except BaseException:
+        _give_back(device, slots)
+        raise
+    return slots
 
 
 def _give_back(device: int, slots: list[Slot]) -> None:

@@ -1,4 +1,4 @@
-"""The calls of the stand-in driver. `libcuda.c` imports this module and asks it for their addresses.
+"""The calls of the stand-in driver: `libcuda.c` asks this module for their addresses.
 
 A call that is not here does not exist for the bindings, which then say its name.
 """
@@ -460,7 +460,7 @@ def cuLaunchKernel(function, gx, gy, gz, bx, by, bz, shared, stream, pointers, e
     if shared > attributes[MAX_DYNAMIC_SHARED] or (pointers is None) == (extra is None):
         raise DriverError(INVALID_VALUE)
     grid, block, text = (gx, gy, gz), (bx, by, bz), found.module.text
-    if any(n % c for n, c in zip(grid, program.entry.cluster or ())):
+    if any(n % c for n, c in zip(grid, program.entry.cluster or (1, 1, 1), strict=True)):
         raise DriverError(INVALID_CLUSTER_SIZE)
     arguments = _parameters(program, pointers, extra)
     STATE.launches += 1
