@@ -34,7 +34,28 @@ def run(library, *command, **settings):
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in standin.HERE.glob("test_*.py")))
 def test_on_the_stand_in(library, name):
-    arguments = ("-q", "-n0", "--durations=3", "-p", "no:cacheprovider")
+    arguments = ("-q", "-n0", "--tb=native", "-p", "no:cacheprovider")
     done = run(library, "-m", "pytest", *arguments, standin.HERE / f"{name}.py", devices=2)
     assert done.returncode == 0, done.stdout + done.stderr
     print(done.stdout)
+
+
+def test_info(library):
+    done = run(library, "-m", "numba_ce", "info", devices=1)
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = " ".join(done.stdout.replace("│", " ").split())
+    assert "cuda available" in said
+    assert "GPU Stand-in, no GPU, sm_90, driver for CUDA 13.5, compilers of CUDA 13." in said
+
+
+def test_what_is_set_from_outside(library):
+    """A process of its own, whose first call of the driver fails."""
+    code = "import numba_ce; print(numba_ce.available_backends()['cuda'])"
+    done = run(library, "-c", code, fail="cuInit:1:100")
+    assert done.stdout.startswith("cuInit: CUDA_ERROR_NO_DEVICE, there is no GPU")
+
+
+def test_a_call_that_the_stand_in_lacks_is_named(library):
+    code = "from cuda.bindings import driver as d; d.cuInit(0); d.cuGraphCreate(0)"
+    done = run(library, "-c", code)
+    assert "cuGraphCreate" in done.stderr and "not found" in done.stderr

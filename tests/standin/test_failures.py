@@ -16,6 +16,9 @@ from numba_ce._validate import PARTLY_WRITTEN
 from numba_ce.cuda import host
 from numba_ce.cuda.driver import CudaError, current_driver
 
+# After a kernel that went wrong Numba cannot give its memory back
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 rng = np.random.default_rng(0)
 LOGITS = rng.standard_normal((60, 40)).astype(np.float32)
 TARGETS = rng.integers(0, 40, 60)
@@ -120,8 +123,6 @@ def test_a_call_that_fails_once(state, call):
     assert {"cuInit", "cuMemAllocAsync", "cuLaunchKernel", "cuModuleLoadData"} <= failed
 
 
-# Numba cannot give its memory back then
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @BOTH
 def test_a_kernel_that_goes_wrong(state, call):
     """After it every call fails: the first error is the one to tell, and nothing is handed out."""
