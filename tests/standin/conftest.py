@@ -39,10 +39,14 @@ def state(ready):
         STATE.failures.clear()
         driver._driver = None
         host._idle.clear()
+        # What is Numba's stays, since Numba may give it back later
         for address, (_, _, pooled) in list(STATE.allocated.items()):
-            if pooled:  # the rest is Numba's, which may give it back later
+            if pooled:
                 STATE.free(address)
-        for table in (STATE.pinned, STATE.streams, STATE.events, STATE.modules, STATE.functions):
+        for stream, (_, waits_for_no_other) in list(STATE.streams.items()):
+            if waits_for_no_other:
+                del STATE.streams[stream]
+        for table in (STATE.pinned, STATE.modules, STATE.functions):
             table.clear()
         STATE.log.clear()
         STATE.faults.clear()

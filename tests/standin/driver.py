@@ -296,7 +296,7 @@ for _name, _copy in (
 @call(POINTER, c_uint)
 def cuStreamCreate(stream, flags):
     handle = STATE.handle()
-    STATE.streams[handle] = STATE.context()
+    STATE.streams[handle] = STATE.context(), flags
     put_pointer(stream, handle)
 
 

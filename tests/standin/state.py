@@ -173,7 +173,7 @@ class State:
         """The context in which a stream works; 0, 1 and 2 are those of the current one."""
         if stream in (0, 1, 2):
             return self.context()
-        return self.found(self.streams, stream)
+        return self.found(self.streams, stream)[0]
 
     @staticmethod
     def found(table, handle):
