@@ -134,18 +134,13 @@ class Driver:
     def capability(self, device: int) -> tuple[int, int]:
         """The compute capability of a device."""
         if device not in self._capabilities:
-            attribute = self._api.CUdevice_attribute
-            self._capabilities[device] = (
-                self._call(
-                    "cuDeviceGetAttribute",
-                    attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
-                    device,
-                ),
-                self._call(
-                    "cuDeviceGetAttribute",
-                    attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
-                    device,
-                ),
+            attributes = self._api.CUdevice_attribute
+            self._capabilities[device] = tuple(
+                self._call("cuDeviceGetAttribute", attribute, device)
+                for attribute in (
+                    attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
+                    attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+                )
             )
         return self._capabilities[device]
 
