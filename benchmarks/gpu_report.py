@@ -1,4 +1,4 @@
-"""Correctness and speed on a real GPU, in under 8 minutes: python -m benchmarks.gpu_report
+"""Correctness and speed on a real GPU, in 8 minutes at most: python -m benchmarks.gpu_report
 
 First the results of the kernels against the float64 reference, then GB/s (CUDA events, medians)
 beside a device copy in the same run, compute-sanitizer on small arrays, and whatever of torch,
@@ -6,31 +6,32 @@ torch.compile, QuACK, Liger and CuPy is installed. Every part runs in a process 
 limit on its time: a hang, a crash or a failed peer costs no other part. What is known is saved
 after every line, as benchmarks/results/DATE-gpu-NAME.json; what fails says why.
 
-    --quick       fewer sizes and repetitions
-    --small KIND  correctness of small arrays only, in this process: what compute-sanitizer runs
+    --minutes N      at most so long; each part gets its share
+    --sizes quick    fewer sizes and repetitions
+    --sizes tiny     small arrays: whether the report itself works, no figure of it is a speed
+    --folder FOLDER  where the report is saved
+    --small KIND     correctness of small arrays only, in this process: what compute-sanitizer runs
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
-import importlib
-import importlib.metadata
 import json
 import re
 import shutil
-import statistics
 import sys
 import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import numba_ce as nc
+from benchmarks.gpu_timing import BYTES, explained, launch_cost, speed, usable_arrays
 from benchmarks.parts import lines_of, report_line
 from numba_ce.bench.cases import numpy_dtype
 from numba_ce.bench.machine import versions
@@ -39,14 +40,15 @@ RESULTS = Path(__file__).resolve().parent / "results"
 KINDS = ("float32", "bfloat16", "float16")
 CLASSES = (1024, 4096, 16384, 32768, 50257, 65536, 128256, 262144)
 QUICK_CLASSES = (1024, 32768, 50257, 262144)
-BYTES = 256 << 20  # of logits, at least
-LIMIT = 465.0  # seconds in all
+MINUTES = 8.0  # in all
+SPARE = 15.0  # seconds that are left for the start and the end
 # What the results may be off by, per element, in units of the last place: docs/cuda.md
 LOSS_ULPS, ENTRY_ULPS = 8, 12
 REFERENCE_ULPS = 16  # of float64, in which the reference computes too
 SOFTCAP_ULPS = 3  # of the capped logits
 # Rounding to 16 bits, relative, and half the smallest subnormal number
 ROUNDING = {"float16": (2.0**-11, 2.0**-25), "bfloat16": (2.0**-8, 2.0**-134)}
+TINY_CLASSES, TINY_BYTES = (10,), 1024
 SMALL_CLASSES = (1, 2, 7, 130, 500, 1000, 2049, 4100)
 LARGE_CLASSES = (8193, 16390, 32800, 65600, 131100, 262144, 300000)
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -148,166 +150,43 @@ def correctness(kinds: tuple[str, ...], classes: tuple[int, ...]) -> list[dict[s
     return results
 
 
-def explained(error: BaseException) -> str:
-    """A line that says what went wrong and where."""
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{where}"
-
-
-# ---------------------------------------------------------------- speed
-
-
-def median_ms(torch: Any, call: Callable[[], object], repetitions: int) -> float:
-    """Median time between two events around a call."""
-    for _ in range(3):
-        call()
-    torch.cuda.synchronize()
-    times = []
-    for _ in range(repetitions):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        call()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return statistics.median(times)
-
-
-def gb_per_second(n_bytes: int, ms: float) -> float:
-    """Decimal gigabytes."""
-    return n_bytes / ms / 1e6
-
-
-Contenders = Iterator[tuple[str, int, Callable[[], object]]]
-
-
-def ours(x: Any, y: Any, grad: Any) -> Contenders:
-    """(name, bytes that have to move for each byte of the logits, call)."""
-    options = {"check_targets": False}
-    yield "loss", 1, lambda: nc.cross_entropy(x, y, reduction="sum", **options)
-    yield (
-        "loss+grad",
-        2,
-        lambda: nc.cross_entropy_and_grad(x, y, reduction="sum", out=grad, **options),
-    )
-    yield "loss+grad mean, checked", 2, lambda: nc.cross_entropy_and_grad(x, y, out=grad)
-    yield "in place", 2, lambda: nc.cross_entropy_and_grad(x, y, reduction="sum", out=x, **options)
-
-
-def torch_peers(torch: Any, x: Any, y: Any) -> Contenders:
-    """Forward and backward, eager and compiled."""
-    functional = torch.nn.functional
-    z = x.detach().clone().requires_grad_(True)
-
-    def step(function: Any) -> None:
-        z.grad = None
-        function(z, y).backward()
-
-    yield "torch", 2, lambda: step(functional.cross_entropy)
-    torch.compiler.reset()  # the size is a constant of what is compiled
-    compiled = torch.compile(functional.cross_entropy, dynamic=False)
-    yield "torch.compile", 2, lambda: step(compiled)
-
-
-def liger(torch: Any, x: Any, y: Any) -> Contenders:
-    """Liger computes the gradient in its forward pass, into its input."""
-    module = importlib.import_module("liger_kernel.transformers")
-    loss = module.LigerCrossEntropyLoss(reduction="sum")
-    z = x.detach().clone().requires_grad_(True)
-    yield "Liger", 2, lambda: loss(z, y)
-
-
-def quack(torch: Any, x: Any, y: Any) -> Contenders:
-    """QuACK: loss alone, and loss and gradient in one kernel."""
-    module = importlib.import_module("quack.cross_entropy")
-    yield "QuACK loss", 1, lambda: module.cross_entropy_fwd(x, y)
-    yield "QuACK", 2, lambda: module.cross_entropy_fwd(x, y, return_dx=True)
-
-
-def cupy_peer(torch: Any, x: Any, y: Any) -> Contenders:
-    """The usual few lines in CuPy."""
-    cupy = importlib.import_module("cupy")
-    z, rows = cupy.asarray(x), cupy.arange(len(y))
-    targets = cupy.asarray(y)
-
-    def step() -> None:
-        e = cupy.exp(z - z.max(axis=1, keepdims=True))
-        e /= e.sum(axis=1, keepdims=True)
-        e[rows, targets] -= 1
-
-    yield "CuPy", 2, step
-
-
-PEERS: tuple[Callable[[Any, Any, Any], Contenders], ...] = (torch_peers, quack, liger, cupy_peer)
-
-
-def speed(torch: Any, kind: str, n_classes: int, repetitions: int, peers: bool) -> dict[str, Any]:
-    """GB/s of ours or of the peers at one size, beside a device copy."""
-    dtype = getattr(torch, kind)
-    size = torch.empty((), dtype=dtype).element_size()
-    n_rows = -(-BYTES // (n_classes * size))
-    x = torch.randn((n_rows, n_classes), device="cuda").to(dtype)
-    y = torch.randint(0, n_classes, (n_rows,), device="cuda")
-    grad = torch.empty_like(x)
-    n_bytes = n_rows * n_classes * size
-    line: dict[str, Any] = {"kind": kind, "n_classes": n_classes, "n_rows": n_rows}
-
-    def measure(contenders: Callable[[], Contenders], who: str) -> None:
-        name = who
-        try:
-            for name, times, call in contenders():
-                ms = median_ms(torch, call, repetitions)
-                line[name] = round(gb_per_second(times * n_bytes, ms), 1)
-        except Exception as error:
-            line.setdefault("failed", {})[name] = explained(error)
-
-    copy = [("copy", 2, lambda: grad.copy_(x)), ("read", 1, lambda: x.sum(dtype=torch.float32))]
-    measure(lambda: iter(copy), "copy")
-    if peers:
-        for peer in PEERS:
-            measure(lambda peer=peer: peer(torch, x, y), peer.__name__)
-    else:
-        measure(lambda: ours(x, y, grad), "numba_ce")
-    if "loss+grad" in line and "copy" in line:
-        line["of the copy"] = round(line["loss+grad"] / line["copy"], 3)
-    print("  ".join(f"{k} {v}" for k, v in line.items()), flush=True)
-    report_line(line)
-    return line
-
-
-def launch_cost(torch: Any) -> dict[str, float]:
-    """Microseconds of Python for a call on small device arrays, the device not waited for."""
-    x = torch.randn((8, 1000), device="cuda")
-    y, grad = torch.zeros(8, dtype=torch.int64, device="cuda"), torch.empty_like(x)
-    costs = {}
-    for name, _, call in ours(x, y, grad):
-        call()
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        for _ in range(200):
-            call()
-        costs[name] = round((time.perf_counter() - start) / 200 * 1e6, 1)
-        torch.cuda.synchronize()
-    return costs
-
-
 # ---------------------------------------------------------------- parts, each a process
 
 
-def run_part(name: str, quick: bool) -> None:
+@dataclass
+class Sizes:
+    """What is computed and timed."""
+
+    correctness: tuple[int, ...] = SMALL_CLASSES + LARGE_CLASSES
+    speed: tuple[int, ...] = CLASSES
+    n_bytes: int = BYTES
+    repetitions: int = 20
+    calls: int = 200  # for the cost of a launch
+
+
+SIZES = {
+    "full": Sizes(),
+    "quick": Sizes(speed=QUICK_CLASSES, repetitions=5),
+    "tiny": Sizes(TINY_CLASSES, TINY_CLASSES, TINY_BYTES, 1, 2),
+}
+
+
+def run_part(name: str, sizes: Sizes) -> None:
     """What a process of its own does: "correctness KIND", "ours KIND", "peers KIND" or "launch"."""
     what, _, kind = name.partition(" ")
     if what == "correctness":
-        correctness((kind,), SMALL_CLASSES + LARGE_CLASSES)
+        correctness((kind,), sizes.correctness)
         return
-    torch = importlib.import_module("torch")
+    arrays = usable_arrays()
     if what == "launch":
-        report_line(launch_cost(torch))
+        report_line(launch_cost(arrays, sizes.calls))
         return
-    for n_classes in QUICK_CLASSES if quick else CLASSES:
+    if what == "peers" and arrays.name != "torch":
+        report_line({"kind": kind, "failed": "there is no torch with CUDA"})
+        return
+    for n_classes in sizes.speed:
         try:
-            speed(torch, kind, n_classes, 5 if quick else 20, what == "peers")
+            speed(arrays, kind, n_classes, sizes.repetitions, what == "peers", sizes.n_bytes)
         except Exception as error:
             report_line({"kind": kind, "n_classes": n_classes, "failed": explained(error)})
 
@@ -319,6 +198,8 @@ def sanitizers(seconds: float) -> Iterator[dict[str, Any]]:
         line: dict[str, Any] = {"tool": tool}
         if program is None:
             line["failed"] = "compute-sanitizer is not on the PATH"
+        elif seconds < 10:
+            line["failed"] = "no time left"
         else:
             command = [program, "--tool", tool, "--error-exitcode", "9", sys.executable]
             command += ["-m", "benchmarks.gpu_report", "--small", "float32"]
@@ -341,14 +222,18 @@ def save(report: dict[str, Any], folder: Path = RESULTS) -> Path:
     """Write the report under its date and the name of the GPU."""
     name = re.sub(r"[^a-z0-9]+", "-", str(report["gpu"]).lower()).strip("-")
     path = folder / f"{report['date']}-gpu-{name}.json"
-    with _saving:
-        path.write_text(json.dumps(report, indent=1) + "\n")
+    with _saving:  # complete or as it was, whenever this process is stopped
+        unfinished = path.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps(report, indent=1) + "\n")
+        unfinished.replace(path)
     return path
 
 
-def all_parts(report: dict[str, Any], quick: bool, folder: Path = RESULTS) -> None:
+def all_parts(
+    report: dict[str, Any], sizes: str, folder: Path = RESULTS, minutes: float = MINUTES
+) -> None:
     """Run every part and save after every line."""
-    end = time.monotonic() + LIMIT
+    end, scale = time.monotonic() + 60 * minutes - SPARE, minutes / MINUTES
 
     def collect(key: str, lines: Iterator[dict[str, Any]], **more: Any) -> None:
         found = report.setdefault(key, [])
@@ -357,12 +242,12 @@ def all_parts(report: dict[str, Any], quick: bool, folder: Path = RESULTS) -> No
             save(report, folder)
 
     def part(key: str, name: str, seconds: float) -> None:
-        left = min(seconds, end - time.monotonic())
+        left = min(seconds * scale, end - time.monotonic())
         if left < 5:
             collect(key, iter([{"failed": "no time left"}]), part=name)
             return
         command = [sys.executable, "-m", "benchmarks.gpu_report", "--part", name]
-        collect(key, lines_of(command + ["--quick"] * quick, left), part=name)
+        collect(key, lines_of([*command, "--sizes", sizes], left), part=name)
 
     # What counts most comes first. Correctness is mostly compiling, so the dtypes go side by side
     part("speed", "ours bfloat16", 60)
@@ -379,29 +264,35 @@ def all_parts(report: dict[str, Any], quick: bool, folder: Path = RESULTS) -> No
         part("speed", f"ours {kind}", 60)
     part("launch_us", "launch", 40)
     left = end - time.monotonic()
-    collect("sanitizer", sanitizers(max(10.0, min(120.0, left / 2))))
+    collect("sanitizer", sanitizers(min(120.0 * scale, left / 2)))
     for kind in KINDS:
-        part("peers", f"peers {kind}", (end - time.monotonic()) / (3 - KINDS.index(kind)))
+        left = end - time.monotonic()
+        part("peers", f"peers {kind}", left / scale / (3 - KINDS.index(kind)))
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run, print, save."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--minutes", type=float, default=MINUTES)
+    parser.add_argument("--folder", type=Path, default=RESULTS)
+    parser.add_argument("--sizes", choices=SIZES, default="full")
     parser.add_argument("--small", metavar="KIND")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
+    if not 1 <= chosen.minutes <= 60:
+        parser.error(f"--minutes {chosen.minutes:g}: expected 1 to 60")
     reason = nc.available_backends()["cuda"]
     if reason is not None:
         print(f"no GPU report: {reason}")
         return 2
     if chosen.part:
-        run_part(chosen.part, chosen.quick)
+        run_part(chosen.part, SIZES[chosen.sizes])
         return 0
     if chosen.small:
         lines = correctness((chosen.small,), SMALL_CLASSES)
         return 1 if any(line["result"] != "ok" for line in lines) else 0
     from numba_ce.cuda.driver import current_driver
+    from numba_ce.cuda.ptx import toolkit_version
 
     gpu = current_driver()
     device = gpu.device()
@@ -409,13 +300,17 @@ def main(arguments: list[str] | None = None) -> int:
         "date": str(datetime.date.today()),
         "gpu": gpu.name(device),
         "capability": gpu.capability(device),
+        "driver": gpu.version,
+        "toolkit": toolkit_version(),
+        "sizes": chosen.sizes,
         "versions": versions(DISTRIBUTIONS),
     }
     print(json.dumps(report))
-    all_parts(report, chosen.quick)
+    chosen.folder.mkdir(parents=True, exist_ok=True)
+    all_parts(report, chosen.sizes, chosen.folder, chosen.minutes)
     wrong = [line for line in report["correctness"] if line.get("result") != "ok"]
     print(f"{len(report['correctness'])} cases, {len(wrong)} not ok")
-    print("saved", save(report))
+    print("saved", save(report, chosen.folder))
     return 1 if wrong else 0
 
 

@@ -51,21 +51,24 @@ def lines_of(command: list[str], seconds: float) -> Iterator[dict[str, Any]]:
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
     end, last = time.monotonic() + seconds, ""
-    while True:
-        try:
-            text = written.get(timeout=max(0.0, end - time.monotonic()))
-        except queue.Empty:
+    try:
+        while True:
+            try:
+                text = written.get(timeout=max(0.0, end - time.monotonic()))
+            except queue.Empty:
+                _kill(process)
+                yield {"failed": f"stopped after {seconds:.0f} s"}
+                return
+            if text is None:
+                break
+            if text.startswith(MARK):
+                yield json.loads(text.removeprefix(MARK))
+            else:
+                print(text, end="", flush=True)
+                last = text.strip() or last
+        if process.wait() != 0:
+            yield {"failed": f"exit status {process.returncode}: {last[:300]}"}
+    finally:
+        if process.poll() is None:  # whoever asked for the lines has been stopped
             _kill(process)
-            reader.join()
-            yield {"failed": f"stopped after {seconds:.0f} s"}
-            return
-        if text is None:
-            break
-        if text.startswith(MARK):
-            yield json.loads(text.removeprefix(MARK))
-        else:
-            print(text, end="", flush=True)
-            last = text.strip() or last
-    reader.join()
-    if process.wait() != 0:
-        yield {"failed": f"exit status {process.returncode}: {last[:300]}"}
+        reader.join()

@@ -28,14 +28,20 @@ def why_no_cuda() -> str | None:
             f"numba-cuda, whose hook has not run: {INSTALL} in a fresh environment"
         )
     try:
-        from numba_ce.cuda.driver import current_driver
+        from numba_ce.cuda.driver import CudaError, current_driver
+        from numba_ce.cuda.launch import function_of
     except ImportError as error:
         return f"a part of CUDA is missing ({error}): {INSTALL}"
     try:
-        current_driver()
-    except Exception as error:  # the bindings raise RuntimeError without a driver, Numba its own
-        return (
-            f"there is no CUDA driver, or no GPU that it can use ({error}): install NVIDIA's "
-            f"driver, and {INSTALL}"
-        )
+        gpu = current_driver()
+    except CudaError as error:
+        return str(error)
+    except Exception as error:  # of the bindings, which found no library
+        return f"there is no CUDA driver ({error}): install NVIDIA's driver, and {INSTALL}"
+    try:  # a small kernel that nearly every call needs: whether it compiles, and loads on the GPU
+        function_of("fold", gpu.device())
+    except CudaError as error:
+        return str(error)
+    except Exception as error:
+        return f"no kernel can be compiled ({type(error).__name__}: {error}): {INSTALL}"
     return None

@@ -117,7 +117,7 @@ def _no_container(value: Any, name: str) -> Any:
 def float_dtype(dtype: Any) -> np.dtype[Any]:
     """A dtype that may be given as "bfloat16", which NumPy alone does not know."""
     try:
-        if dtype == "bfloat16":
+        if isinstance(dtype, str) and dtype == "bfloat16":
             with importing:
                 import ml_dtypes
 

@@ -307,10 +307,13 @@ def _gpu() -> str:
     if numba_ce.available_backends()["cuda"] is not None:
         return "none that can be used"
     from numba_ce.cuda.driver import current_driver
+    from numba_ce.cuda.ptx import toolkit_version
 
     gpu = current_driver()
     device = gpu.device()
-    return "{}, sm_{}{}".format(gpu.name(device), *gpu.capability(device))
+    return "{}, sm_{}{}, driver for CUDA {}, compilers of CUDA {}".format(
+        gpu.name(device), *gpu.capability(device), gpu.version, toolkit_version()
+    )
 
 
 def _processor() -> str:

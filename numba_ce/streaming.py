@@ -24,6 +24,7 @@ from numba_ce._validate import (
     check_logits,
     check_out,
     make_problem,
+    shown,
 )
 from numba_ce.blocks import (
     Block,
@@ -239,6 +240,8 @@ def run(
     with contextlib.ExitStack() as stack:
         others = {"targets": targets, "sample_weight": sample_weight}
         given = None if dtype is None else float_dtype(dtype)
+        if progress is not None and not callable(progress):
+            raise TypeError(f"progress = {shown(progress)}: expected a function or None")
         job = _prepare(logits, others, options, grad_out, given, stack.callback)
         options, weight, dtype, n_classes = job.options, job.weight, job.dtype, job.n_classes
         if isinstance(job.sink, NpyWriter):

@@ -12,6 +12,9 @@ import tempfile
 import ml_dtypes
 import numpy as np
 
+from numba_ce.cpu.choose import ACROSS_CLASSES, FEW_CLASSES, IN_PLACE_CLASSES
+from numba_ce.cpu.rows.tile import TILE
+
 BACKENDS = ("numpy", "cpu")
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -24,11 +27,20 @@ REDUCTIONS = ("mean", "sum", "none")
 TARGET_KINDS = ("index", "probabilities")
 
 #: Vector width, tile borders and those between kernels: one below, at and above each of them.
-TILE = 1024
 CLASS_COUNTS = (
     *range(1, 141),
     *range(255, 274),
     *(TILE * k + d for k in (1, 2, 3) for d in (-17, -16, -15, -1, 0, 1, 15, 16, 17)),
+)
+
+#: Rows across lanes: of few classes, transposed in blocks, asked for class by class; along the
+#: lanes: finished eight at a time, and in tiles.
+ONE_OF_EACH_KERNEL = (
+    IN_PLACE_CLASSES,
+    FEW_CLASSES - 1,
+    FEW_CLASSES + 16,
+    ACROSS_CLASSES + 44,
+    TILE + 6,
 )
 
 

@@ -131,7 +131,7 @@ class FakeArray:
     """
 
     def __init__(self, gpu, array, strides=None, offset=0, stream=None, readonly=False):
-        self.gpu, self.dtype, self.shape = gpu, array.dtype, array.shape
+        self.gpu, self.dtype, self.shape, self.ndim = gpu, array.dtype, array.shape, array.ndim
         if strides is None:
             strides = [s // array.itemsize for s in np.empty(array.shape, array.dtype).strides]
         self.strides = tuple(s * array.itemsize for s in strides)

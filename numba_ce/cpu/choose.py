@@ -22,8 +22,8 @@ IN_PLACE_CLASSES = EXACT_CLASSES
 BATCHED_BYTES = 4096
 # Outputs larger than this do not fit the caches anyway: write around them
 STREAMING_BYTES = 4 << 20
-# A block is long enough (some 20 us) that drawing it costs nothing
-BLOCK_ELEMENTS = 65536
+# How much a block has, see `rows_per_block`, and how many a worker draws, see `blocks_drawn`
+BLOCK_ELEMENTS, BLOCKS_DRAWN = 65536, 16
 # Below this many logits waking the threads (5 to 50 us) costs more than they save
 SERIAL_ELEMENTS = 32768
 # Operations that have no schedule across rows
@@ -71,3 +71,12 @@ def rows_per_block(n_classes: int, far: bool = False) -> int:
     if far:
         n_rows = max(n_rows, 4 * rows_gathered(n_classes))
     return n_rows // ROWS_ACROSS * ROWS_ACROSS or n_rows
+
+
+def blocks_drawn(n_blocks: int, n_workers: int) -> int:
+    """Neighbouring blocks that a worker draws at a time: at most a sixteenth of its share.
+
+    Two workers that alternate from block to block tear the sequences of addresses that the
+    processor reads ahead: with up to 10 classes, runs of 16 blocks take 0.8 to 0.95 of the time.
+    """
+    return max(1, min(BLOCKS_DRAWN, n_blocks // (16 * n_workers)))

@@ -134,6 +134,7 @@ OF_A_CALL = [
     ("n_blocks", "i8"),
     ("workspace", "i8"),  # one part of workspace_bytes for each worker
     ("tickets", "i8"),  # the workers' counter: the next block
+    ("blocks_drawn", "i8"),  # blocks that a worker draws at a time
     ("weight", "i8"),  # float64: where `launch.scan_first` puts the sum of the weights
     # one entry per block
     ("block_sum", "i8"),  # float64: sum of what the operation returned for each row

@@ -37,7 +37,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -47,7 +47,7 @@ import numpy as np
 from numba_ce._validate import Problem
 from numba_ce.cuda import operations
 from numba_ce.cuda.arrays import DeviceArray
-from numba_ce.cuda.driver import current_driver
+from numba_ce.cuda.driver import CudaError, current_driver
 from numba_ce.cuda.host import Work, in_pieces, lent
 from numba_ce.cuda.operations import Place
 from numba_ce.describe import classes_of
@@ -89,9 +89,13 @@ def _at(logits: Any, *others: Any) -> Iterator[Place]:
         yield place
         if streams:
             gpu.synchronize(place.stream)
-    finally:
+    except BaseException:
         if device != current:
-            gpu.pop()
+            with suppress(CudaError):  # the first error is the one to tell
+                gpu.pop()
+        raise
+    if device != current:
+        gpu.pop()
 
 
 def _at_problem(problem: Problem, *outputs: Any) -> Any:

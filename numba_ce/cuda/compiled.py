@@ -12,7 +12,6 @@ import importlib.metadata
 import json
 import os
 import sys
-import threading
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -20,6 +19,7 @@ from cuda.pathfinder import DynamicLibNotFoundError, load_nvidia_dynamic_lib
 
 from numba_ce import _cache
 from numba_ce.cuda.choose import blocks_per_processor
+from numba_ce.cuda.driver import once
 from numba_ce.cuda.general import make_general_kernel
 from numba_ce.cuda.kernel import Kernel
 from numba_ce.cuda.ptx import to_cubin, to_ptx
@@ -86,7 +86,6 @@ def _packed(code: Code) -> bytes:
     return json.dumps([code.entry, len(text)]).encode() + b"\n" + text + code.cubin
 
 
-_lock = threading.RLock()
 _codes: dict[Any, Code] = {}
 
 
@@ -96,7 +95,7 @@ def code_of(kernel: Any, capability: tuple[int, int]) -> Code:
     code = _codes.get(key)
     if code is not None:
         return code
-    with _lock:
+    with once:
         if key not in _codes:
             origin = _origin()
             where = None if origin is None else _cache.folder("cuda")

@@ -19,7 +19,7 @@ import numpy as np
 
 from numba_ce._validate import PARTLY_WRITTEN, Problem
 from numba_ce.cuda.arrays import BFLOAT16, View
-from numba_ce.cuda.driver import current_driver
+from numba_ce.cuda.driver import CudaError, current_driver
 from numba_ce.cuda.operations import Place, Scratch
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -51,7 +51,8 @@ class Slot:
         try:
             self.address = gpu.allocate(nbytes, self.stream)
         except BaseException:
-            gpu.free_pinned(pinned)
+            with contextlib.suppress(CudaError):  # the first error is the one to tell
+                gpu.free_pinned(pinned)
             raise
         self.pinned, self.nbytes = pinned, nbytes
 
@@ -70,9 +71,14 @@ _lock = threading.Lock()
 def _take_slots(device: int) -> list[Slot]:
     with _lock:
         idle = _idle.setdefault(device, [])
-        if len(idle) >= 2:
-            return [idle.pop(), idle.pop()]
-    return [Slot(current_driver().new_stream()) for _ in range(2)]
+        slots = [idle.pop() for _ in range(min(2, len(idle)))]
+    try:
+        while len(slots) < 2:
+            slots.append(Slot(current_driver().new_stream()))
+    except BaseException:
+        _give_back(device, slots)
+        raise
+    return slots
 
 
 def _give_back(device: int, slots: list[Slot]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from numba_ce.cuda.choose import PACKED_FROM
 from numba_ce.cuda.compiled import code_of, threads_of
-from numba_ce.cuda.driver import current_driver
+from numba_ce.cuda.driver import current_driver, once
 from numba_ce.cuda.kernel import Kernel
 from numba_ce.cuda.plan import PACKER
 from numba_ce.cuda.resident import Resident
@@ -14,6 +14,18 @@ from numba_ce.cuda.stage import stage_bytes
 from numba_ce.cuda.thread_layout import rows_at_once
 
 MAX_GRID = 1 << 20  # blocks of the general kernel: each takes several rows beyond that
+
+
+def function_of(kernel: Any, device: int) -> Any:
+    """The function of a kernel on a device, compiled and loaded once."""
+    gpu, key = current_driver(), (kernel, device)
+    function = gpu.functions.get(key)
+    if function is None:
+        with once:
+            if key not in gpu.functions:
+                gpu.functions[key] = gpu.load(code_of(kernel, gpu.capability(device)))
+            function = gpu.functions[key]
+    return function
 
 
 def launch(
@@ -24,10 +36,7 @@ def launch(
     if isinstance(kernel, Kernel) and kernel.access.wide:
         if gpu.capability(device) < PACKED_FROM:
             kernel = kernel._replace(access=kernel.access._replace(wide=False))
-    function = gpu.functions.get((kernel, device))
-    if function is None:
-        function = gpu.load(code_of(kernel, gpu.capability(device)))
-        gpu.functions[kernel, device] = function
+    function = function_of(kernel, device)
     if isinstance(kernel, Resident):
         blocks = -(-n_rows // kernel.rows_per_block) * kernel.cluster
     elif isinstance(kernel, Kernel):

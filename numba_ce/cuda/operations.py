@@ -18,7 +18,7 @@ from numba_ce.cuda.describe import (
     general_for,
     loss_kernel,
 )
-from numba_ce.cuda.driver import current_driver
+from numba_ce.cuda.driver import CudaError, current_driver
 from numba_ce.cuda.launch import launch
 from numba_ce.cuda.plan import NO_ROW, NOTHING, STATE_BYTES
 from numba_ce.cuda.totals import n_partials
@@ -45,8 +45,12 @@ class Scratch:
         self._address = int(current_driver().allocate(self._nbytes, self._stream))
         return self._address
 
-    def __exit__(self, *_: object) -> None:
-        current_driver().free(self._address, self._stream)
+    def __exit__(self, error: object, *_: object) -> None:
+        try:
+            current_driver().free(self._address, self._stream)
+        except CudaError:  # after another error that is the one to tell
+            if error is None:
+                raise
 
 
 def _fields(problem: Problem, **outputs: Any) -> dict[str, Any]:

@@ -54,3 +54,10 @@ def to_cubin(text, capability):
     )
     linker = Linker(ObjectCode.from_ptx(text.encode()), options=options)
     return bytes(linker.link("cubin").code), linker.get_info_log()
+
+
+def toolkit_version():
+    """The version of the CUDA toolkit whose linker makes the machine code."""
+    from cuda.bindings import nvjitlink
+
+    return "{}.{}".format(*nvjitlink.version())

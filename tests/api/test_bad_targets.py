@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from cases import DTYPE_IDS, DTYPES, make_logits, make_targets
+from cases import DTYPE_IDS, DTYPES, ONE_OF_EACH_KERNEL, make_logits, make_targets
 from edges import loss_and_grad
 from exact import assert_same, check_loss, exact_rows
 
@@ -308,7 +308,7 @@ def test_everything_ignored_sums_to_zero(backend, rng, axis):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=DTYPE_IDS)
 @pytest.mark.parametrize("kind", ["index", "weight", "probabilities"])
-@pytest.mark.parametrize("n_classes", [5, 100])
+@pytest.mark.parametrize("n_classes", ONE_OF_EACH_KERNEL)
 def test_ignored_rows_may_hold_anything(backend, rng, dtype, kind, n_classes):
     logits = make_logits(rng, (6, n_classes), dtype)
     clean = logits.copy()
@@ -331,14 +331,14 @@ def test_ignored_rows_may_hold_anything(backend, rng, dtype, kind, n_classes):
     assert_same(grad[kept], expected_grad)
     mean, grad = nc.cross_entropy_and_grad(logits, targets, **options)
     expected, expected_grad = nc.cross_entropy_and_grad(clean[kept], targets[kept])
-    assert mean == expected
+    np.testing.assert_array_max_ulp(mean, expected, 1)  # the rows are not added in the same lanes
     assert (grad[[1, 2, 4]] == 0).all()
     assert_same(grad[kept], expected_grad)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])
 @pytest.mark.parametrize("kind", ["index", "probabilities"])
-@pytest.mark.parametrize("n_classes", [5, 300, 1030])
+@pytest.mark.parametrize("n_classes", ONE_OF_EACH_KERNEL)
 def test_a_soft_cap_of_ignored_rows_that_hold_anything(backend, rng, dtype, kind, n_classes):
     """A gradient is multiplied by the derivative of the cap, and 0 * NaN is not 0."""
     logits = make_logits(rng, (4, n_classes), dtype)
@@ -364,7 +364,7 @@ def test_ignored_target_is_read_as_probabilities_neither(backend):
 # ---------------------------------------------------------------- targets read sixteen at a time
 
 
-@pytest.mark.parametrize("n_classes", [3, 40, 300])
+@pytest.mark.parametrize("n_classes", ONE_OF_EACH_KERNEL)
 @pytest.mark.parametrize("dtype", ["i1", "u1", "<i2", ">i2", "i4", "i8", ">u8"])
 def test_ignored_rows_among_many(rng, n_classes, dtype):
     """Rows enough for vectors of targets, and a rest."""
@@ -386,10 +386,10 @@ def test_ignored_rows_among_many(rng, n_classes, dtype):
     np.testing.assert_allclose(mean, kept_loss.mean(dtype=float), rtol=1e-6)
 
 
-@pytest.mark.parametrize("n_classes", [3, 40, 300])
+@pytest.mark.parametrize("n_classes", ONE_OF_EACH_KERNEL)
 @pytest.mark.parametrize("row", [0, 7, 15, 16, 31, 40, 49])
 @pytest.mark.parametrize(
-    ("dtype", "bad"), [("i1", -1), ("i8", -5), ("i8", 2**62), ("u8", 2**64 - 1), (">i4", 300)]
+    ("dtype", "bad"), [("i1", -1), ("i8", -5), ("i8", 2**62), ("u8", 2**64 - 1), (">i4", 2000)]
 )
 def test_a_bad_target_among_many(rng, n_classes, row, dtype, bad):
     logits = rng.standard_normal((50, n_classes)).astype(np.float32)
@@ -407,7 +407,7 @@ def test_a_bad_target_among_many(rng, n_classes, row, dtype, bad):
     assert not np.isnan(grad[~spoilt]).any()
 
 
-@pytest.mark.parametrize("n_classes", [3, 300])
+@pytest.mark.parametrize("n_classes", ONE_OF_EACH_KERNEL)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_only_bad_targets_make_a_zero_denominator(backend, rng, dtype, n_classes):
     """The mean is NaN and the gradient 0, as for any other zero denominator."""

@@ -221,6 +221,8 @@ def test_bfloat16_files(backend, folder, rng):
         ("float32", ValueError, "logits have elements of 2 bytes"),
         ("int16", ValueError, "dtype = 'int16': expected one of float16, bfloat16"),
         ("what", ValueError, "dtype = 'what': expected one of float16, bfloat16"),
+        (np.zeros(0), ValueError, r"dtype = array\(\[\], .*: expected one of float16, bfloat16"),
+        (np.array(["bfloat16"]), ValueError, r"dtype = array\(.*: expected one of float16"),
     ):
         with pytest.raises(error, match=message):
             nc.stream("b.npy", targets, dtype=dtype)

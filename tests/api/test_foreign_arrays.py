@@ -5,66 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from cases import BACKENDS
+from public_calls import ARGUMENTS, CALLS, LOSS, Y
 
 import numba_ce as nc
-from numba_ce.integrations import boosting
 
 sparse = pytest.importorskip("scipy.sparse", reason="needs SciPy")
 
-Z = np.linspace(-1.0, 2.0, 12).reshape(3, 4)
-Y, W, S = np.array([0, 3, 1]), np.linspace(0.5, 2.0, 4), np.array([1.0, 0.5, 2.0])
-P = np.full((3, 4), 0.25)
-H, V, B = np.linspace(-1.0, 1.0, 6).reshape(3, 2), np.ones((4, 2)), np.ones(4)
-RECORD = nc.row_record(Z, Y, class_offset=0, n_classes=4)
-LOSS = {"logits": Z, "targets": Y, "class_weight": W, "sample_weight": S}
-LINEAR = {"hidden": H, "weight": V, "targets": Y, "bias": B, "class_weight": W, "sample_weight": S}
-BOOSTED = {"labels": Y, "scores": Z, "sample_weight": S}
 
-
-def boosted(function):
-    return lambda labels, scores, sample_weight: function("xgboost", 4)(
-        labels, scores, sample_weight
-    )
-
-
-def of_blocks(logits, targets, sample_weight, class_weight):
-    return nc.stream(
-        iter([logits]), [targets], sample_weight=[sample_weight], class_weight=class_weight
-    )
-
-
-# Each public function, with all of its array arguments
-CALLS = {
-    "cross_entropy": (nc.cross_entropy, LOSS),
-    "cross_entropy_and_grad": (nc.cross_entropy_and_grad, LOSS),
-    "probabilities": (nc.cross_entropy_and_grad, LOSS | {"targets": P}),
-    "cross_entropy_grad_and_hess": (
-        nc.cross_entropy_grad_and_hess,
-        {"logits": Z, "targets": Y, "sample_weight": S},
-    ),
-    "row_stats": (nc.row_stats, {"logits": Z, "targets": Y}),
-    "logsumexp": (nc.logsumexp, {"logits": Z}),
-    "softmax": (nc.softmax, {"logits": Z}),
-    "log_softmax": (nc.log_softmax, {"logits": Z}),
-    "row_record": (lambda **a: nc.row_record(class_offset=0, n_classes=4, **a), LOSS),
-    "merge_records": (nc.merge_records, {"a": RECORD, "b": RECORD}),
-    "loss_from_record": (nc.loss_from_record, {"record": RECORD}),
-    "grad_from_record": (
-        lambda **a: nc.grad_from_record(class_offset=0, **a),
-        LOSS | {"record": RECORD},
-    ),
-    "linear_cross_entropy": (nc.linear_cross_entropy, LINEAR),
-    "linear_cross_entropy_and_grad": (nc.linear_cross_entropy_and_grad, LINEAR),
-    "multinomial_objective": (
-        lambda x, **a: nc.multinomial_objective(n_classes=4, **a)(x),
-        {"X": H, "y": Y, "sample_weight": S, "x": np.zeros(12)},
-    ),
-    "stream": (nc.stream, LOSS),
-    "stream of blocks": (of_blocks, LOSS),
-    "softmax_objective": (boosted(boosting.softmax_objective), BOOSTED),
-    "softmax_metric": (boosted(boosting.softmax_metric), BOOSTED),
-}
-ARGUMENTS = [(name, argument) for name, (_, all_of) in CALLS.items() for argument in all_of]
+Z = LOSS["logits"].astype(np.float64)
 
 
 class Lazy:

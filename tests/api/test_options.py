@@ -8,6 +8,7 @@ from cases import (
     DTYPE_IDS,
     DTYPES,
     FEW_OPTION_SETS,
+    ONE_OF_EACH_KERNEL,
     OPTION_SETS,
     OPTIONS,
     REDUCTIONS,
@@ -153,7 +154,7 @@ def test_the_mean_of_probabilities_divides_by_the_sample_weights(backend, rng):
     np.testing.assert_allclose(loss, (s * each).sum() / s.sum(), rtol=1e-14)
 
 
-@pytest.mark.parametrize("n_classes", [7, 300, 1500])
+@pytest.mark.parametrize("n_classes", ONE_OF_EACH_KERNEL)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_reductions_of_the_same_rows(backend, rng, dtype, n_classes):
     logits, targets = make_logits(rng, (50, n_classes), dtype), rng.integers(0, n_classes, 50)
@@ -164,7 +165,7 @@ def test_reductions_of_the_same_rows(backend, rng, dtype, n_classes):
     half_ulps = np.finfo(dtype).eps / 2  # the losses of the rows are rounded before they are added
     exact = rows.sum(dtype=np.float64)
     np.testing.assert_allclose(total, exact, rtol=4 * half_ulps)
-    np.testing.assert_allclose(mean, exact / 50, rtol=4 * half_ulps)
+    np.testing.assert_allclose(mean, exact / 50, rtol=6 * half_ulps)
     np.testing.assert_allclose(grad_mean, grad / 50, rtol=8 * half_ulps)
 
 
@@ -239,18 +240,18 @@ def test_label_smoothing_of_one_forgets_the_target(backend, rng, kind):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("n_classes", [8, 300, 1030])
+@pytest.mark.parametrize("n_classes", ONE_OF_EACH_KERNEL)
 def test_label_smoothing_of_one_looks_at_no_probability(backend, rng, dtype, n_classes):
     """0 * inf is not formed, be it the probability that is infinite or the logit."""
     logits = make_logits(rng, (4, n_classes), dtype)
-    logits[3, 5] = -INF
+    logits[3, 4] = -INF
     targets = make_targets(rng, (4,), n_classes, "probabilities")
     options = {"label_smoothing": 1.0, "temperature": 2.0}
     plain = nc.cross_entropy_and_grad(logits, targets, reduction="none", **options)
     record = nc.row_record(logits, targets, class_offset=0, n_classes=n_classes, **options)
     assert np.isinf(plain[0]).tolist() == [False, False, False, True]
     assert np.isfinite(plain[1]).all()
-    assert plain[1][3, 5] == dtype(-0.5 / n_classes)
+    assert plain[1][3, 4] == dtype(-0.5 / n_classes)
     targets[0], targets[1, 3], targets[2, :3] = 1e300, INF, NAN
     odd = nc.cross_entropy_and_grad(logits, targets, reduction="none", **options)
     assert_same(odd, plain)

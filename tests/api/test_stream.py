@@ -204,6 +204,10 @@ def test_progress_and_empty(cpu, rng):
     assert np.isnan(empty.loss) and empty.n_classes == C
     assert nc.stream(iter([]), targets[:0], reduction="sum").loss == 0
     assert nc.stream(logits[:0], targets[:0], reduction="none").loss.shape == (0,)
+    grad = np.full_like(logits, 7)
+    with pytest.raises(TypeError, match="progress = 'bar': expected a function or None"):
+        nc.stream(logits, targets, grad_out=grad, progress="bar")
+    assert (grad == 7).all()
 
 
 def test_all_ignored(cpu, rng, tmp_path):

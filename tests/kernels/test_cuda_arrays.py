@@ -248,7 +248,8 @@ def test_another_device_than_the_current_one():
         with pytest.raises(ValueError, match=r"targets\[1\] = 9 is not a class"):
             nc.cross_entropy(x, bad)
         assert driver.current == [0]
-        assert used == {device for _, device in driver.functions} == {1}
+        loaded = set(driver.functions) - {("fold", 0)}  # by which it was seen that CUDA works
+        assert used == {device for _, device in loaded} == {1}
         driver.device_of = lambda address: int(address == y.address)
         with pytest.raises(ValueError, match="targets is on CUDA device 1 and logits on 0"):
             nc.cross_entropy(x, y)

@@ -51,7 +51,7 @@ def test_no_driver(monkeypatch):
 
     monkeypatch.setattr(driver, "Driver", absent)
     monkeypatch.setattr(driver, "_driver", None)
-    assert "no CUDA driver, or no GPU that it can use (libcuda.so.1 not found)" in why_no_cuda()
+    assert "there is no CUDA driver (libcuda.so.1 not found): install" in why_no_cuda()
     with pytest.raises(RuntimeError, match="libcuda"):
         nc.use_backend("cuda")
 

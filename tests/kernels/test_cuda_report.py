@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 
@@ -13,7 +14,7 @@ pytest.importorskip("numba_cuda")
 from emulated import emulated
 
 import numba_ce as nc
-from benchmarks import gpu_report, parts
+from benchmarks import gpu_report, gpu_timing, parts
 
 
 def test_correctness_finds_right_and_wrong_results(monkeypatch, capsys):
@@ -94,6 +95,65 @@ def test_report_is_saved(tmp_path):
     assert json.loads(path.read_text()) == report
 
 
+def test_a_report_that_cannot_be_saved_is_as_it_was(tmp_path, monkeypatch):
+    report = {"date": "2030-01-02", "gpu": "Some GPU"}
+    path = gpu_report.save(report, tmp_path)
+
+    def disk_full(self, text):
+        self.write_bytes(text[:10].encode())
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(type(path), "write_text", disk_full)
+    with pytest.raises(OSError, match="No space"):
+        gpu_report.save(report | {"speed": []}, tmp_path)
+    assert json.loads(path.read_text()) == report
+
+
+def test_a_part_ends_with_the_one_who_asked():
+    code = f"import os, time; print({parts.MARK!r} + str(os.getpid()), flush=True); time.sleep(60)"
+    lines = parts.lines_of([sys.executable, "-c", code], 60)
+    process = next(lines)
+    lines.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(process, 0)
+
+
+def test_the_sanitizer_is_asked_and_its_cases_counted(tmp_path, monkeypatch):
+    program = tmp_path / "compute-sanitizer"
+    line = parts.MARK + json.dumps({"result": "ok"})
+    program.write_text(f"#!/bin/sh\necho \"$@\"\necho '{line}'\ntest $2 = memcheck\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(gpu_report.shutil, "which", lambda name: str(program))
+    good, bad = gpu_report.sanitizers(60)
+    assert good == {"tool": "memcheck", "cases": 1, "failed": []}
+    (failed,) = bad["failed"]
+    asked = f"--tool racecheck --error-exitcode 9 {sys.executable} -m benchmarks.gpu_report"
+    assert failed["failed"] == f"exit status 1: {asked} --small float32"
+    assert [line["failed"] for line in gpu_report.sanitizers(9)] == ["no time left"] * 2
+
+
+def test_parts_share_the_minutes(tmp_path, monkeypatch):
+    asked = {}
+
+    def lines_of(command, seconds):
+        asked[command[command.index("--part") + 1]] = seconds
+        yield {}
+
+    monkeypatch.setattr(gpu_report, "lines_of", lines_of)
+    monkeypatch.setattr(gpu_report.shutil, "which", lambda name: None)
+    gpu_report.all_parts({"date": "2030-01-02", "gpu": "G"}, "quick", tmp_path, minutes=4)
+    assert asked["ours bfloat16"] == pytest.approx(30)
+    assert asked["correctness float64"] == pytest.approx(60)
+    assert sum(asked[f"peers {kind}"] for kind in gpu_report.KINDS[:1]) < 4 * 60 / 3
+
+
+@pytest.mark.parametrize("minutes", ["0.5", "61", "nan"])
+def test_minutes_out_of_range(minutes, capsys):
+    with pytest.raises(SystemExit):
+        gpu_report.main(["--minutes", minutes])
+    assert f"--minutes {minutes}: expected 1 to 60" in capsys.readouterr().err
+
+
 def test_a_part_that_hangs_or_crashes_costs_no_other(tmp_path, monkeypatch):
     """Parts are processes: here lines of Python, one of them endless, one with an error."""
     good = f'print({parts.MARK!r} + \'{{"kind": "x"}}\')'
@@ -108,12 +168,12 @@ def test_a_part_that_hangs_or_crashes_costs_no_other(tmp_path, monkeypatch):
     assert line == {"failed": "exit status 1: no luck"}
 
     def lines_of(command, seconds):
-        yield {"command": command[-1], "seconds": seconds}
+        yield {"command": command[command.index("--part") + 1], "seconds": seconds}
 
     monkeypatch.setattr(gpu_report, "lines_of", lines_of)
     monkeypatch.setattr(gpu_report.shutil, "which", lambda name: None)
     report = {"date": "2030-01-02", "gpu": "Some GPU"}
-    gpu_report.all_parts(report, False, tmp_path)
+    gpu_report.all_parts(report, "full", tmp_path)
     saved = json.loads((tmp_path / "2030-01-02-gpu-some-gpu.json").read_text())
     assert saved == report
     assert [line["command"] for line in saved["speed"]] == [
@@ -150,18 +210,11 @@ class Torch:
         def to(self, dtype):
             return self
 
-        def element_size(self):
-            return 4
-
         def copy_(self, other):
             return self
 
         def sum(self, dtype):
             return self
-
-    @classmethod
-    def empty(cls, shape, dtype):
-        return cls.Tensor()
 
     @classmethod
     def randn(cls, shape, device):
@@ -184,19 +237,21 @@ def test_a_failing_contender_is_named_and_the_others_are_timed(monkeypatch, peer
     def fine(torch, x, y):
         yield "fine", 2, lambda: None
 
-    monkeypatch.setattr(gpu_report, "PEERS", (broken, fine))
-    monkeypatch.setattr(gpu_report, "ours", lambda x, y, grad: fine(None, x, y))
-    line = gpu_report.speed(Torch, "float32", 1024, 3, peers)
+    monkeypatch.setattr(gpu_timing, "PEERS", (broken, fine))
+    monkeypatch.setattr(gpu_timing, "ours", lambda x, y, grad: fine(None, x, y))
+    line = gpu_timing.speed(gpu_timing.TorchArrays(Torch), "float32", 1024, 3, peers)
     n_bytes = 4 * 1024 * line["n_rows"]
     assert n_bytes >= 256 << 20
-    assert line["copy"] == line["fine"] == round(2 * n_bytes / 2e6, 1)
-    assert line["read"] == round(n_bytes / 2e6, 1)
+    per_call = 2.0 / gpu_timing.BATCH
+    assert line["copy"] == line["fine"] == gpu_timing.gb_per_second(2 * n_bytes, per_call)
+    assert line["read"] == gpu_timing.gb_per_second(n_bytes, per_call)
     if peers:
         assert "ZeroDivisionError" in line["failed"]["broken"]
 
 
 def test_units():
-    assert gpu_report.gb_per_second(3_000_000_000, 1000.0) == 3.0
+    assert gpu_timing.gb_per_second(3_000_000_000, 1000.0) == 3.0
+    assert gpu_timing.gb_per_second(3_141_592, 1.0) == 3.142
 
 
 @pytest.mark.skipif(nc.available_backends()["cuda"] is None, reason="there is a GPU")

@@ -63,8 +63,15 @@ def test_the_same_bits_at_every_width(results, bits):
     assert found.stdout == results
 
 
-@pytest.mark.parametrize("bits", ["64", "abc", "256.0"])
-def test_an_unknown_width_is_refused_at_each_call_not_at_import(bits):
+@pytest.mark.parametrize(
+    ("name", "value", "known"),
+    [
+        ("NUMBA_CE_VECTOR_BITS", "64", "512, 256, 128"),
+        ("NUMBA_CE_VECTOR_BITS", "256.0", "512, 256, 128"),
+        ("NUMBA_CE_PLAIN_COMPILE", "yes", "0, 1"),
+    ],
+)
+def test_an_unknown_value_is_refused_at_each_call_not_at_import(name, value, known):
     code = """
 import numpy as np, numba_ce
 for _ in range(2):
@@ -73,8 +80,8 @@ for _ in range(2):
     except ValueError as error:
         print(error)
 """
-    found = run(code, NUMBA_CE_VECTOR_BITS=bits)
-    message = f"environment variable NUMBA_CE_VECTOR_BITS: {bits!r} is not one of 512, 256, 128\n"
+    found = run(code, **{name: value})
+    message = f"environment variable {name}: {value!r} is not one of {known}\n"
     assert (found.returncode, found.stdout) == (0, 2 * message), found.stderr
 
 

@@ -171,7 +171,7 @@ def test_an_edited_module_runs_at_once(filled, plain):
     environment = {"PYTHONPATH": str(package.parent)}
     assert run(ONE_KERNEL, filled, **environment) == ([], plain)
     path, line = (
-        package / "cpu" / "rows" / "finish.py",
+        package / "cpu" / "rows" / "batch.py",
         " " * 12 + "here = first_lanes(count, F64_0)\n",
     )
     source = path.read_text()

@@ -107,17 +107,28 @@ class LowerPart(LowerInto):
         return True
 
 
-class RememberingContext:
+class FreshContext:
+    """A context that has been refreshed: Numba looks for new registrations at each function."""
+
+    def __init__(self, context):
+        self._context = context
+
+    def __getattr__(self, name):
+        return getattr(self._context, name)
+
+    def refresh(self):
+        pass
+
+
+class RememberingContext(FreshContext):
     """A typing context that remembers which signature a function has for given arguments.
 
     Numba searches for it at each call, through some twenty templates for an operator.
     """
 
     def __init__(self, context, found):
-        self._context, self._found = context, found
-
-    def __getattr__(self, name):
-        return getattr(self._context, name)
+        super().__init__(context)
+        self._found = found
 
     def resolve_function_type(self, func, args, kws):
         if kws:
@@ -133,6 +144,10 @@ class PartCompiler(CompilerBase):
 
     lowering: type = LowerPart
     _signatures: ClassVar[dict] = {}
+
+    def __init__(self, typingctx, targetctx, *rest):
+        # The kernel has refreshed them
+        super().__init__(FreshContext(typingctx), FreshContext(targetctx), *rest)
 
     def define_pipelines(self):
         self.state.typingctx = RememberingContext(self.state.typingctx, self._signatures)
@@ -153,6 +168,11 @@ class PartCompiler(CompilerBase):
 
 class KernelCompiler(PartCompiler):
     lowering = LowerKernel
+
+    def __init__(self, typingctx, targetctx, *rest):
+        typingctx.refresh()
+        targetctx.refresh()
+        super().__init__(typingctx, targetctx, *rest)
 
 
 PART_OPTIONS = {"pipeline_class": PartCompiler}

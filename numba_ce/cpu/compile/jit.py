@@ -34,12 +34,19 @@ def collector_paused():
             yield
         finally:
             if enabled:
+                if gc.get_freeze_count() == 0:  # else they are frozen by somebody else
+                    # What is there now counts as old: to look at it at once would cost 0.1 s
+                    gc.freeze()
+                    gc.unfreeze()
                 gc.enable()
 
 
 def _choose():
     """Why the path is not the fast one, or None; and the options for parts and whole kernels."""
-    if os.environ.get(VARIABLE) == "1":
+    asked = os.environ.get(VARIABLE) or "0"
+    if asked not in ("0", "1"):
+        raise ValueError(f"environment variable {VARIABLE}: {asked!r} is not one of 0, 1")
+    if asked == "1":
         return f"{VARIABLE}=1", {}, {}
     try:
         fast = importlib.import_module("numba_ce.cpu.compile.fast")

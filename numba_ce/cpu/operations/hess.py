@@ -2,7 +2,8 @@
 
 from numba_ce.cpu.compile.jit import inlined
 from numba_ce.cpu.plan import Operation
-from numba_ce.cpu.rows.finish import F64_0, F64_1, finishing
+from numba_ce.cpu.rows.batch import F64_0
+from numba_ce.cpu.rows.finish import F64_1, finishing
 from numba_ce.cpu.rows.tile import real_type
 from numba_ce.cpu.simd.vector import maximum, select, splat
 

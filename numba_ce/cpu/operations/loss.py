@@ -2,7 +2,8 @@
 
 from numba_ce.cpu.compile.jit import inlined
 from numba_ce.cpu.plan import Operation
-from numba_ce.cpu.rows.finish import F64_0, finishing, make_putters
+from numba_ce.cpu.rows.batch import F64_0, make_putters
+from numba_ce.cpu.rows.finish import finishing
 from numba_ce.cpu.rows.tile import real_type
 from numba_ce.cpu.simd.vector import first_lanes, select, splat
 

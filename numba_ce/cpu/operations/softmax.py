@@ -4,7 +4,7 @@ import math
 
 from numba_ce.cpu.compile.jit import inlined
 from numba_ce.cpu.plan import Operation
-from numba_ce.cpu.rows.finish import F64_0, make_putters
+from numba_ce.cpu.rows.batch import F64_0, make_putters
 from numba_ce.cpu.rows.tile import real_type
 from numba_ce.cpu.simd.vector import absolute, select, splat
 

@@ -7,7 +7,8 @@ import numpy as np
 from numba_ce.cpu.compile.jit import inlined
 from numba_ce.cpu.operations.softmax import lse_of
 from numba_ce.cpu.plan import Operation
-from numba_ce.cpu.rows.finish import F64_0, finishing, make_putters
+from numba_ce.cpu.rows.batch import F64_0, make_putters
+from numba_ce.cpu.rows.finish import finishing
 from numba_ce.cpu.rows.targets import BAD_TARGET
 from numba_ce.cpu.rows.tile import real_type
 from numba_ce.cpu.simd.memory import prefetch_to_write

@@ -12,6 +12,7 @@ import numpy as np
 
 from numba_ce import row
 from numba_ce.cpu.compile.jit import inlined, inner
+from numba_ce.cpu.rows.batch import F32_0, FinishedRows
 from numba_ce.cpu.rows.measure import LN2, UNBIAS
 from numba_ce.cpu.simd.element import KINDS
 from numba_ce.cpu.simd.exp import (
@@ -25,11 +26,9 @@ from numba_ce.cpu.simd.exp import (
     two_sum,
 )
 from numba_ce.cpu.simd.log import log1p, log1p64
-from numba_ce.cpu.simd.memory import store_lanes, store_whole_numbers
 from numba_ce.cpu.simd.vector import (
     absolute,
     field_of,
-    first_lanes,
     fma,
     joined,
     maximum,
@@ -40,8 +39,7 @@ from numba_ce.cpu.simd.vector import (
     times_power_of_two,
 )
 
-BATCH = 8  # rows
-F32_0, F64_0, F64_1 = np.float32(0), np.float64(0), np.float64(1)
+F32_1, F64_1 = np.float32(1), np.float64(1)
 F64_EXPONENT = 1023
 F64_LOWEST = -1022 * LN2
 _, EXACT_LN2_HI, EXACT_LN2_LO, _ = PLAIN[KINDS["float64"][1]]
@@ -61,50 +59,31 @@ LARGE, SMALL = 2.0**100, 2.0**-100
 FAR_BELOW, HALF_WAY = -1300.0, -1000.0
 
 
-class Batch(NamedTuple):
-    """What is known of eight rows before they are finished: float64 vectors."""
-
-    total: float  # of the exponentials of the classes but k, as they were stored,
-    lost: float  # and what its roundings lost; float64 only
-    # How they were stored, see `exp_scaled`; -inf if no class but k is alive, NaN if z_k is spoilt
-    reference: float
-    power: float
-    row_max: float  # m
-    t: float  # z_k
-    k: float  # the class left out; -1: none
-    q: float  # q_k
-    q_rest: float  # sum of the other q_c
-    a_rest: float  # sum of q_c (m - z_c) / T
-    s: float  # s_i; 0: the row does not count, NaN: its target is no class
-    w: float  # v_i
-    y: float  # the target; -1: the row does not count, -2: no such class
-    target_logit: float  # z_y
-    e_total: float  # sum of the stored exponentials times (m - z_c)
-    above: float  # number of classes above z_y
-    poison: float  # NaN if one of the logits is, else 0
-
-
-class FinishedRows(NamedTuple):
-    """Eight rows in float64 vectors, see `row.make_formulas`."""
-
-    surprise: float
-    above: float
-    rest: float
-    p_k: float
-    lse: float
-    factor: tuple  # p_j = stored exponential * factor; see `Finishing.amount`
-
-
 class Finishing(NamedTuple):
     """What depends on the type that rows are computed in."""
 
     formulas: row.Formulas
-    finish: object  # a `Batch` as `FinishedRows`
+    finish: object  # (what an operation leaves out) -> the function of a `Batch`: `FinishedRows`
     amount: object  # a factor times a float64 vector
     over: object  # a factor over a number, the temperature
     value: object  # a factor as one float64 vector
     joined: object  # a tuple of the factors of eight rows each as what `times` takes
+    joined_shares: object  # the same where no class is left out: no factor leaves the real type
     times: object  # a vector of exponentials times a factor
+
+
+def others_finder(leaves):
+    """The function that says in which rows another class is larger than the class k."""
+    if leaves == "target":
+        return inlined(lambda batch: batch.t < batch.row_max)
+    # k is the largest: a constant, so that what it would select is not compiled
+    return inlined(lambda batch: splat(0.0) < 0.0)
+
+
+@inner
+def _only_factor(factor):
+    """`FinishedRows` of which nothing else is asked."""
+    return FinishedRows(None, None, None, None, None, factor)
 
 
 # ---------------------------------------------------------------- good to float32
@@ -133,32 +112,46 @@ _finish_single = _single_formulas.finish
 
 
 @inlined
-def _single(batch, temperature, over_temperature):
-    """With another origin: not m but what the exponentials were stored by, at most 25 away.
+def _single_whole(batch, temperature, over_temperature):
+    """No class is left out, so the stored exponentials are divided by their own sum."""
+    return _only_factor((1.0 / batch.total,))
 
-    So the sum needs no exponential of its own. Of that distance a row below m keeps 2**-48, and one
-    above it all digits.
+
+@lru_cache
+def single(leaves):
+    """The function that finishes rows of float32 without such a class, with another origin.
+
+    That is not m but what the exponentials were stored by, at most 25 away: so the sum needs no
+    exponential of its own. Of that distance a row below m keeps 2**-48, and one above it all
+    digits.
     """
-    zero, one = splat(0.0), splat(1.0)
-    t, row_max, power = batch.t, batch.row_max, batch.power
-    reference = batch.reference
-    d = fma(power, -LN2, (t - reference) * over_temperature)
-    others = t < row_max
-    below = _exp_down(select(others, d, zero - d))
-    to_origin, small = select(others, UNBIAS, below * UNBIAS), select(others, below, one)
-    surprise, above, rest, p_k, over, inverse = _finish_single(
-        batch.total * to_origin, small, d, zero, others
-    )
-    away = select(row_max == reference, zero, (reference - row_max) * over_temperature)
-    origin = fma(reference, over_temperature, power * LN2)
-    return FinishedRows(
-        surprise,
-        above + fma(power, LN2, away),
-        rest,
-        p_k,
-        over + select(others, origin, t * over_temperature),
-        (to_origin * inverse,),
-    )
+    others_of = others_finder(leaves)
+    if leaves == "none":
+        return _single_whole
+
+    @inlined
+    def finish(batch, temperature, over_temperature):
+        zero, one = splat(0.0), splat(1.0)
+        t, row_max, power = batch.t, batch.row_max, batch.power
+        reference = batch.reference
+        others, d = others_of(batch), fma(power, -LN2, (t - reference) * over_temperature)
+        below = _exp_down(select(others, d, zero - d))
+        to_origin, small = select(others, UNBIAS, below * UNBIAS), select(others, below, one)
+        surprise, above, rest, p_k, over, inverse = _finish_single(
+            batch.total * to_origin, small, d, zero, others
+        )
+        away = select(row_max == reference, zero, (reference - row_max) * over_temperature)
+        origin = fma(reference, over_temperature, power * LN2)
+        return FinishedRows(
+            surprise,
+            above + fma(power, LN2, away),
+            rest,
+            p_k,
+            over + select(others, origin, t * over_temperature),
+            (to_origin * inverse,),
+        )
+
+    return finish
 
 
 @inner
@@ -185,6 +178,12 @@ def _single_joined(factors):
     up = select(tiny, LARGE, select(huge, SMALL, one))
     down = select(tiny, SMALL, select(huge, LARGE, one))
     return rounded(factor * up, F32_0), rounded(down, F32_0)
+
+
+@inner
+def _single_joined_shares(factors):
+    factor = rounded(joined(field_of(factors, 0)), F32_0)
+    return factor, splat_like(F32_1, factor)
 
 
 @inner
@@ -263,34 +262,49 @@ _finish_double = _double_formulas.finish
 
 
 @inlined
-def _double(batch, temperature, over_temperature):
-    zero, one = splat(0.0), splat(1.0)
-    t, row_max = batch.t, batch.row_max
-    d, d_lost = _difference(t, row_max, temperature)
-    others = d < 0.0
-    away, away_lost = _difference(batch.reference, select(others, row_max, t), temperature)
-    # Both parts of power * ln(2) go in before the exponential is rounded; power * HI is exact
-    unscaled = batch.power == 0.0
-    near, near_lost = two_sum(batch.power * EXACT_LN2_HI, away)
-    near_lost = near_lost + fma(batch.power, EXACT_LN2_LO, away_lost)
-    y, n = _exp_parts(select(unscaled, away, near), select(unscaled, away_lost, near_lost))
-    y = select(d == d, y, d)  # no class is alive
-    total = batch.total + batch.lost
-    small_y, small_n = _exp_parts(select(others, d, zero), d_lost)
-    small = select(others, _scaled(small_y, small_n), one)
-    surprise, above, rest, p_k, over, inverse = _finish_double(
-        _scaled(total * UNBIAS * y, n), small, d, d_lost, others
-    )
-    value = y * inverse[0]
-    value_lost = product_lost(y, inverse[0], value) + y * inverse[1]
-    return FinishedRows(
-        surprise,
-        above,
-        rest,
-        p_k,
-        select(others, row_max, t) / temperature + over,
-        (value, value_lost, n - float(BIAS)),
-    )
+def _double_whole(batch, temperature, over_temperature):
+    inverse = _inverse_in_parts(batch.total + batch.lost)
+    return _only_factor((inverse[0], inverse[1], splat(0.0)))
+
+
+@lru_cache
+def double(leaves):
+    """The function that finishes rows of float64 without such a class."""
+    others_of = others_finder(leaves)
+    if leaves == "none":
+        return _double_whole
+
+    @inlined
+    def finish(batch, temperature, over_temperature):
+        zero, one = splat(0.0), splat(1.0)
+        t, row_max = batch.t, batch.row_max
+        others = others_of(batch)
+        d, d_lost = _difference(t, row_max, temperature)
+        away, away_lost = _difference(batch.reference, select(others, row_max, t), temperature)
+        # Both parts of power * ln(2) go in before the exponential is rounded; power * HI is exact
+        unscaled = batch.power == 0.0
+        near, near_lost = two_sum(batch.power * EXACT_LN2_HI, away)
+        near_lost = near_lost + fma(batch.power, EXACT_LN2_LO, away_lost)
+        y, n = _exp_parts(select(unscaled, away, near), select(unscaled, away_lost, near_lost))
+        y = select(d == d, y, d)  # no class is alive
+        total = batch.total + batch.lost
+        small_y, small_n = _exp_parts(select(others, d, zero), d_lost)
+        small = select(others, _scaled(small_y, small_n), one)
+        surprise, above, rest, p_k, over, inverse = _finish_double(
+            _scaled(total * UNBIAS * y, n), small, d, d_lost, others
+        )
+        value = y * inverse[0]
+        value_lost = product_lost(y, inverse[0], value) + y * inverse[1]
+        return FinishedRows(
+            surprise,
+            above,
+            rest,
+            p_k,
+            select(others, row_max, t) / temperature + over,
+            (value, value_lost, n - float(BIAS)),
+        )
+
+    return finish
 
 
 @inner
@@ -330,26 +344,35 @@ def _double_joined(factors):
 
 
 @inner
+def _double_joined_shares(factors):
+    value = joined(field_of(factors, 0))
+    one = splat_like(F64_1, value)
+    return value, joined(field_of(factors, 1)), one, one
+
+
+@inner
 def _double_times(e, factor):
     return times_pair(e, factor[0], factor[1]) * factor[2] * factor[3]
 
 
 SINGLE = Finishing(
     _single_formulas,
-    _single,
+    single,
     _single_amount,
     _single_over,
     _single_value,
     _single_joined,
+    _single_joined_shares,
     _single_times,
 )
 DOUBLE = Finishing(
     _double_formulas,
-    _double,
+    double,
     _double_amount,
     _double_over,
     _double_value,
     _double_joined,
+    _double_joined_shares,
     _double_times,
 )
 
@@ -359,29 +382,6 @@ def finishing(real):
     return DOUBLE if real is np.float64 else SINGLE
 
 
-# ---------------------------------------------------------------- results of the rows
-
-
-@lru_cache
-def make_putters(real):
-    """The functions that write results of `count` rows from the row `first`, of eight."""
-    size = real().itemsize
-
-    if real is np.float64:
-
-        @inner
-        def put_floats(address, first, count, values):
-            store_lanes(address + first * size, first_lanes(count, F64_0), values)
-
-    else:
-
-        @inner
-        def put_floats(address, first, count, values):
-            here = first_lanes(count, F64_0)
-            store_lanes(address + first * size, here, rounded(values, F32_0))
-
-    @inner
-    def put_integers(address, first, count, values):
-        store_whole_numbers(address + first * 8, first_lanes(count, F64_0), values)
-
-    return put_floats, put_integers
+def factor_joiner(real, leaves):
+    """The function that joins factors for `Finishing.times`."""
+    return finishing(real).joined_shares if leaves == "none" else finishing(real).joined

@@ -31,6 +31,7 @@ from numba_ce.cpu.simd.vector import LANES, VECTOR_BYTES, fma
 LINE, BEGIN, END = VECTOR_BYTES, VECTOR_BYTES + 8, VECTOR_BYTES + 16
 EDGE_BYTES = 2 * VECTOR_BYTES
 NOWHERE = np.int64(0)
+FIRST = np.int64(0)  # the literal 0 has a type of its own
 
 
 @inner
@@ -189,7 +190,7 @@ def mapper(kind, weights_kind, out_kind):
         if streaming and target % out_size == 0:
             start = smaller(count, (-target % VECTOR_BYTES) // out_size)
             if start > 0:
-                map_part(source, weights, target, 0, start, how, k, value, edge)
+                map_part(source, weights, target, FIRST, start, how, k, value, edge)
             whole = start + (count - start) // per_line * per_line
             first, last = start, whole
             if start <= k < whole:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from numba_ce.cpu.compile.jit import inner, larger
-from numba_ce.cpu.rows.finish import BATCH, Batch
+from numba_ce.cpu.rows.batch import BATCH, Batch
 from numba_ce.cpu.rows.output import EDGE_BYTES
 from numba_ce.cpu.rows.tile import TILE, group_size, real_type
 from numba_ce.cpu.simd.vector import VECTOR_BYTES

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from numba_ce.cpu.compile.jit import inlined, inner, smaller
+from numba_ce.cpu.rows.batch import F32_0
 from numba_ce.cpu.rows.effective_targets import probability_reader, stored_kind, weight_filler
-from numba_ce.cpu.rows.finish import F32_0
 from numba_ce.cpu.rows.loops import make_cappers
 from numba_ce.cpu.rows.measure import LIFT_BITS, Scale, rescale
 from numba_ce.cpu.rows.output import Factor, Shift, mapped, mapper
@@ -158,10 +158,12 @@ def row_filler(out_kind):
     lanes = LANES[KINDS[out_kind][1]]
     out_size, width = KINDS[out_kind][0] // 8, np.dtype(real).itemsize
     store_tile, map_to = make_store_tile(out_kind), mapper(name, None, out_kind)
-    zero = real(0)
+    zero, one, low = real(0), real(1), real(0) if real is np.float64 else None
 
     @inner
     def fill_row(plan, target, step, swapped, value, work):
+        # A Factor, as of a gradient: for a Shift `map_to` would be compiled once more
+        same = Factor(one, low, one, None, None)
         for i in range(0, TILE, lanes):
             store(work.tile + i * width, splat(real(value)))
         contiguous = step == out_size and not swapped
@@ -170,7 +172,7 @@ def row_filler(out_kind):
             here = target + start * step
             to = here if contiguous else work.logits
             streaming = contiguous and plan.streaming
-            map_to(work.tile, None, to, count, Shift(zero, zero), -1, zero, streaming, work.edge)
+            map_to(work.tile, None, to, count, same, NO_CLASS, zero, streaming, work.edge)
             if not contiguous:
                 store_tile(to, here, step, swapped, count)
 
@@ -253,7 +255,7 @@ def gradient_tile_writer(variant, out_kind):
             to = here if contiguous else work.weights
             streaming = contiguous and plan.streaming
             same = Shift(zero, zero)
-            map_out(work.tile, None, to, count, same, -1, zero, streaming, work.edge)
+            map_out(work.tile, None, to, count, same, NO_CLASS, zero, streaming, work.edge)
         if not contiguous:
             store_tile(to, here, step, swapped, count)
 
@@ -383,7 +385,7 @@ def log_softmax_writer(kind, out_kind):
                 find_tile(at, step, swapped, count, minus_inf, work.tile)
                 at = work.tile
             to = here if contiguous else work.logits
-            map_to(at, None, to, count, shift, -1, zero, streaming, work.edge)
+            map_to(at, None, to, count, shift, NO_CLASS, zero, streaming, work.edge)
             if not contiguous:
                 store_tile(to, here, out_step, out_swapped, count)
 

@@ -1,7 +1,7 @@
 """From a plan to threads: compile the kernel, share the blocks of rows out, add up the results.
 
 Rows are cut into blocks whose length depends on the number of classes and the layout. Workers draw
-the next block from a common counter, so a core that is busy elsewhere does not hold up the others,
+the next blocks from a common counter, so a core that is busy elsewhere does not hold up the others,
 and the sums of the blocks are added in the order of the blocks, so they have the same bits for any
 number of threads. The parallel loop knows nothing of any operation: it is compiled once and calls
 serial functions by their address.
@@ -68,12 +68,13 @@ def compile_kernel(kernel):
         work = find_workspace(plan, worker)
         begin_line(work.edge)
         while True:
-            block = atomic_add(plan.tickets, 1)
-            if block >= plan.n_blocks:
+            drawn = atomic_add(plan.tickets, plan.blocks_drawn)
+            if drawn >= plan.n_blocks:
                 break
-            first = block * plan.rows_per_block
-            last = smaller(first + plan.rows_per_block, plan.n_rows)
-            put(plan.block_sum + block * 8, do_rows(plan, first, last, work))
+            for block in range(drawn, smaller(drawn + plan.blocks_drawn, plan.n_blocks)):
+                first = block * plan.rows_per_block
+                last = smaller(first + plan.rows_per_block, plan.n_rows)
+                put(plan.block_sum + block * 8, do_rows(plan, first, last, work))
         end_line(work.edge)
         fence()
 
@@ -207,6 +208,7 @@ def run_job(job, fields):
     memory = np.empty(PLAN_BYTES + n_workers * job.workspace_bytes, np.uint8)
     tickets = address_of(results)
     fields["n_blocks"], fields["tickets"], fields["weight"] = n_blocks, tickets, tickets + 8
+    fields["blocks_drawn"] = 1
     fields["block_sum"], fields["block_bad"] = tickets + 16, tickets + 16 + 8 * n_blocks
     plan = address_of(memory)
     fields["workspace"] = plan + PLAN_BYTES

@@ -27,6 +27,7 @@ from numba.extending import intrinsic
 
 from numba_ce import _fork
 from numba_ce._validate import PARTLY_WRITTEN
+from numba_ce.cpu.choose import blocks_drawn
 from numba_ce.cpu.compile.cache import cached
 from numba_ce.cpu.compile.jit import call_address, collector_paused
 from numba_ce.cpu.compile.numba_core import call_named, global_compiler_lock
@@ -141,13 +142,16 @@ def run_blocks(job, kernel, fields, memory, n_workers, counter):
     block = job.rows_per_block * (job.n_classes + CLASSES_OF_A_ROW)
     length, last = FIRST_SLICE_CLASSES // block, 0
     if job.n_blocks <= length:
+        fields["blocks_drawn"] = blocks_drawn(job.n_blocks, n_workers)
         return _run_slice(job, kernel, fields, memory, n_workers)
     try:
         while last < job.n_blocks:
             counter[0], length = last, max(length, n_workers)
             last = min(last + length, job.n_blocks)
+            drawn = blocks_drawn(last - int(counter[0]), n_workers)
+            here = fields | {"n_blocks": last, "blocks_drawn": drawn}
             began = perf_counter()
-            _run_slice(job, kernel, fields | {"n_blocks": last}, memory, n_workers)
+            _run_slice(job, kernel, here, memory, n_workers)
             fits = SLICE_SECONDS / max(perf_counter() - began, 1e-9)
             length = int(length * min(fits, 16.0))
     except BaseException as error:

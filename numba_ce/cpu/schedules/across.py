@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from numba_ce.cpu.compile.jit import inlined, inner, smaller
-from numba_ce.cpu.rows.finish import BATCH, Batch, finishing
+from numba_ce.cpu.rows.batch import BATCH, Batch
+from numba_ce.cpu.rows.finish import finishing
 from numba_ce.cpu.rows.tile import add_to, real_type, reduction_of
 from numba_ce.cpu.schedules.across_loops import (
     F32_0,
@@ -247,7 +248,7 @@ def make_finish(kernel, operation):
     minus_inf, infinity, nan = real(-np.inf), real(np.inf), real(np.nan)
     count_classes = make_count_classes(kernel.block)
     make_low, make_high = (batch_maker(kernel, operation, i) for i in (0, 1))
-    finish_batch, finish_operation = finishing(real).finish, operation.finish
+    finish_batch, finish_operation = finishing(real).finish(operation.leaves), operation.finish
 
     @inner
     def first_nans(tile, end, k):

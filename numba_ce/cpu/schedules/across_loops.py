@@ -5,7 +5,8 @@ from functools import lru_cache
 import numpy as np
 
 from numba_ce.cpu.compile.jit import inlined, inner
-from numba_ce.cpu.rows.finish import BATCH, finishing
+from numba_ce.cpu.rows.batch import BATCH
+from numba_ce.cpu.rows.finish import factor_joiner, finishing
 from numba_ce.cpu.rows.measure import LN2, ZERO_REFERENCE
 from numba_ce.cpu.rows.tile import add_to, real_type, reduction_of
 from numba_ce.cpu.schedules.across_tile import make_ask, make_count_classes
@@ -169,7 +170,7 @@ def some_exp_summer(kernel, operation, lanes):
 def make_gradient_filler(kernel, operation):
     real, softcap, dense = real_type(kernel.kind), kernel.softcap, operation.dense
     pitch, zero = ROWS_ACROSS * real().itemsize, real(0)
-    join_factors, times_factor = finishing(real).joined, finishing(real).times
+    join_factors, times_factor = factor_joiner(real, operation.leaves), finishing(real).times
     count_classes, leaves_none = make_count_classes(kernel.block), operation.leaves == "none"
 
     @inner

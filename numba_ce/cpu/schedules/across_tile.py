@@ -53,6 +53,7 @@ F32_0 = np.float32(0)
 # Bytes by which prefetches run ahead of the next rows. The hardware does little of it here:
 # with C = 16, 2.1 times the speed for the loss alone, 1.9 times with the gradient
 READ_AHEAD, WRITE_AHEAD = 1024, 512
+NO_OFFSET = np.int64(0)
 IGNORED_F32, BAD_F32 = np.float32(IGNORED_TARGET), np.float32(BAD_TARGET)
 
 
@@ -310,7 +311,7 @@ def read_targets(plan, place, lanes):
     else:
         store(lanes.targets, splat_rows(IGNORED_F32))
         for i in range(count):
-            target = index_target(plan, locate(plan, first + i)[1], 0)
+            target = index_target(plan, locate(plan, first + i)[1], NO_OFFSET)
             put(
                 lanes.targets + i * 4,
                 BAD_F32 if target.status == BAD else np.float32(target.index),

@@ -11,8 +11,9 @@ import numpy as np
 from numba_ce.cpu.choose import BATCHED_BYTES
 from numba_ce.cpu.compile.jit import inner, larger
 from numba_ce.cpu.plan import locate
+from numba_ce.cpu.rows.batch import BATCH, Batch
 from numba_ce.cpu.rows.effective_targets import probability_reader
-from numba_ce.cpu.rows.finish import BATCH, Batch, finishing
+from numba_ce.cpu.rows.finish import factor_joiner, finishing
 from numba_ce.cpu.rows.measure import Variant, measurer, nan_finder
 from numba_ce.cpu.rows.targets import (
     BAD_TARGET,
@@ -59,8 +60,11 @@ def make_along(kernel, operation):
     """The function that does the rows of a block."""
     measure_row = row_measurer(kernel, operation)
     write_row = row_writer(kernel, operation)
-    finish_batch, finish = finishing(real_type(kernel.kind)).finish, operation.finish
-    keep_elements = element_keeper(real_type(kernel.kind), operation.writes)
+    finish_batch, finish = (
+        finishing(real_type(kernel.kind)).finish(operation.leaves),
+        operation.finish,
+    )
+    keep_elements = element_keeper(real_type(kernel.kind), operation)
     writes, tempered = operation.writes is not None, kernel.tempered
 
     @inner
@@ -108,9 +112,9 @@ def load_batch(work):
 
 
 @lru_cache
-def element_keeper(real, writes):
+def element_keeper(real, operation):
     """The function that keeps what an operation returned for its elements: float64 vectors."""
-    join, double = finishing(real).joined, real is np.float64
+    join, double = factor_joiner(real, operation.leaves), real is np.float64
 
     @inner
     def keep(work, n, value):
@@ -154,7 +158,7 @@ def element_keeper(real, writes):
         "log_softmax": keep_log_softmax,
         None: None,
     }
-    return keepers[writes]
+    return keepers[operation.writes]
 
 
 @lru_cache

@@ -15,6 +15,7 @@ The kernels do not notice: they are given a plan that says where the copies are.
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 from numba import carray, types
 
 from numba_ce.cpu.choose import rows_gathered, rows_packed
@@ -222,7 +223,7 @@ def copy_packed(copier):
     return begin, fetch, deliver
 
 
-BEGIN, FETCH, DELIVER = 0, 1, 2
+BEGIN, FETCH, DELIVER = np.int64(0), np.int64(1), np.int64(2)
 
 
 def compile_copier(copier):
