@@ -324,7 +324,7 @@ def run(slots, words, operation, is_loss):
     plan.workspace_bytes = work
     per_block = rows_per_block(n_classes, describe_arrays(plan, slots, width))
     n_blocks = (n_rows + per_block - 1) // per_block
-    plan.rows_per_block, plan.n_blocks = per_block, n_blocks
+    plan.rows_per_block, plan.n_blocks, plan.blocks_drawn = per_block, n_blocks, n_blocks
     plan.tickets = plan.workspace + work
     plan.weight = plan.tickets + 8
     plan.block_sum, plan.block_bad = plan.tickets + 16, plan.tickets + 16 + 8 * n_blocks
