@@ -78,6 +78,8 @@ def numpy_array(value: Any, name: str) -> np.ndarray[Any, Any]:
         )
     value = readable(value, name)
     try:
+        if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
+            return np.from_dlpack(value)
         return np.asarray(value)
     except (MemoryError, OSError):  # not about the value, as when what it stands for is read
         raise

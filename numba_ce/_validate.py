@@ -124,19 +124,29 @@ def check_integer(value: Any, name: str, fits: str = "an integer") -> int:
     raise TypeError(f"{name} = {shown(value)}: expected {fits}")
 
 
+def check_floats(logits: Array) -> None:
+    """Logits are of a dtype that the package computes with."""
+    if float_name(logits.dtype) is None:
+        raise TypeError(
+            f"logits have dtype {logits.dtype}: expected float16, bfloat16, float32 or float64"
+        )
+
+
+def check_axis(axis: Any, ndim: int, fits: str = "an integer") -> int:
+    """An axis, counted from the front."""
+    number = check_integer(axis, "axis", fits)
+    if not -ndim <= number < ndim:
+        raise np.exceptions.AxisError(number, ndim)
+    return number if number >= 0 else number + ndim
+
+
 def check_logits(logits: Any, axis: Any) -> tuple[Array, int]:
     """The logits and their class axis, counted from the front."""
     array = as_array(logits, "logits")
-    if float_name(array.dtype) is None:
-        raise TypeError(
-            f"logits have dtype {array.dtype}: expected float16, bfloat16, float32 or float64"
-        )
+    check_floats(array)
     if array.ndim == 0:
         raise ValueError("logits are 0-dimensional: expected at least one axis, of the classes")
-    axis, ndim = check_integer(axis, "axis"), array.ndim
-    if not -ndim <= axis < ndim:
-        raise np.exceptions.AxisError(axis, ndim)
-    return array, axis if axis >= 0 else axis + ndim
+    return array, check_axis(axis, array.ndim)
 
 
 def classes_last(array: Array, axis: int) -> Array:
@@ -180,12 +190,13 @@ def check_targets_array(targets: Any, logits: Array, axis: int) -> tuple[Array, 
 
 
 def check_weight(weight: Any, name: str, shape: tuple[int, ...]) -> Array:
-    """A float array of one weight per class or per row."""
+    """A float array of one weight per class or per row; of integers as float64."""
     array = as_array(weight, name)
-    if array.dtype.kind in "iu" and not hasattr(weight, "dtype"):
-        array = array.astype(np.float64)  # a list of integers
+    if array.dtype.kind in "iu" and not on_device(array):
+        array = array.astype(np.float64)
     if float_name(array.dtype) is None:
-        raise TypeError(f"{name} has dtype {array.dtype}: expected a float dtype")
+        fits = "a float dtype" if on_device(array) else "a float or integer dtype"
+        raise TypeError(f"{name} has dtype {array.dtype}: expected {fits}")
     if array.shape != shape:
         raise ValueError(f"{name} has shape {_shape(array.shape)}: expected {_shape(shape)}")
     return array

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,10 @@ from numba_ce._backend import backend
 from numba_ce._quiet import quiet
 from numba_ce._validate import (
     Array,
+    as_array,
+    check_axis,
     check_flag,
-    check_logits,
+    check_floats,
     check_out,
     classes_last,
     on_device,
@@ -19,20 +22,56 @@ from numba_ce._validate import (
 from numba_ce.options import documented
 from numba_ce.results import fresh_output, fresh_rows, result_dtype, returned
 
+Axis = int | tuple[int, ...] | None
+
+
+def _prepared(logits: Any, axis: Any) -> tuple[Array, tuple[int, ...]]:
+    """The logits, of integers as float64, and the axes of the classes, fastest last."""
+    array = as_array(logits, "logits")
+    if array.dtype.kind in "iub" and not on_device(array):
+        array = array.astype(np.float64)
+    check_floats(array)
+    if isinstance(axis, tuple) or axis is None:
+        if on_device(array):
+            raise TypeError(f"axis = {axis}: on a CUDA device expected an integer")
+        given = range(array.ndim) if axis is None else axis
+        axes = tuple(check_axis(i, array.ndim) for i in given)
+        if len(set(axes)) < len(axes):
+            raise ValueError(f"axis = {axis}: expected each axis once")
+        axes = tuple(sorted(axes, key=lambda i: -abs(array.strides[i])))
+    elif array.ndim == 0:
+        raise ValueError("logits are 0-dimensional: expected at least one axis, or axis=None")
+    else:
+        axes = (check_axis(axis, array.ndim, "an integer, a tuple of integers or None"),)
+    return array, axes
+
+
+def _folded(array: Array, axes: tuple[int, ...]) -> Array:
+    """The classes as one last axis: a view, or a copy where they lie too far apart for one."""
+    if len(axes) == 1:
+        return classes_last(array, axes[0])
+    n_classes = math.prod(array.shape[i] for i in axes)
+    moved = _moved(array, axes)
+    return moved.reshape(*moved.shape[: array.ndim - len(axes)], n_classes)
+
+
+def _moved(array: Array, axes: tuple[int, ...]) -> Array:
+    return array.transpose(*(i for i in range(array.ndim) if i not in axes), *axes)
+
 
 @documented
 @quiet
-def logsumexp(logits: Any, axis: int = -1, *, keepdims: bool = False) -> Any:
-    """``log(sum(exp(logits)))`` along an axis.
+def logsumexp(logits: Any, axis: Axis = -1, *, keepdims: bool = False) -> Any:
+    """``log(sum(exp(logits)))`` along an axis: the last one, where SciPy takes all.
 
     Parameters
     ----------
     logits : array_like
-        float16, bfloat16, float32 or float64.
-    axis : int
-        The axis to sum over.
+        float16, bfloat16, float32 or float64; integers and booleans as float64.
+    axis : int, tuple of int or None
+        The axis or axes to sum over; None: all of them.
     keepdims : bool
-        Keep it, with length 1.
+        Keep them, with length 1.
 
     Returns
     -------
@@ -43,7 +82,7 @@ def logsumexp(logits: Any, axis: int = -1, *, keepdims: bool = False) -> Any:
     Raises
     ------
     TypeError, ValueError, numpy.exceptions.AxisError
-        For other dtypes, 0-d logits, an axis out of range.
+        For other dtypes, 0-d logits unless `axis` is None, an axis out of range or given twice.
 
     Notes
     -----
@@ -57,52 +96,57 @@ def logsumexp(logits: Any, axis: int = -1, *, keepdims: bool = False) -> Any:
     >>> bool(logsumexp(np.array([1000.0, 1000.0])) == 1000 + np.log(2))
     True
     """
-    array, axis = check_logits(logits, axis)
+    array, axes = _prepared(logits, axis)
     keepdims = check_flag(keepdims, "keepdims")
-    moved, module = classes_last(array, axis), backend(on_device(array))
-    lse = fresh_rows(array, moved.shape[:-1], result_dtype(array))
-    if moved.shape[-1] == 0:
+    folded, module = _folded(array, axes), backend(on_device(array))
+    lse = fresh_rows(array, folded.shape[:-1], result_dtype(array))
+    if folded.shape[-1] == 0:
         returned(lse)[...] = -np.inf
     elif lse.size:
-        module.run_normalize(moved, "logsumexp", lse)
+        module.run_normalize(folded, "logsumexp", lse)
     lse = returned(lse)
     if keepdims:
-        lse = lse.reshape(*array.shape[:axis], 1, *array.shape[axis + 1 :])
+        lse = lse.reshape(tuple(1 if i in axes else n for i, n in enumerate(array.shape)))
     return lse if lse.ndim or on_device(array) else lse[()]
 
 
-def _normalized(logits: Any, axis: Any, out: Any, what: str) -> Array:
-    array, axis = check_logits(logits, axis)
+def _normalized(logits: Any, axis: Any, out: Any, what: str) -> Any:
+    array, axes = _prepared(logits, axis)
     result = fresh_output(array) if out is None else check_out(out, array)
     if array.size:
-        backend(on_device(array)).run_normalize(
-            classes_last(array, axis), what, classes_last(result, axis)
-        )
-    return returned(result) if out is None else out  # type: ignore[no-any-return]
+        given, folded = _folded(array, axes), _folded(result, axes)
+        backend(on_device(array)).run_normalize(given, what, folded)
+        if not (on_device(array) or np.may_share_memory(folded, result)):
+            moved = _moved(result, axes)
+            moved[...] = folded.reshape(moved.shape)
+    if out is not None:
+        return out
+    return returned(result) if result.ndim or on_device(array) else result[()]
 
 
 @documented
 @quiet
-def softmax(logits: Any, axis: int = -1, *, out: Any = None) -> Array:
-    """``exp(logits) / sum(exp(logits))`` along an axis.
+def softmax(logits: Any, axis: Axis = -1, *, out: Any = None) -> Any:
+    """``exp(logits) / sum(exp(logits))`` along an axis: the last one, where SciPy takes all.
 
     Parameters
     ----------
     logits : array_like
-        float16, bfloat16, float32 or float64.
-    axis : int
-        The axis that sums to one.
+        float16, bfloat16, float32 or float64; integers and booleans as float64.
+    axis : int, tuple of int or None
+        The axis or axes that sum to one; None: all of them.
     out
 
     Returns
     -------
-    ndarray
+    numpy scalar or ndarray
         Of the shape and dtype of `logits`; NaN in a row with NaN or +inf, or of nothing but -inf.
 
     Raises
     ------
     TypeError, ValueError, numpy.exceptions.AxisError
-        For other dtypes, 0-d logits, an axis out of range, an `out` that does not fit.
+        For other dtypes, 0-d logits unless `axis` is None, an axis out of range or given twice, an
+        `out` that does not fit.
 
     Notes
     -----
@@ -120,26 +164,27 @@ def softmax(logits: Any, axis: int = -1, *, out: Any = None) -> Array:
 
 @documented
 @quiet
-def log_softmax(logits: Any, axis: int = -1, *, out: Any = None) -> Array:
-    """``logits - logsumexp(logits)`` along an axis, without its cancellation.
+def log_softmax(logits: Any, axis: Axis = -1, *, out: Any = None) -> Any:
+    """``logits - logsumexp(logits)`` along an axis: the last one, where SciPy takes all.
 
     Parameters
     ----------
     logits : array_like
-        float16, bfloat16, float32 or float64.
-    axis : int
-        The axis whose probabilities sum to one.
+        float16, bfloat16, float32 or float64; integers and booleans as float64.
+    axis : int, tuple of int or None
+        The axis or axes whose probabilities sum to one; None: all of them.
     out
 
     Returns
     -------
-    ndarray
+    numpy scalar or ndarray
         Of the shape and dtype of `logits`; NaN in a row with NaN or +inf, or of nothing but -inf.
 
     Raises
     ------
     TypeError, ValueError, numpy.exceptions.AxisError
-        For other dtypes, 0-d logits, an axis out of range, an `out` that does not fit.
+        For other dtypes, 0-d logits unless `axis` is None, an axis out of range or given twice, an
+        `out` that does not fit.
 
     Notes
     -----

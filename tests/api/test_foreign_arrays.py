@@ -218,6 +218,51 @@ def test_outputs_that_are_refused():
         nc.cross_entropy_and_grad(Z, Y, out=np.broadcast_to(np.zeros(4), (3, 4)))
 
 
+class OnlyDLPack:
+    """As an array of the array API without NumPy's own protocols."""
+
+    def __init__(self, array):
+        self.array, self.shape, self.ndim, self.dtype = array, array.shape, array.ndim, "a dtype"
+
+    def __getitem__(self, index):
+        return OnlyDLPack(self.array[index])
+
+    def __dlpack__(self, **options):
+        return self.array.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self.array.__dlpack_device__()
+
+
+@pytest.mark.parametrize(("name", "argument"), ARGUMENTS)
+def test_dlpack_is_enough(name, argument):
+    function, arguments = CALLS[name]
+    expected, got = (
+        function(**arguments),
+        function(**arguments | {argument: OnlyDLPack(arguments[argument])}),
+    )
+    if name.startswith("stream"):
+        expected, got = expected[:-1], got[:-1]
+    assert_equal(got, expected)
+
+
+def test_dlpack_that_numpy_cannot_read():
+    with pytest.raises(TypeError, match=r"logits \(OnlyDLPack\) cannot be made an array: "):
+        nc.logsumexp(OnlyDLPack(Z.astype(">f8")))
+
+
+@pytest.mark.parametrize("dtype", ["i8", ">u2", "u1"])
+@pytest.mark.parametrize(("name", "argument"), [a for a in ARGUMENTS if "_weight" in a[1]])
+def test_weights_of_integers(name, argument, dtype):
+    function, arguments = CALLS[name]
+    weight = np.arange(1, len(arguments[argument]) + 1)
+    expected = function(**arguments | {argument: weight.astype(float)})
+    got = function(**arguments | {argument: weight.astype(dtype)})
+    if name.startswith("stream"):
+        expected, got = expected[:-1], got[:-1]
+    assert_equal(got, expected)
+
+
 @pytest.mark.parametrize(("name", "argument"), ARGUMENTS)
 def test_0_d_arrays(name, argument):
     function, arguments = CALLS[name]

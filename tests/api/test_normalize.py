@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import scipy.special
@@ -174,3 +176,90 @@ def test_softmax_agrees_with_the_gradient(backend, rng):
     softmax, at_target = nc.softmax(z), np.eye(11)[y] == 1
     np.testing.assert_allclose(grad[~at_target], softmax[~at_target], rtol=1e-13)
     np.testing.assert_allclose(-grad[at_target], 1 - softmax[at_target], rtol=1e-13)
+
+
+# ---------------------------------------------------------------- as SciPy takes its arguments
+
+SHAPES = ((7,), (2, 3), (3, 4, 5), (2, 1, 3), (1, 1), (0, 3), (3, 0, 2))
+KINDS = {
+    "float64": lambda rng, shape: rng.standard_normal(shape),
+    "float32": lambda rng, shape: rng.standard_normal(shape).astype(np.float32),
+    "int": lambda rng, shape: rng.integers(-5, 5, shape),
+    "uint8": lambda rng, shape: rng.integers(0, 5, shape).astype(np.uint8),
+    "bool": lambda rng, shape: rng.random(shape) < 0.5,
+}
+ORDERS = {
+    "C": np.ascontiguousarray,
+    "F": np.asfortranarray,
+    "turned": lambda a: a.T,
+    "reversed": lambda a: a[..., ::-1],
+}
+
+
+def some_axes(ndim):
+    """None, each axis, each tuple of them, and all of them the other way round."""
+    tuples = (itertools.combinations(range(-ndim, 0), n) for n in range(ndim + 1))
+    return [None, *range(ndim), *itertools.chain.from_iterable(tuples), (*range(ndim),)[::-1]]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_axes_and_dtypes_of_scipy(cpu, rng, shape, kind, order):
+    logits = ORDERS[order](KINDS[kind](rng, shape))
+    floats = logits.astype(np.float64) if kind in ("int", "uint8", "bool") else logits
+    rtol = 1e-6 if kind == "float32" else 1e-13
+    for axis in some_axes(logits.ndim):
+        for keepdims in (False, True):
+            got = nc.logsumexp(logits, axis=axis, keepdims=keepdims)
+            assert got.dtype == floats.dtype
+            if logits.size == 0:  # where SciPy fails with more than one axis
+                rows = floats.sum(axis=axis, keepdims=keepdims)
+                assert_same(got, np.full_like(rows, -INF))
+                continue
+            expected = scipy.special.logsumexp(floats, axis=axis, keepdims=keepdims)
+            assert np.shape(got) == np.shape(expected)
+            np.testing.assert_allclose(got, expected, rtol=rtol, atol=4 * rtol)
+        for name, function in FUNCTIONS.items():
+            got = function(logits, axis=axis)
+            assert got.dtype == floats.dtype and got.shape == logits.shape
+            if logits.size:
+                expected = getattr(scipy.special, name)(floats, axis=axis)
+                np.testing.assert_allclose(got, expected, rtol=2 * rtol, atol=4 * rtol)
+            out = np.full(shape[::-1] if order == "turned" else shape, 9, floats.dtype)
+            assert function(logits, axis=axis, out=out) is out
+            assert_same(out, got)
+            here = floats.copy("K")
+            assert_same(function(here, axis=axis, out=here), got)
+
+
+def test_a_number_by_itself(backend):
+    assert nc.logsumexp(3.0, axis=None) == 3.0 == nc.logsumexp(3, axis=())
+    assert (nc.softmax(3.0, axis=None), nc.log_softmax(np.float32(3), axis=None)) == (1.0, 0.0)
+    for function in (nc.logsumexp, nc.softmax):
+        with pytest.raises(ValueError, match=r"logits are 0-dimensional: .*, or axis=None"):
+            function(3.0)
+
+
+@pytest.mark.parametrize(
+    ("axis", "error", "message"),
+    [
+        ((0, 0), ValueError, r"axis = \(0, 0\): expected each axis once"),
+        ((0, -2), ValueError, r"axis = \(0, -2\): expected each axis once"),
+        ((0, 2), np.exceptions.AxisError, "axis 2 is out of bounds"),
+        ((0, 1.0), TypeError, "axis = 1.0: expected an integer"),
+        ([0, 1], TypeError, r"axis = \[0, 1\]: expected an integer, a tuple of integers or None"),
+        (True, TypeError, "axis = True: expected an integer, a tuple of integers or None"),
+    ],
+)
+def test_axes_that_are_none(backend, axis, error, message):
+    for function in (nc.logsumexp, nc.softmax, nc.log_softmax):
+        with pytest.raises(error, match=message):
+            function(np.zeros((2, 3)), axis=axis)
+
+
+def test_an_output_of_integers_is_float64(backend):
+    logits, out = np.arange(6).reshape(2, 3), np.zeros((2, 3))
+    assert_same(nc.softmax(logits, out=out), nc.softmax(logits.astype(float)))
+    with pytest.raises(ValueError, match="out has dtype float32: expected float64"):
+        nc.softmax(logits, out=np.zeros((2, 3), np.float32))
