@@ -32,6 +32,7 @@ from numba_ce.results import (
     fresh_rows,
     inputs,
     no_classes,
+    plain_loss,
     result_dtype,
     returned,
 )
@@ -109,6 +110,9 @@ def cross_entropy(
     >>> bool(cross_entropy(np.array([40.0, 0.0]), 0) == np.log1p(np.exp(-40.0)))
     True
     """
+    plain = None if options else plain_loss(logits, targets, axis, reduction, False)
+    if plain is not None:
+        return plain[0]
     array, axis = check_logits(logits, axis)
     checked = check_options(options, "cross_entropy")
     problem = make_problem(array, targets, axis, *checked, check_reduction(reduction))
@@ -171,6 +175,10 @@ def cross_entropy_and_grad(
     array([[-0.156,  0.114,  0.042],
            [ 0.333,  0.333, -0.667]])
     """
+    if not options and out is None:
+        plain = plain_loss(logits, targets, axis, reduction, True)
+        if plain is not None:
+            return plain  # type: ignore[return-value]
     array, axis = check_logits(logits, axis)
     checked = check_options(options, "cross_entropy_and_grad")
     problem = make_problem(array, targets, axis, *checked, check_reduction(reduction))

@@ -112,6 +112,18 @@ def compute_loss(
     return per_row if rows else per_row[()]
 
 
+def plain_loss(
+    logits: Any, targets: Any, axis: Any, reduction: Any, with_grad: bool
+) -> tuple[Any, Array | None] | None:
+    """Loss and gradient of a call without options that needs no look at its arguments, or None."""
+    if not (type(logits) is type(targets) is np.ndarray and type(axis) is int):
+        return None
+    if type(reduction) is not str or reduction not in ("mean", "sum"):
+        return None
+    run = getattr(backend(), "run_plain", None)
+    return None if run is None else run(logits, targets, axis, reduction, with_grad)
+
+
 def inputs(problem: Problem, class_weight: Any) -> tuple[tuple[Any, str], ...]:
     """What `out` must not overlap, as arrays: a Series, too, lends its memory to one."""
     if on_device(problem.logits):

@@ -39,6 +39,7 @@ from numba_ce.describe import (
     describe_shard,
 )
 from numba_ce.options import LossOptions
+from numba_ce.results import fresh_output, reduced, result_dtype
 from numba_ce.weights import stand_in
 
 NO_OPTIONS = LossOptions()
@@ -186,6 +187,51 @@ def run_loss(problem, loss_rows, grad):
     if loss_rows is not None:
         call.point_results({"loss": loss_rows})
     return call.run_checked(problem)
+
+
+@lru_cache(maxsize=256)
+def _plain_job(shape, strides, dtype, target_form, axis, reduction, with_grad):
+    """The `Job` of a loss without options, for class indices; None for all that is not plain."""
+    rows = shape[:axis] + shape[axis:][1:]
+    fits = _name(dtype) in KINDS and -len(shape) <= axis < len(shape) and 0 not in shape
+    if not fits or target_form[0] != rows or target_form[2].kind not in "iu":
+        return None
+
+    def classes_last(form):
+        return [(*n[:axis], *n[axis:][1:], n[axis]) for n in form]
+
+    grad = None
+    if with_grad:
+        like = np.lib.stride_tricks.as_strided(np.empty(1, dtype), shape, strides)
+        made = fresh_output(like)
+        grad = (*classes_last((made.shape, made.strides)), made.dtype)
+    logits = (*classes_last((shape, strides)), dtype)
+    averaged = with_grad and reduction == "mean"
+    return _job("loss", NO_OPTIONS, averaged, False, logits, target_form, None, grad, None)
+
+
+def run_plain(logits, targets, axis, reduction, with_grad):
+    """Loss and gradient of arrays of NumPy without options: forms are checked once, for 3 us less.
+
+    reduction : "mean" or "sum"
+    None where the call is not plain after all or a target is bad; then nothing has been written.
+    """
+    target_form = targets.shape, targets.strides, targets.dtype
+    job = _plain_job(
+        logits.shape, logits.strides, logits.dtype, target_form, axis, reduction, with_grad
+    )
+    if job is None:
+        return None
+    fields, grad = CALL_DEFAULTS.copy(), None
+    fields["logits"], fields["targets"] = address_of(logits), address_of(targets)
+    fields["all_classes"], fields["grad_scale"] = job.n_classes, 1.0
+    if with_grad:
+        grad = fresh_output(logits)
+        fields["grad"] = address_of(grad)
+    total, bad, weight = run_job(job, fields)
+    if bad >= 0:
+        return None
+    return reduced(total, weight, reduction, result_dtype(logits)), grad
 
 
 def run_grad_hess(problem, grad, hess, kind):

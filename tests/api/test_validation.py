@@ -61,7 +61,7 @@ CASES = {
     "too few": ((Z, Y[:3]), {}, ValueError, "targets have shape (3,): for logits of shape (4, 3)"),
     "wrong shape": ((Z, P.T.copy()), {}, ValueError, "targets have shape (3, 4)"),
     "class_weight length": ((Z, Y), {"class_weight": np.ones(4)}, ValueError, "expected (3,)"),
-    "class_weight int": ((Z, Y), {"class_weight": np.ones(3, int)}, TypeError, "class_weight has"),
+    "class_weight bool": ((Z, Y), {"class_weight": np.ones(3, bool)}, TypeError, "a float or integer"),
     "class_weight text": ((Z, Y), {"class_weight": "ab"}, TypeError, "class_weight has dtype <U2"),
     "sample_weight": ((Z, Y), {"sample_weight": np.ones(3)}, ValueError, "sample_weight has shape"),
     "smoothing": (
@@ -247,8 +247,8 @@ def test_other_functions(backend):
     with pytest.raises(TypeError, match="targets are probabilities"):
         nc.row_stats(Z, P)
     for function in (nc.logsumexp, nc.softmax, nc.log_softmax):
-        with pytest.raises(TypeError, match="logits have dtype int64"):
-            function(Y)
+        with pytest.raises(TypeError, match="logits have dtype complex"):
+            function(Z * 1j)
         with pytest.raises(np.exceptions.AxisError):
             function(Z, axis=-3)
     for function in (nc.softmax, nc.log_softmax):
