@@ -163,8 +163,10 @@ class Maker:
         return fits[self.rng.integers(len(fits))] if fits else None
 
     def weights(self, shape):
-        """Weights of any float dtype; those of either sign have exact sums."""
+        """Weights of any float or integer dtype; those of either sign have exact sums."""
         rng = self.rng
+        if self.chance(0.15):
+            return rng.integers(0, 4, shape).astype(self.one_of("i8", ">i2", "u1"))
         if self.chance(0.5):
             w = rng.uniform(0.25, 2.0, shape)
         else:
@@ -343,7 +345,9 @@ class Maker:
         call.plain["logits"] = np.array(np.moveaxis(z, axis, -1), np.float64, order="C")
         call.axis = axis
         if axis != len(rows) or self.chance(0.2):
-            call.arguments["axis"] = axis - len(rows) - 1
+            axis -= len(rows) + 1
+            choices = [axis, axis, (axis,)] if rows else [axis, (axis,), None]
+            call.arguments["axis"] = choices[self.rng.integers(3)]
         if name == "logsumexp":
             if self.chance(0.3):
                 call.arguments["keepdims"] = bool(self.chance(0.5))

@@ -26,6 +26,8 @@ ARRAYS = (
     "y",
 )
 BIG = 10**400
+# Their logits may be of integers, and their axes several
+NORMALIZING = ("logsumexp", "softmax", "log_softmax")
 
 
 class Spoiler:
@@ -62,10 +64,11 @@ class Spoiler:
         present = [n for n in ARRAYS if self.has(n)]
         name = self.one_of(*present)
         dtypes = [np.longdouble, complex, object, "U3", "M8[s]", [("a", "f4"), ("b", "f4")]]
-        if name not in ("targets", "y"):
-            dtypes += [np.int64, np.uint8, bool]
-        else:
+        normalizes = self.call.function in NORMALIZING
+        if not (name == "logits" and normalizes):
             dtypes += [bool]
+        if name not in ("targets", "y", "class_weight", "sample_weight") and not normalizes:
+            dtypes += [np.int64, np.uint8]
         old = self.array(name)
         self.arguments[name] = np.zeros(old.shape, self.one_of(*dtypes))
         return TypeError, rf"\b{name}\b.* dtype "
@@ -77,6 +80,8 @@ class Spoiler:
 
     def bad_logits(self):
         if not self.has("logits") or self.call.function == "stream":
+            return None
+        if isinstance(self.arguments.get("axis"), tuple | None) and "axis" in self.arguments:
             return None
         self.arguments["logits"] = self.one_of(np.float32(1), np.array(2.0), 3.5)
         return ValueError, "logits are 0-dimensional"
@@ -100,7 +105,10 @@ class Spoiler:
             return None
         ndim = np.ndim(self.arguments["logits"])
         if self.rng.random() < 0.3:
-            self.arguments["axis"] = self.one_of(1.0, "a", None, [0], np.array([0, 1]), 1j, NAN)
+            wrong = [1.0, "a", [0], np.array([0, 1]), 1j, NAN]
+            if self.call.function not in NORMALIZING:
+                wrong += [None, (0,), ()]
+            self.arguments["axis"] = self.one_of(*wrong)
             return TypeError, "axis = .*: expected an integer"
         far = self.one_of(ndim, -ndim - 1, 2**31, -(2**31) - 1, 2**63, 10**30, -(10**30))
         self.arguments["axis"] = far
