@@ -33,6 +33,8 @@ class Fault(NamedTuple):
 
 
 GUARD = "kernels/test_guard_pages.py -k beside"
+DRIVER = "kernels/test_cuda_standin.py -k test_driver"
+FAILURES = "kernels/test_cuda_standin.py -k test_failures"
 FAULTS = (
     # ------------------------------------------------ the error state of the caller
     Fault("errors as numpy.seterr says", "_quiet.py",
@@ -355,6 +357,45 @@ FAULTS = (
     Fault("CUDA: other streams go on at once", "cuda/__init__.py",
           "        if streams:", "        if False:",
           "kernels/test_cuda_arrays.py -k other_streams"),
+    # ------------------------------------------------ CUDA, on the stand-in for the driver
+    Fault("CUDA: a module is leaked", "cuda/driver.py",
+          'self._call("cuModuleUnload", module)', "pass", DRIVER),
+    Fault("CUDA: memory is never given back", "cuda/driver.py",
+          '            self._call("cuMemFreeAsync", address, stream)\n', "", FAILURES),
+    Fault("CUDA: given back while in use", "cuda/driver.py",
+          "        self.synchronize(stream)\n", "", DRIVER),
+    Fault("CUDA: two threads make two drivers", "cuda/driver.py",
+          "    if _driver is None:\n        with once:",
+          "    if _driver is None:\n        with threading.Lock():", DRIVER),
+    Fault("CUDA: two threads make two contexts", "cuda/driver.py",
+          "if context is None:\n            with once:",
+          "if context is None:\n            with threading.Lock():", DRIVER),
+    Fault("CUDA: two threads load a kernel twice", "cuda/launch.py",
+          "        with once:", "        with type(once)():", DRIVER),
+    Fault("CUDA: memory pools where one device has them", "cuda/driver.py",
+          "self._pools = all(", "self._pools = any(", DRIVER),
+    Fault("CUDA: a stream that waits for the default one", "cuda/driver.py",
+          'self._call("cuStreamCreate", 1)', 'self._call("cuStreamCreate", 0)', DRIVER),
+    Fault("CUDA: nothing is waited for", "cuda/driver.py",
+          'self._call("cuStreamSynchronize", stream)', "pass", FAILURES),
+    Fault("CUDA: class weights are not waited for", "cuda/host.py",
+          "            gpu.synchronize(0)\n", "", FAILURES),
+    Fault("CUDA: launched in the default stream", "cuda/driver.py",
+          "*shape, shared, stream, 0", "*shape, shared, 0, 0", FAILURES),
+    Fault("CUDA: the last byte is not copied", "cuda/driver.py",
+          "array.ctypes.data, source, array.nbytes, stream",
+          "array.ctypes.data, source, array.nbytes - 1, stream", FAILURES),
+    Fault("CUDA: a code of the driver is swallowed", "cuda/driver.py",
+          "if int(code) != 0:", "if int(code) not in (0, 2):", FAILURES),
+    Fault("CUDA: the first error is hidden by the next", "cuda/operations.py",
+          "            if error is None:\n                raise", "            raise", FAILURES),
+    Fault("CUDA: another device stays the current one", "cuda/__init__.py",
+          "the first error is the one to tell\n                gpu.pop()",
+          "the first error is the one to tell\n                pass", FAILURES),
+    Fault("CUDA: a copy to the host is not waited for", "cuda/operations.py",
+          "        gpu.synchronize(place.stream)\n", "",
+          "kernels/test_cuda_standin.py -k test_public",
+          "the driver returns from a copy to other than page-locked memory when it is complete"),
 )  # fmt: skip
 
 

@@ -39,6 +39,7 @@ def state(ready):
         STATE.leaving.clear()  # what a kernel that went wrong kept a stream from
         STATE.sticky = 0
         STATE.failures.clear()
+        STATE.attributes.clear()
         driver._driver = None
         host._idle.clear()
         # What is Numba's stays, since Numba may give it back later

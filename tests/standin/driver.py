@@ -115,6 +115,7 @@ def cuDeviceGetAttribute(value, attribute, device):
     STATE.check_device(device)
     major, minor = map(int, STATE.settings.capability.split("."))
     values = ATTRIBUTES | {75: major, 76: minor, 115: STATE.settings.pools}
+    values |= STATE.attributes.get(device, {})
     if attribute not in values:
         raise DriverError(INVALID_VALUE)
     put(c_int, value, values[attribute])

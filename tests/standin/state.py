@@ -78,6 +78,7 @@ class State:
         self.gpu = Device()
         self.thread = threading.local()
         self.retained = Counter()  # by device
+        self.attributes = {}  # device -> where it differs from the others
         self.allocated = {}  # address -> (bytes, device, from a pool)
         self.pinned = {}  # address -> buffer
         self.streams, self.events, self.modules, self.functions = {}, {}, {}, {}

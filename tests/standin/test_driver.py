@@ -160,10 +160,22 @@ def test_a_device_without_memory_pools(state):
         names = [name for name, _ in state.log]
         assert "cuMemAlloc" in names and "cuMemFree" in names
         assert not {"cuMemAllocAsync", "cuMemFreeAsync"} & set(names)
-        # Given back when the stream is done with it
-        assert names[names.index("cuMemFree") - 1] == "cuStreamSynchronize"
+        state.log.clear()
+        gpu.free(gpu.allocate(8, 0), 0)  # given back when the stream is done with it
+        names = [name for name, _ in state.log]
+        assert names == ["cuMemAlloc", "cuStreamSynchronize", "cuMemFree"]
     finally:
         state.settings.pools = 1
+
+
+def test_devices_that_differ(state):
+    """Memory comes from pools where all devices have them."""
+    state.attributes[1] = {75: 8, 76: 6, 115: 0}
+    gpu = current_driver()
+    gpu.device()
+    assert [gpu.capability(n) for n in range(2)] == [(9, 0), (8, 6)]
+    gpu.free(gpu.allocate(8, 0), 0)
+    assert state.log[-1][0] == "cuMemFree"
 
 
 def at_once(function, n=4):
@@ -186,16 +198,19 @@ def at_once(function, n=4):
 def test_the_first_use_by_several_threads(state, monkeypatch):
     """One driver, one context, one module: however slow each is made."""
     make, load, retain = Driver.__init__, Driver.load, state.retained[0]
+    make_context = Driver._call
 
     def slowly(method):
-        def slow(*arguments):
-            time.sleep(0.05)
-            return method(*arguments)
+        def slow(*arguments, **more):
+            if method is not make_context or arguments[1] == "cuDevicePrimaryCtxRetain":
+                time.sleep(0.05)
+            return method(*arguments, **more)
 
         return slow
 
     monkeypatch.setattr(Driver, "__init__", slowly(make))
     monkeypatch.setattr(Driver, "load", slowly(load))
+    monkeypatch.setattr(Driver, "_call", slowly(make_context))
     assert len(set(map(id, at_once(current_driver)))) == 1
     assert at_once(lambda: current_driver().device()) == [0] * 4
     assert state.retained[0] == retain + 1

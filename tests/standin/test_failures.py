@@ -147,6 +147,20 @@ def test_a_kernel_that_goes_wrong(state, call):
             assert "start it anew" in str(again)
 
 
+@pytest.mark.parametrize("sticky", [False, True])
+def test_a_failure_on_another_device(state, sticky):
+    """The device is again what it was, and if that fails too the first error is told."""
+    with cuda.gpus[1]:
+        logits, targets = cuda.to_device(LOGITS), cuda.to_device(TARGETS)
+    state.fail("cuLaunchKernel", LAUNCH_FAILED, sticky=sticky)
+    with pytest.raises(CudaError, match=r"^cuLaunchKernel"):
+        nc.cross_entropy(logits, targets)
+    if sticky:
+        state.sticky = 0
+        state.contexts.pop()
+    assert current_driver().device() == 0
+
+
 def test_a_wild_access_is_told_by_the_call_that_waits(state):
     logits, targets = cuda.to_device(LOGITS), cuda.to_device(TARGETS)
     with nc.use_backend("cuda"):
