@@ -12,6 +12,7 @@ from numba_ce.api import (
     row_stats,
 )
 from numba_ce.linear import LinearGrad, linear_cross_entropy, linear_cross_entropy_and_grad
+from numba_ce.linear_stats import linear_row_stats
 from numba_ce.normalize import log_softmax, logsumexp, softmax
 from numba_ce.objective import multinomial_objective
 from numba_ce.records import grad_from_record, loss_from_record, merge_records, row_record
@@ -30,6 +31,7 @@ __all__ = [
     "grad_from_record",
     "linear_cross_entropy",
     "linear_cross_entropy_and_grad",
+    "linear_row_stats",
     "log_softmax",
     "logsumexp",
     "loss_from_record",
