@@ -122,19 +122,41 @@ def _case(entry: dict[str, Any]) -> Case:
     return Case(entry["op"], tuple(entry["shape"]), entry["dtype"], entry["axis"], entry["variant"])
 
 
-def check_picture(cases: list[Case], path: Path) -> None:
-    """Whether there is something to draw, something to draw with, and a format."""
+def check_plot(path: Path) -> None:
+    """Whether there is something to draw with, and a format."""
     if path.suffix not in PICTURES:
         raise ValueError(f"plot = {str(path)!r}: expected a name that ends in .png or .svg")
+    try:
+        importlib.import_module("matplotlib")
+    except ImportError:
+        raise ImportError("the picture needs matplotlib: pip install 'numba-ce[bench]'") from None
+
+
+def pyplot() -> Any:
+    """Of matplotlib, which needs no screen here and writes the same bytes every time."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    mpl.rcParams["svg.hashsalt"] = "numba_ce"
+    return importlib.import_module("matplotlib.pyplot")
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Complete or not at all, by the name's ending."""
+    metadata = {"Date": None} if path.suffix == ".svg" else None
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, format=path.suffix[1:], dpi=150, metadata=metadata)
+    pyplot().close(figure)
+
+
+def check_picture(cases: list[Case], path: Path) -> None:
+    """Whether there is something to draw, something to draw with, and a format."""
+    check_plot(path)
     if not any(map(_in_picture, cases)):
         raise ValueError(
             "no case for the picture: expected cases of op grad, float32, two axes, axis -1, "
             f"without a variant, of {BEYOND_CACHES / 1e6:.0f} MB or more"
         )
-    try:
-        importlib.import_module("matplotlib")
-    except ImportError:
-        raise ImportError("the picture needs matplotlib: pip install 'numba-ce[bench]'") from None
 
 
 def picture(data: dict[str, Any], path: Path) -> None:
@@ -142,14 +164,9 @@ def picture(data: dict[str, Any], path: Path) -> None:
     check_picture([_case(entry) for entry in data["results"]], path)
     entries = [entry for entry in data["results"] if _in_picture(_case(entry))]
     entries.sort(key=lambda entry: int(entry["shape"][1]))
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    mpl.rcParams["svg.hashsalt"] = "numba_ce"  # the same bytes every time
-    from matplotlib import pyplot
     from matplotlib.ticker import NullLocator, PercentFormatter
 
-    figure, axes = pyplot.subplots(figsize=(8, 4), layout="constrained")
+    figure, axes = pyplot().subplots(figsize=(8, 4), layout="constrained")
     for name, colour in COLOURS.items():
         points = [(e["shape"][1], share_of(e, name)) for e in entries if name in e["seconds"]]
         if points:
@@ -176,10 +193,7 @@ def picture(data: dict[str, Any], path: Path) -> None:
     )
     axes.legend(frameon=False, loc="upper left", ncols=2)
     axes.spines[["top", "right"]].set_visible(False)
-    metadata = {"Date": None} if path.suffix == ".svg" else None
-    with replacing(path) as unfinished:
-        figure.savefig(unfinished, format=path.suffix[1:], dpi=150, metadata=metadata)
-    pyplot.close(figure)
+    save_figure(figure, path)
 
 
 def share_of(entry: dict[str, Any], name: str) -> float:
