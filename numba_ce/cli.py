@@ -35,7 +35,7 @@ from numba_ce.options import TABLE, fill_signature
 
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
 NOT_IN_EVAL = ("sample_weight", "check_targets")
-DIGIT_STEPS = 300
+DIGIT_STEPS = 50
 # What is wrong with files, options or this machine; anything else is a fault of ours
 EXPECTED = (OSError, ValueError, TypeError, ImportError, RuntimeError, MemoryError)
 

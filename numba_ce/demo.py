@@ -17,7 +17,7 @@ LossAndGrad = Callable[[Array, Array], tuple[Any, Array]]
 
 N_TRAIN = 1347  # digits; the other 450 are the test
 CONTEXT, SIZE = 2, 16  # words before the one to guess, and the length of the vector of each
-BATCH = 2048  # words to guess in one step: with 8815 words 18 million logits, 72 MB
+BATCH = 1024  # words to guess in one step: with 8815 words 9 million logits, 36 MB
 
 
 def numpy_loss_and_grad(logits: Array, targets: Array) -> tuple[Any, Array]:
