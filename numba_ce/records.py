@@ -32,7 +32,7 @@ from numba_ce._validate import (
     on_device,
     shown,
 )
-from numba_ce.options import Keywords, check_options, documented
+from numba_ce.options import AnyArray, HostArray, Keywords, check_options, documented
 from numba_ce.reference import finish, row_loss, times
 from numba_ce.results import fresh_output, inputs, returned
 from numba_ce.weights import check_indices
@@ -92,8 +92,8 @@ def _check_targets(problem: Problem, n_classes: int) -> Array | None:
 @documented
 @quiet
 def row_record(
-    logits: Any,
-    targets: Any,
+    logits: AnyArray,
+    targets: AnyArray,
     *,
     class_offset: int,
     n_classes: int,
@@ -168,7 +168,7 @@ def row_record(
 
 
 @quiet
-def merge_records(a: Any, b: Any) -> Array:
+def merge_records(a: HostArray, b: HostArray) -> Array:
     """The record of the classes of two shards together.
 
     ``m = max(m_a, m_b)``, ``S = S_a exp((m_a - m) / T) + S_b exp((m_b - m) / T)``, and the sums of
@@ -241,7 +241,7 @@ def merge_records(a: Any, b: Any) -> Array:
 
 
 @quiet
-def loss_from_record(record: Any) -> Array:
+def loss_from_record(record: HostArray) -> Array:
     """The loss of each row, from the record of all its classes.
 
     With ``d = (t - m) / T``: ``log1p(S exp(-d))`` if d >= 0, else ``-d + log(S + exp(d))``, and
@@ -281,9 +281,9 @@ def loss_from_record(record: Any) -> Array:
 @documented
 @quiet
 def grad_from_record(
-    logits: Any,
-    targets: Any,
-    record: Any,
+    logits: AnyArray,
+    targets: AnyArray,
+    record: HostArray,
     *,
     class_offset: int,
     axis: int = -1,
