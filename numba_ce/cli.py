@@ -15,6 +15,7 @@ import numpy as np
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from typer.core import TyperGroup
@@ -230,49 +231,78 @@ def bench(
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the picture: .png or .svg.")] = None,
     show: Annotated[bool, typer.Option("--list", help="Only list the cases.")] = False,
+    saved: Annotated[
+        list[Path] | None,
+        typer.Option("--from", help="Measure nothing: show a file that --output wrote."),
+    ] = None,
 ) -> None:
     """Time ours, the memory of this machine and other libraries, in turns in one run."""
     from numba_ce.bench import command, results
     from numba_ce.bench.report import picture
 
-    cases = command.select(preset, shapes, axis, ops, dtypes, variants)
-    if show:
-        typer.echo("\n".join(map(str, cases)))
-        return
-    command.check(cases, seconds, output, plot)
-    data = results.start({"seconds": seconds, "peers": command.select_peers(peers)})
-    try:
-        with _progress() as bar:
-            task = bar.add_task("", total=len(cases))
-            command.run(
-                data,
-                cases,
-                output,
-                lambda done, case: bar.update(task, completed=done, description=case),
-            )
-    finally:  # what is measured is shown, also of a run that ends early
-        if data["results"] and as_json:
-            typer.echo(results.as_json(data), nl=False)
-        elif data["results"]:
-            _print_bench(data)
+    if saved:
+        others = (preset, shapes, ops, dtypes, variants, peers, output)
+        if show or any(option is not None for option in others):
+            raise ValueError("--from shows saved results: expected only --plot and --json with it")
+        data = results.load(saved)
+        if plot is not None:
+            results.check_output(plot, "plot")
+        _show_bench(data, as_json)
+    else:
+        cases = command.select(preset, shapes, axis, ops, dtypes, variants)
+        if show:
+            typer.echo("\n".join(map(str, cases)))
+            return
+        command.check(cases, seconds, output, plot)
+        data = results.start({"seconds": seconds, "peers": command.select_peers(peers)})
+        try:
+            with _progress() as bar:
+                task = bar.add_task("", total=len(cases))
+                command.run(
+                    data,
+                    cases,
+                    output,
+                    lambda done, case: bar.update(task, completed=done, description=case),
+                )
+        finally:  # what is measured is shown, also of a run that ends early
+            _show_bench(data, as_json)
     if plot is not None:
         picture(data, plot)
     for path in filter(None, (output, plot)):
         errors.print(f"saved {path}", markup=False)
 
 
-def _print_bench(data: dict[str, Any]) -> None:
-    from numba_ce.bench.report import HEADINGS, cells
+def _show_bench(data: dict[str, Any], as_json: bool) -> None:
+    from numba_ce.bench.results import as_json as text_of
 
-    machine = data["machine"]
-    table = Table(title=f"{machine['processor']}, {machine['threads']} threads")
-    for heading in HEADINGS:
-        table.add_column(heading, justify="left" if heading == "case" else "right")
+    if data["results"] and as_json:
+        typer.echo(text_of(data), nl=False)
+    elif data["results"]:
+        _print_bench(data)
+
+
+def _print_bench(data: dict[str, Any]) -> None:
+    """A table of 80 columns for most cases; a longer one is not cut, also in a pipe."""
+    from numba_ce.bench.report import NOTES, columns
+
+    machine, found = data["machine"], columns(data["results"])
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in found:
+        left = heading in ("case", "fastest peer")
+        table.add_column(heading, justify="left" if left else "right", no_wrap=True)
+    for row in zip(*found.values(), strict=True):
+        table.add_row(*row)
+    console = Console(highlight=False)
+    wide = console.options.update(width=1000)
+    console.width = max(console.width, Measurement.get(console, wide, table).maximum)
+    console.print(f"{machine['processor']}, {machine['threads']} threads", soft_wrap=True)
+    console.print(table)
+    for heading in filter(NOTES.__contains__, found):
+        console.print(f"{heading}: {NOTES[heading]}", soft_wrap=True)
     for entry in data["results"]:
-        table.add_row(*cells(entry))
         for name, reason in entry["failures"].items():
-            table.add_row(escape(f"  {name} failed: {reason}"))
-    Console().print(table)
+            text = f"{entry['case']}: {name} failed: {reason}"
+            console.print(text, soft_wrap=True, markup=False)
 
 
 @app.command()
