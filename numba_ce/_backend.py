@@ -77,9 +77,14 @@ def available_backends() -> dict[str, str | None]:
 
 
 def get_backend() -> BackendName:
-    """The name of the backend in use here: "auto", "cpu", "cuda" or "numpy".
+    """The name of the backend in use here.
 
     "auto" runs each call where its data lives: NumPy arrays on the CPU, device arrays on CUDA.
+
+    Returns
+    -------
+    str
+        "auto", "cpu", "cuda" or "numpy".
 
     Raises
     ------
@@ -112,6 +117,7 @@ def set_backend(name: BackendName) -> None:
     Parameters
     ----------
     name : {"auto", "cpu", "cuda", "numpy"}
+        The backend.
 
     Raises
     ------
@@ -150,6 +156,12 @@ def use_backend(name: BackendName) -> contextlib.AbstractContextManager[None]:
     Parameters
     ----------
     name : {"auto", "cpu", "cuda", "numpy"}
+        The backend.
+
+    Returns
+    -------
+    context manager
+        It gives no value.
 
     Raises
     ------
@@ -175,6 +187,11 @@ def serial() -> Iterator[None]:
 
     For tasks of Dask, joblib or Ray, which share the cores out themselves. Results have the same
     bits as with any number of threads.
+
+    Yields
+    ------
+    None
+        Nothing.
 
     Examples
     --------

@@ -295,8 +295,10 @@ def cross_entropy_grad_and_hess(
 
     Returns
     -------
-    grad, hess : ndarray
-        `out`, or fresh arrays of the dtype of `logits`.
+    grad : ndarray
+        `out[0]`, or a fresh array of the dtype of `logits`.
+    hess : ndarray
+        `out[1]`, or a fresh array of the dtype of `logits`.
 
     Raises
     ------

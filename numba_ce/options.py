@@ -174,6 +174,21 @@ def with_defaults(options: Keywords | dict[str, Any]) -> dict[str, Any]:
 
 # ---------------------------------------------------------------- signatures and docstrings
 
+
+def relate(namespace: dict[str, Any], *groups: str) -> None:
+    """Put a section See Also into the docstrings of the functions that some groups name."""
+    related: dict[str, dict[str, None]] = {}
+    for group in map(str.split, groups):
+        for name in group:
+            related.setdefault(name, {}).update(dict.fromkeys(group))
+    for name, names in related.items():
+        if namespace[name].__doc__:  # python -OO has none
+            section = f"See Also\n--------\n{', '.join(n for n in names if n != name)}\n\n"
+            text = inspect.cleandoc(namespace[name].__doc__)
+            text = re.sub(r"(?m)^(?=(Notes|Examples)\n-)", section, text, count=1)
+            namespace[name].__doc__ = text
+
+
 _HEADING = "Parameters\n----------\n"
 
 

@@ -115,14 +115,15 @@ def row_record(
         The first class of this shard.
     n_classes : int
         Number of classes of the whole row.
+    axis
     class_weight : array_like, optional
         The weights of the classes here.
-    axis
     **options
 
     Returns
     -------
     ndarray of float64, shape (..., 9)
+        One record for each row.
 
     Raises
     ------
@@ -182,6 +183,7 @@ def merge_records(a: HostArray, b: HostArray) -> Array:
     Returns
     -------
     ndarray of float64, shape (..., 9)
+        One record for each row.
 
     Raises
     ------
@@ -250,10 +252,12 @@ def loss_from_record(record: HostArray) -> Array:
     Parameters
     ----------
     record : array_like of float64, shape (..., 9)
+        The merged record of all shards.
 
     Returns
     -------
     ndarray of float64, shape (...)
+        One loss for each row.
 
     Raises
     ------
@@ -299,9 +303,9 @@ def grad_from_record(
     ----------
     logits
     targets
-    class_offset
     record : array_like of float64, shape (..., 9)
         The merged record of all shards.
+    class_offset
     axis
     out
     **options
