@@ -50,7 +50,7 @@ _relate(
     globals(),
     "cross_entropy cross_entropy_and_grad row_stats stream linear_cross_entropy",
     "cross_entropy_and_grad row_loss_and_grad cross_entropy_grad_and_hess",
-    "linear_cross_entropy linear_cross_entropy_and_grad multinomial_objective",
+    "linear_cross_entropy linear_cross_entropy_and_grad linear_row_stats multinomial_objective",
     "logsumexp softmax log_softmax row_stats",
     "row_record merge_records loss_from_record grad_from_record",
     "set_backend use_backend get_backend available_backends serial",

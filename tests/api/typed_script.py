@@ -29,6 +29,7 @@ def good(z: Array, y: Array, device: OnDevice, untyped: Any) -> None:
     assert_type(nc.cross_entropy_grad_and_hess(z, y, hess="xgboost"), tuple[Array, Array])
     assert_type(nc.linear_cross_entropy(z, z, y, reduction="none"), Array)
     assert_type(nc.row_stats(z).rank, None)
+    assert_type(nc.linear_row_stats(z, z, y).loss, Array)
     assert_type(nc.row_stats(z, y).rank, Array)
     assert_type((nc.row_stats(z, y).rank < 5).mean(), Any)
     assert_type(nc.row_stats(untyped, y).lse.sum(), Any)
