@@ -121,5 +121,6 @@ def linear_row_stats(
             logits /= temperature
         given = None if targets is None else layer.targets[rows]
         found.append(row_stats(logits, given, ignore_index=ignore_index))
-    parts: Any = zip(*found, strict=True)
-    return RowStats(*(None if part[0] is None else xp.concatenate(part) for part in parts))
+    parts = zip(*found, strict=True)
+    fields: list[Any] = [None if part[0] is None else xp.concatenate(part) for part in parts]
+    return RowStats(*fields)
