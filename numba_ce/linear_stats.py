@@ -2,30 +2,55 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
 from numba_ce._quiet import quiet
-from numba_ce._validate import as_array
-from numba_ce.api import RowStats, row_stats
+from numba_ce._validate import Array, as_array
 from numba_ce.linear import make_layer
-from numba_ce.options import TABLE, LossOptions, check_ignore_index, documented
+from numba_ce.options import (
+    TABLE,
+    AnyArray,
+    DeviceArray,
+    HostArray,
+    LossOptions,
+    check_ignore_index,
+    documented,
+)
+from numba_ce.row_statistics import RowStats, row_stats
 from numba_ce.weights import check_indices, stand_in
 
 
+# fmt: off
+@overload
+def linear_row_stats(
+    hidden: DeviceArray, weight: Any, targets: Any = ..., *, bias: Any = ...,
+    ignore_index: int | None = ..., temperature: float = ..., chunk_rows: int | None = ...,
+) -> RowStats[Any]: ...
+@overload
+def linear_row_stats(
+    hidden: HostArray, weight: HostArray, targets: None = ..., *, bias: HostArray | None = ...,
+    ignore_index: int | None = ..., temperature: float = ..., chunk_rows: int | None = ...,
+) -> RowStats[None]: ...
+@overload
+def linear_row_stats(
+    hidden: HostArray, weight: HostArray, targets: HostArray, *, bias: HostArray | None = ...,
+    ignore_index: int | None = ..., temperature: float = ..., chunk_rows: int | None = ...,
+) -> RowStats[Array]: ...
+# fmt: on
 @documented
 @quiet
 def linear_row_stats(
     hidden: Any,
-    weight: Any,
-    targets: Any = None,
+    weight: AnyArray,
+    targets: AnyArray | None = None,
     *,
-    bias: Any = None,
+    bias: AnyArray | None = None,
     ignore_index: int | None = -100,
     temperature: float = 1.0,
     chunk_rows: int | None = None,
-) -> RowStats:
+) -> RowStats[Any]:
     """`row_stats` of the logits ``hidden @ weight.T + bias``, which are never held at once.
 
     The log-probability of the target is ``-loss``: with it and the entropy, policy gradients and
@@ -85,7 +110,7 @@ def linear_row_stats(
     check_indices(layer.problem, n_classes)
     xp, step = layer.xp, layer.chunk_rows
     buffer = xp.empty((step, n_classes), layer.problem.logits.dtype)
-    found: list[RowStats] = []
+    found: list[RowStats[Any]] = []
     for start in range(0, max(n_rows, 1), step):
         rows = slice(start, start + step)
         logits = buffer[: len(layer.hidden[rows])]
@@ -96,6 +121,6 @@ def linear_row_stats(
             logits /= temperature
         given = None if targets is None else layer.targets[rows]
         found.append(row_stats(logits, given, ignore_index=ignore_index))
-    return RowStats(
-        *(None if f[0] is None else xp.concatenate(f) for f in zip(*found, strict=True))
-    )
+    parts = zip(*found, strict=True)
+    fields: list[Any] = [None if part[0] is None else xp.concatenate(part) for part in parts]
+    return RowStats(*fields)

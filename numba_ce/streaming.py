@@ -40,7 +40,14 @@ from numba_ce.blocks import (
     read_ahead,
 )
 from numba_ce.npy import Index, NpyWriter
-from numba_ce.options import Keywords, LossOptions, check_options, check_reduction, documented
+from numba_ce.options import (
+    Keywords,
+    LossOptions,
+    Reduction,
+    check_options,
+    check_reduction,
+    documented,
+)
 from numba_ce.results import (
     clear_mean_over_nothing,
     fresh_output,
@@ -305,7 +312,7 @@ def stream(
     targets: Any,
     *,
     axis: int = -1,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     grad_out: Any = None,
     progress: Progress | None = None,
     dtype: Any = None,

@@ -399,6 +399,8 @@ def test_folder(monkeypatch, tmp_path):
     assert _cache.describe("cpu") == "nowhere: there is no home folder"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert _cache.folder("cpu") == Path("/home/u/.cache/numba_ce/cpu")
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert _cache.folder("cpu") == Path("/home/u/Library/Caches/numba_ce/cpu")
 
 
 @posix
