@@ -35,6 +35,8 @@ def state(ready):
     driver, host = (import_module(f"numba_ce.cuda.{name}") for name in ("driver", "host"))
 
     def forget():
+        STATE.finish()
+        STATE.leaving.clear()  # what a kernel that went wrong kept a stream from
         STATE.sticky = 0
         STATE.failures.clear()
         driver._driver = None

@@ -24,8 +24,10 @@ from .state import (
     INVALID_HANDLE,
     INVALID_IMAGE,
     INVALID_VALUE,
+    LEGACY,
     NO_DEVICE,
     NOT_FOUND,
+    NOT_READY,
     STATE,
     DriverError,
     Function,
@@ -168,6 +170,7 @@ def cuCtxGetDevice(device):
 @call()
 def cuCtxSynchronize():
     STATE.context()
+    STATE.finish()
 
 
 # ---------------------------------------------------------------- memory
@@ -189,15 +192,18 @@ def cuMemAllocAsync(address, nbytes, stream):
 @call(POINTER)
 def cuMemFree(address):
     STATE.context()
+    STATE.check_freeable(address)
+    STATE.finish()
     STATE.free(address)
 
 
 @call(POINTER, HANDLE)
 def cuMemFreeAsync(address, stream):
-    STATE.in_stream(stream)
-    if not STATE.allocated.get(address, (0, 0, False))[2]:
+    STATE.check_freeable(address)
+    if not STATE.allocated[address][2]:  # from no pool
         raise DriverError(INVALID_VALUE)
-    STATE.free(address)
+    STATE.enqueue(stream, lambda: STATE.free(address))
+    STATE.leaving.add(address)
 
 
 @call(POINTER, c_size_t, c_uint)
@@ -215,6 +221,7 @@ def cuMemFreeHost(address):
     STATE.context()
     if address not in STATE.pinned:
         raise DriverError(INVALID_VALUE)
+    STATE.finish()
     del STATE.pinned[address]
 
 
@@ -248,34 +255,53 @@ def cuPointerGetAttribute(value, attribute, address):
     put(kinds[attribute][0], value, kinds[attribute][1])
 
 
-def _to_device(to, source, nbytes):
+def _is_pinned(address):
+    return any(start <= address < start + len(b) for start, b in STATE.pinned.items())
+
+
+def _to_device(to, source, nbytes, stream):
     data, flags = STATE.bytes_at(to, nbytes)
-    ctypes.memmove(data.ctypes.data, source, nbytes)
-    flags[:] = USABLE
+    # Other memory than page-locked is read before the call returns
+    early = None if _is_pinned(source) else ctypes.string_at(source, nbytes)
+
+    def copy():
+        ctypes.memmove(data.ctypes.data, early or source, nbytes)
+        flags[:] = USABLE
+
+    STATE.enqueue(stream, copy)
 
 
-def _to_host(to, source, nbytes):
+def _to_host(to, source, nbytes, stream):
     data, flags = STATE.bytes_at(source, nbytes)
-    visible = np.where(flags == USABLE, data, np.uint8(UNWRITTEN))
-    ctypes.memmove(to, visible.ctypes.data, nbytes)
+
+    def copy():
+        visible = np.where(flags == USABLE, data, np.uint8(UNWRITTEN))
+        ctypes.memmove(to, visible.ctypes.data, nbytes)
+
+    STATE.enqueue(stream, copy)
+    if not _is_pinned(to):  # other memory is complete when the call returns
+        STATE.finish(stream)
 
 
-def _on_device(to, source, nbytes):
+def _on_device(to, source, nbytes, stream):
     data, flags = STATE.bytes_at(source, nbytes)
     to_data, to_flags = STATE.bytes_at(to, nbytes)
-    to_data[:], to_flags[:] = data.copy(), flags.copy()
+
+    def copy():
+        to_data[:], to_flags[:] = data.copy(), flags.copy()
+
+    STATE.enqueue(stream, copy)
 
 
 def _copies(name, copy):
     """The two calls of a copy: one that waits, one in a stream."""
 
     def waits(to, source, nbytes):
-        STATE.context()
-        copy(to, source, nbytes)
+        copy(to, source, nbytes, LEGACY)
+        STATE.finish(LEGACY)
 
     def in_stream(to, source, nbytes, stream):
-        STATE.in_stream(stream)
-        copy(to, source, nbytes)
+        copy(to, source, nbytes, stream)
 
     waits.__name__, in_stream.__name__ = name, f"{name}Async"
     call(POINTER, POINTER, c_size_t)(waits)
@@ -302,20 +328,20 @@ def cuStreamCreate(stream, flags):
 
 @call(HANDLE)
 def cuStreamDestroy(stream):
-    STATE.found(STATE.streams, stream)
+    STATE.finish(stream)
     del STATE.streams[stream]
 
 
 @call(HANDLE)
 def cuStreamSynchronize(stream):
-    STATE.in_stream(stream)
+    STATE.finish(stream)
 
 
 @call(POINTER, c_uint)
 def cuEventCreate(event, flags):
     STATE.context()
     handle = STATE.handle()
-    STATE.events[handle] = None
+    STATE.events[handle] = [None, None]  # the stream, and when its turn came
     put_pointer(event, handle)
 
 
@@ -327,22 +353,26 @@ def cuEventDestroy(event):
 
 @call(HANDLE, HANDLE)
 def cuEventRecord(event, stream):
-    STATE.in_stream(stream)
-    STATE.found(STATE.events, event)
-    STATE.events[event] = time.perf_counter()
+    record = STATE.found(STATE.events, event)
+    record[:] = stream, None
+    STATE.enqueue(stream, lambda: record.__setitem__(1, time.perf_counter()))
 
 
 @call(HANDLE)
 def cuEventSynchronize(event):
-    STATE.found(STATE.events, event)
+    stream, _ = STATE.found(STATE.events, event)
+    if stream is not None:
+        STATE.finish(stream)
 
 
 @call(POINTER, HANDLE, HANDLE)
 def cuEventElapsedTime(milliseconds, start, end):
-    times = [STATE.found(STATE.events, event) for event in (start, end)]
-    if None in times:
+    (first, begin), (last, done) = (STATE.found(STATE.events, event) for event in (start, end))
+    if None in (first, last):
         raise DriverError(INVALID_HANDLE)
-    put(c_float, milliseconds, max(1e3 * (times[1] - times[0]), 1e-3))
+    if None in (begin, done):
+        raise DriverError(NOT_READY)
+    put(c_float, milliseconds, max(1e3 * (done - begin), 1e-3))
 
 
 # ---------------------------------------------------------------- modules and launches
@@ -464,11 +494,15 @@ def cuLaunchKernel(function, gx, gy, gz, bx, by, bz, shared, stream, pointers, e
         raise DriverError(INVALID_CLUSTER_SIZE)
     arguments = _parameters(program, pointers, extra)
     STATE.launches += 1
-    try:
-        STATE.gpu.launch(text, grid, block, arguments, shared, program.entry.name)
-    except Fault as fault:  # the device finds it later: the next call that waits is told
-        STATE.faults.append(str(fault))
-        STATE.sticky = ILLEGAL_ADDRESS
+
+    def run():
+        try:
+            STATE.gpu.launch(text, grid, block, arguments, shared, program.entry.name)
+        except Fault as fault:  # told by the call that waits, and by all after it
+            STATE.faults.append(str(fault))
+            STATE.sticky = ILLEGAL_ADDRESS
+
+    STATE.enqueue(stream, run)
 
 
 # ---------------------------------------------------------------- where they are

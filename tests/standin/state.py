@@ -13,10 +13,12 @@ from tools.ptx import Device
 from . import SETTINGS
 
 SUCCESS = 0
+LEGACY, LEGACY_TOO, OF_A_THREAD = 0, 1, 2  # streams that need not be made
+NON_BLOCKING = 1  # the flag of a stream that does not wait for the legacy one
 INVALID_VALUE, OUT_OF_MEMORY, NOT_INITIALIZED = 1, 2, 3
 NO_DEVICE, INVALID_DEVICE, INVALID_IMAGE, INVALID_CONTEXT = 100, 101, 200, 201
 INVALID_HANDLE, NOT_FOUND, ILLEGAL_ADDRESS, NOT_SUPPORTED = 400, 500, 700, 801
-INVALID_CLUSTER_SIZE = 912
+NOT_READY, INVALID_CLUSTER_SIZE = 600, 912
 # These do what they are called for, and tell of an earlier failure
 DESTROYING = ("Free", "Destroy", "Unload", "Pop", "Release")
 # These need neither cuInit nor a working device
@@ -64,7 +66,10 @@ class Function:
 
 
 class State:
-    """Contexts, memory, streams, events and modules, each by its handle; and a log of the calls."""
+    """Contexts, memory, streams, events and modules, each by its handle; and a log of the calls.
+
+    What goes into a stream is done as late as the rules of CUDA allow: when something waits for it.
+    """
 
     def __init__(self):
         self.settings = Settings.of_environment()
@@ -77,6 +82,8 @@ class State:
         self.pinned = {}  # address -> buffer
         self.streams, self.events, self.modules, self.functions = {}, {}, {}, {}
         self._handles = iter(range(0x7000, 1 << 40, 16))
+        self.pending = []  # (context, stream, work), in the order of the calls
+        self.leaving = set()  # addresses that a stream has still to free
         self.log = []  # (call, code)
         self.faults = []  # of the interpreter, in words
         self.sticky = SUCCESS  # what a context answers after a kernel went wrong
@@ -98,7 +105,9 @@ class State:
         return next(self._handles)
 
     def live(self):
-        """How many there are of all that has to be given back."""
+        """How many there are of all that has to be given back, the streams being empty."""
+        with self.lock:
+            self.finish()
         kinds = ("allocated", "pinned", "streams", "events", "modules")
         return {kind: len(getattr(self, kind)) for kind in kinds} | {
             "contexts": +self.retained.copy()
@@ -124,7 +133,7 @@ class State:
             function(*arguments)
         except DriverError as error:
             return error.code
-        return code
+        return code or (SUCCESS if name in WITHOUT_DEVICE else self.sticky)
 
     def _injected(self, name):
         pending, now = {}, SUCCESS
@@ -171,9 +180,42 @@ class State:
 
     def in_stream(self, stream):
         """The context in which a stream works; 0, 1 and 2 are those of the current one."""
-        if stream in (0, 1, 2):
+        if stream in (LEGACY, LEGACY_TOO, OF_A_THREAD):
             return self.context()
         return self.found(self.streams, stream)[0]
+
+    def enqueue(self, stream, work):
+        """Do some work (a function) when its turn comes in a stream."""
+        self.pending.append((self.in_stream(stream), self._queue(stream), work))
+
+    def _queue(self, stream):
+        if stream == OF_A_THREAD:
+            return stream, threading.get_ident()
+        return LEGACY if stream == LEGACY_TOO else stream
+
+    def _blocks(self, queue):
+        """Whether a queue and the legacy one wait for each other."""
+        return queue not in self.streams or not self.streams[queue][1] & NON_BLOCKING
+
+    def finish(self, stream=None):
+        """Do all work that a stream waits for, or everything."""
+        if stream is None:
+            needed, self.pending = self.pending, []
+        else:
+            context, queue = self.in_stream(stream), self._queue(stream)
+            needed, left, wanted = [], [], {queue}
+            for entry in reversed(self.pending):
+                where, queue, _ = entry
+                waits = LEGACY in wanted and self._blocks(queue)
+                if where == context and (queue in wanted or waits):
+                    needed.insert(0, entry)
+                    wanted |= {queue, LEGACY} if self._blocks(queue) else {queue}
+                else:
+                    left.insert(0, entry)
+            self.pending = left
+        for _, _, work in needed:
+            if not self.sticky:
+                work()
 
     @staticmethod
     def found(table, handle):
@@ -195,10 +237,13 @@ class State:
         self.allocated[address] = nbytes, self.device_of(context), pooled
         return address
 
-    def free(self, address):
-        if address not in self.allocated:
+    def check_freeable(self, address):
+        if address not in self.allocated or address in self.leaving:
             raise DriverError(INVALID_VALUE)
+
+    def free(self, address):
         del self.allocated[address]
+        self.leaving.discard(address)
         self.gpu.free(address)
 
     def allocation(self, address):

@@ -15,7 +15,7 @@ from cuda.bindings import driver as bindings
 import numba_ce as nc
 from numba_ce.cuda import driver as driver_module
 from numba_ce.cuda.compiled import code_of
-from numba_ce.cuda.driver import CudaError, Driver, current_driver
+from numba_ce.cuda.driver import LEGACY_STREAM, CudaError, Driver, current_driver
 from numba_ce.cuda.launch import function_of
 
 STORE = """
@@ -78,6 +78,31 @@ def test_memory_streams_and_copies(gpu, state):
     assert state.live() == before | {"streams": 1}
 
 
+def test_streams_are_waited_for_one_by_one(gpu):
+    """The stand-in does nothing before it is waited for, and ours wait for no other stream."""
+    ours, caller = gpu.new_stream(), int(bindings.cuStreamCreate(0)[1])
+    address, values = gpu.allocate(64, ours), np.arange(64, dtype=np.uint8)
+    gpu.copy_in(address, values, ours)
+    pinned = {stream: gpu.pinned(64) for stream in (ours, caller)}
+    for stream, back in pinned.items():
+        back[:] = 77
+        gpu.copy_out(back, address, stream)
+    assert (pinned[ours] == 77).all()
+    gpu.synchronize(LEGACY_STREAM)  # of all streams that it waits for this has the work of one
+    assert (pinned[ours] == 77).all()
+    assert not (pinned[caller] == 77).any()
+    gpu.synchronize(ours)
+    np.testing.assert_array_equal(pinned[ours], values)
+    for back in pinned.values():
+        gpu.free_pinned(back)
+    gpu.free(address, ours)
+    bindings.cuStreamDestroy(caller)
+
+
+def test_memory_for_nothing(gpu):
+    gpu.free(gpu.allocate(0, 0), 0)  # the driver refuses 0 bytes
+
+
 def test_what_the_driver_refuses(gpu):
     address = gpu.allocate(64, 0)
     with pytest.raises(CudaError, match="cuMemcpyHtoDAsync of 65 bytes: CUDA_ERROR_INVALID_VALUE"):
@@ -85,6 +110,7 @@ def test_what_the_driver_refuses(gpu):
     gpu.free(address, 0)
     with pytest.raises(CudaError, match="cuMemFreeAsync: CUDA_ERROR_INVALID_VALUE"):
         gpu.free(address, 0)
+    gpu.synchronize(0)
     with pytest.raises(CudaError, match="cuPointerGetAttribute: CUDA_ERROR_INVALID_VALUE"):
         gpu.device_of(address)
 
