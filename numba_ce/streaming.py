@@ -343,7 +343,7 @@ def stream(
         Called as ``progress(rows done, rows in all)`` after each block; the second is None if the
         logits are blocks.
     dtype : dtype_like, optional
-        What "|V2" stands for, in files and arrays: NumPy stores bfloat16 (also as a gradient) as
+        What ``"|V2"`` means in files and arrays: NumPy stores bfloat16 (also as a gradient) as
         two bytes without a type. ``dtype="bfloat16"`` needs `ml_dtypes`; elsewhere
         ``numpy.load(path).view(ml_dtypes.bfloat16)`` does the same.
     class_weight : path or array_like of shape (C,), optional
