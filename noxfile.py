@@ -17,7 +17,17 @@ from packaging.requirements import Requirement
 PYTHONS = ("3.11", "3.12", "3.13")
 ROOT = Path(__file__).parent
 # All that the tests need beside the package, which is not among it
-TESTED = ("tests", "tools", "benchmarks", "docs", "README.md", "CONTRIBUTING.md", "pyproject.toml")
+TESTED = (
+    "tests",
+    "tools",
+    "benchmarks",
+    "docs",
+    "conda",
+    "CITATION.cff",
+    "README.md",
+    "CONTRIBUTING.md",
+    "pyproject.toml",
+)
 # On import and in a first call there is no warning, and it is the installed package that runs
 FIRST_CALL = """
 import numba_ce, numpy as np

@@ -31,6 +31,7 @@ class _Timed:
 
 
 class Operations(_Timed):
+    pretty_name = "Operations by classes and dtype"
     params = [list(OPERATIONS), CLASSES, DTYPES]
     param_names = ["operation", "classes", "dtype"]
 
@@ -42,6 +43,7 @@ class Operations(_Timed):
 
 
 class Options(_Timed):
+    pretty_name = "Loss and gradient with one option"
     params = [OPTIONS + DATA, CLASSES]
     param_names = ["option", "classes"]
 
@@ -54,6 +56,8 @@ class Options(_Timed):
 
 class Images(_Timed):
     """Class axis 1."""
+
+    pretty_name = "Loss and gradient of images"
 
     params = ["x".join(map(str, case.shape)) for case in PARTS["images"]]
     param_names = ["shape"]
@@ -68,6 +72,7 @@ class Images(_Timed):
 
 
 class Accuracy:
+    pretty_name = "Largest error of loss and target gradient"
     params = list(FAMILIES)
     param_names = ["rows"]
     unit = "ULP"
@@ -138,3 +143,8 @@ class Others:
 
     def time_stream(self, classes: int) -> None:
         numba_ce.stream(self.logits, self.targets)
+
+
+for name, function in vars(Others).items():
+    if name.startswith("time_"):
+        function.pretty_name = name.removeprefix("time_").replace("_", " ").capitalize()

@@ -12,6 +12,7 @@ BY = ["cpu", "cuda", "NumPy"]
 class Peak(speed.Base):
     """The arguments (256 MB logits, as much for the gradient) count everywhere."""
 
+    pretty_name = "Peak memory of the process"
     params = [speed.OPERATIONS, BY, ["65536x1000"]]
     param_names = ["operation", "by", "shape"]
 
@@ -22,6 +23,7 @@ class Peak(speed.Base):
 class Temporary(speed.Base):
     """Should be some threads * C + N / 1024, so far from the size of the logits."""
 
+    pretty_name = "Temporary memory of a call"
     params = [["grad"], BY, speed.SHAPES]
     param_names = ["operation", "by", "shape"]
     unit = "bytes"

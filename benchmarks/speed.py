@@ -50,6 +50,8 @@ class Base:
 class Others(Base):
     """The CPU kernels are timed in functions.py."""
 
+    pretty_name = "Other backends and NumPy"
+
     params = [OPERATIONS, ["cuda", "NumPy"], SHAPES]
     param_names = ["operation", "by", "shape"]
 
@@ -59,6 +61,8 @@ class Others(Base):
 
 class Small(Base):
     """The cost of a call: argument checks, and no thread to wake."""
+
+    pretty_name = "Small calls"
 
     params = [["grad"], ["cpu", "cuda", "NumPy"], SMALL_SHAPES]
     param_names = ["operation", "by", "shape"]
@@ -74,6 +78,7 @@ class OverLimit(Base):
     it is the same for every shape and does not depend on what a call left in the caches.
     """
 
+    pretty_name = "Time over the memory limit"
     params = [OPERATIONS, ["cpu", "NumPy"], SHAPES]
     param_names = ["operation", "by", "shape"]
     unit = "times the limit"

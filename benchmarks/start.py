@@ -77,3 +77,10 @@ class FirstCall(Start):
         source += inspect.getsource(demo.numpy_loss_and_grad)
         call = FIRST_CALL.format(call="numpy_loss_and_grad")
         return call, PREPARE.format(imports=source, cache="0")
+
+
+for group in (Import, FirstProcess, FirstCall):
+    for name, function in vars(group).items():
+        if name.startswith("timeraw_"):
+            what = name.removeprefix("timeraw_").replace("_", " ")
+            function.pretty_name = f"{group.__name__}: {what}"

@@ -11,7 +11,7 @@ import importlib
 import os
 from collections.abc import Iterator
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from numba_ce._fork import importing
 
@@ -19,15 +19,16 @@ if TYPE_CHECKING:
     from numba_ce._validate import Array, Problem
 
 VARIABLE = "NUMBA_CE_BACKEND"
-NAMES = ("auto", "cpu", "cuda", "numpy")
+BackendName = Literal["auto", "cpu", "cuda", "numpy"]
+NAMES: tuple[BackendName, ...] = get_args(BackendName)
 MODULES = {"cpu": "numba_ce.cpu", "cuda": "numba_ce.cuda", "numpy": "numba_ce.reference"}
 
 # Of this thread or asyncio task: the contexts it is in, the innermost last. A tuple and no token,
 # so that one context object may serve several threads and be entered again.
-_in_context: ContextVar[tuple[str, ...]] = ContextVar("numba_ce_backend", default=())
+_in_context: ContextVar[tuple[BackendName, ...]] = ContextVar("numba_ce_backend", default=())
 # Two variables, so that a first call that reads the environment cannot undo a `set_backend`
-_of_process: str | None = None
-_of_environment: str | None = None
+_of_process: BackendName | None = None
+_of_environment: BackendName | None = None
 
 
 def why_not(name: str) -> str | None:
@@ -45,7 +46,7 @@ def why_not(name: str) -> str | None:
         return None
 
 
-def _check(name: Any, source: str) -> str:
+def _check(name: Any, source: str) -> BackendName:
     if not isinstance(name, str):
         raise TypeError(f"{source}: backend {name!r} is not a string")
     if name not in NAMES:
@@ -75,10 +76,15 @@ def available_backends() -> dict[str, str | None]:
     return {name: why_not(name) for name in NAMES if name != "auto"}
 
 
-def get_backend() -> str:
-    """The name of the backend in use here: "auto", "cpu", "cuda" or "numpy".
+def get_backend() -> BackendName:
+    """The name of the backend in use here.
 
     "auto" runs each call where its data lives: NumPy arrays on the CPU, device arrays on CUDA.
+
+    Returns
+    -------
+    str
+        "auto", "cpu", "cuda" or "numpy".
 
     Raises
     ------
@@ -97,21 +103,21 @@ def get_backend() -> str:
     return inside[-1] if inside else _of_process or _of_environment or _from_environment()
 
 
-def _from_environment() -> str:
+def _from_environment() -> BackendName:
     global _of_environment
     name = os.environ.get(VARIABLE) or "auto"
-    if name != "auto":
-        _check(name, f"environment variable {VARIABLE}")
-    _of_environment = name
-    return name
+    source = f"environment variable {VARIABLE}"
+    _of_environment = "auto" if name == "auto" else _check(name, source)
+    return _of_environment
 
 
-def set_backend(name: str) -> None:
+def set_backend(name: BackendName) -> None:
     """Choose the backend of this process.
 
     Parameters
     ----------
     name : {"auto", "cpu", "cuda", "numpy"}
+        The backend.
 
     Raises
     ------
@@ -132,7 +138,7 @@ def set_backend(name: str) -> None:
 class _Context(contextlib.AbstractContextManager[None]):
     """What `use_backend` returns."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: BackendName) -> None:
         self._name = name
 
     def __enter__(self) -> None:
@@ -142,7 +148,7 @@ class _Context(contextlib.AbstractContextManager[None]):
         _in_context.set(_in_context.get()[:-1])
 
 
-def use_backend(name: str) -> contextlib.AbstractContextManager[None]:
+def use_backend(name: BackendName) -> contextlib.AbstractContextManager[None]:
     """A context in which a backend is used, in this thread or asyncio task only.
 
     It may be entered again, also within itself and in several threads at once.
@@ -150,6 +156,12 @@ def use_backend(name: str) -> contextlib.AbstractContextManager[None]:
     Parameters
     ----------
     name : {"auto", "cpu", "cuda", "numpy"}
+        The backend.
+
+    Returns
+    -------
+    context manager
+        It gives no value.
 
     Raises
     ------
@@ -175,6 +187,11 @@ def serial() -> Iterator[None]:
 
     For tasks of Dask, joblib or Ray, which share the cores out themselves. Results have the same
     bits as with any number of threads.
+
+    Yields
+    ------
+    None
+        Nothing.
 
     Examples
     --------
@@ -221,7 +238,7 @@ class Backend(Protocol):
     def run_grad_hess(self, problem: Problem, grad: Array, hess: Array, kind: str) -> None:
         """Gradient and diagonal Hessian of the row losses, both (*rows, n_classes).
 
-        kind : one of `numba_ce.api.HESSIANS`
+        kind : one of `numba_ce.api.Hess`
         """
 
     def run_row_stats(self, problem: Problem, outputs: dict[str, Array]) -> None:

@@ -39,6 +39,8 @@ def folder(backend: str) -> Path | None:
         return Path(os.path.abspath(os.path.expanduser(chosen)), backend)
     if sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
+    elif sys.platform == "darwin":
+        base = "~/Library/Caches"
     else:
         base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     place = Path(os.path.expanduser(base), "numba_ce", backend)

@@ -1,8 +1,8 @@
-"""The loss, its gradient and Hessian, and row statistics: check, choose a backend, reduce."""
+"""The loss, its gradient and Hessian: check, choose a backend, reduce."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Unpack
+from typing import Any, Literal, Unpack, get_args, overload
 
 import numpy as np
 
@@ -10,7 +10,6 @@ from numba_ce._backend import backend
 from numba_ce._quiet import quiet
 from numba_ce._validate import (
     Array,
-    Problem,
     check_choice,
     check_logits,
     check_out,
@@ -19,9 +18,12 @@ from numba_ce._validate import (
     on_device,
 )
 from numba_ce.options import (
+    AnyArray,
+    DeviceArray,
+    HostArray,
     Keywords,
     LossOptions,
-    check_ignore_index,
+    Reduction,
     check_options,
     check_reduction,
     documented,
@@ -29,40 +31,40 @@ from numba_ce.options import (
 from numba_ce.results import (
     compute_loss,
     fresh_output,
-    fresh_rows,
     inputs,
     no_classes,
     plain_loss,
-    result_dtype,
     returned,
 )
 
-HESSIANS = ("diagonal", "xgboost", "lightgbm")
+Hess = Literal["diagonal", "xgboost", "lightgbm"]
 
 
-class RowStats(NamedTuple):
-    """What `row_stats` returns; every field has one entry per row.
-
-    Of equal classes `argmax` is the first, and none counts in the `rank` of another.
-    """
-
-    row_max: Array
-    lse: Array
-    argmax: Array
-    entropy: Array
-    target_logit: Array | None
-    loss: Array | None
-    rank: Array | None
-
-
+# fmt: off
+@overload
+def cross_entropy(
+    logits: DeviceArray, targets: Any, *, axis: int = ..., reduction: Reduction = ...,
+    **options: Unpack[Keywords],
+) -> Any: ...
+@overload
+def cross_entropy(
+    logits: HostArray, targets: HostArray, *, axis: int = ...,
+    reduction: Literal["mean", "sum"] = ..., **options: Unpack[Keywords],
+) -> np.floating[Any]: ...
+@overload
+def cross_entropy(
+    logits: HostArray, targets: HostArray, *, axis: int = ..., reduction: Literal["none"],
+    **options: Unpack[Keywords],
+) -> Array: ...
+# fmt: on
 @documented
 @quiet
 def cross_entropy(
-    logits: Any,
-    targets: Any,
+    logits: AnyArray,
+    targets: AnyArray,
     *,
     axis: int = -1,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     **options: Unpack[Keywords],
 ) -> Any:
     """Softmax cross-entropy of the rows of `logits`.
@@ -119,14 +121,31 @@ def cross_entropy(
     return compute_loss(problem, array, axis, None)
 
 
+# fmt: off
+@overload
+def cross_entropy_and_grad(
+    logits: DeviceArray, targets: Any, *, axis: int = ..., reduction: Reduction = ...,
+    out: Any = ..., **options: Unpack[Keywords],
+) -> tuple[Any, Any]: ...
+@overload
+def cross_entropy_and_grad(
+    logits: HostArray, targets: HostArray, *, axis: int = ...,
+    reduction: Literal["mean", "sum"] = ..., out: Array | None = ..., **options: Unpack[Keywords],
+) -> tuple[np.floating[Any], Array]: ...
+@overload
+def cross_entropy_and_grad(
+    logits: HostArray, targets: HostArray, *, axis: int = ..., reduction: Literal["none"],
+    out: Array | None = ..., **options: Unpack[Keywords],
+) -> tuple[Array, Array]: ...
+# fmt: on
 @documented
 @quiet
 def cross_entropy_and_grad(
-    logits: Any,
-    targets: Any,
+    logits: AnyArray,
+    targets: AnyArray,
     *,
     axis: int = -1,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     out: Any = None,
     **options: Unpack[Keywords],
 ) -> tuple[Any, Array]:
@@ -191,7 +210,9 @@ def cross_entropy_and_grad(
 
 
 @quiet
-def row_loss_and_grad(logits_row: Any, target: Any, out_row: Any) -> Any:
+def row_loss_and_grad(
+    logits_row: HostArray, target: int | np.integer[Any], out_row: Array
+) -> np.floating[Any]:
     """The loss of one row; its gradient goes to `out_row`.
 
     For loops over rows in functions that Numba compiles, where it takes no options and makes no
@@ -231,15 +252,27 @@ def row_loss_and_grad(logits_row: Any, target: Any, out_row: Any) -> Any:
     return cross_entropy_and_grad(logits_row, target, out=out_row)[0]
 
 
+# fmt: off
+@overload
+def cross_entropy_grad_and_hess(
+    logits: DeviceArray, targets: Any, *, axis: int = ..., sample_weight: Any = ...,
+    hess: Hess = ..., out: Any = ...,
+) -> tuple[Any, Any]: ...
+@overload
+def cross_entropy_grad_and_hess(
+    logits: HostArray, targets: HostArray, *, axis: int = ...,
+    sample_weight: HostArray | None = ..., hess: Hess = ..., out: tuple[Array, Array] | None = ...,
+) -> tuple[Array, Array]: ...
+# fmt: on
 @documented
 @quiet
 def cross_entropy_grad_and_hess(
-    logits: Any,
-    targets: Any,
+    logits: AnyArray,
+    targets: AnyArray,
     *,
     axis: int = -1,
-    sample_weight: Any = None,
-    hess: str = "diagonal",
+    sample_weight: AnyArray | None = None,
+    hess: Hess = "diagonal",
     out: Any = None,
 ) -> tuple[Array, Array]:
     """Gradient and diagonal Hessian of each row's loss, as gradient boosting wants them.
@@ -262,8 +295,10 @@ def cross_entropy_grad_and_hess(
 
     Returns
     -------
-    grad, hess : ndarray
-        `out`, or fresh arrays of the dtype of `logits`.
+    grad : ndarray
+        `out[0]`, or a fresh array of the dtype of `logits`.
+    hess : ndarray
+        `out[1]`, or a fresh array of the dtype of `logits`.
 
     Raises
     ------
@@ -286,7 +321,7 @@ def cross_entropy_grad_and_hess(
     array([[0.1875, 0.1875, 0.1875, 0.1875]])
     """
     array, axis = check_logits(logits, axis)
-    hess = check_choice(hess, "hess", HESSIANS)
+    kind = check_choice(hess, "hess", get_args(Hess))
     options = LossOptions(ignore_index=None)
     problem = make_problem(array, targets, axis, None, sample_weight, options, "none")
     if out is None:
@@ -301,76 +336,6 @@ def cross_entropy_grad_and_hess(
         raise no_classes(array, axis)
     if array.size:
         backend(on_device(array)).run_grad_hess(
-            problem, classes_last(grad, axis), classes_last(hessian, axis), hess
+            problem, classes_last(grad, axis), classes_last(hessian, axis), kind
         )
     return (returned(grad), returned(hessian)) if out is None else (out[0], out[1])
-
-
-@documented
-@quiet
-def row_stats(
-    logits: Any, targets: Any = None, *, axis: int = -1, ignore_index: int | None = -100
-) -> RowStats:
-    """Maximum, log-sum-exp, entropy and, with targets, loss and rank of each row, in one pass.
-
-    ``lse = log(sum(exp(z)))``, ``entropy = -sum(p log p)``, ``loss = lse - z_y``.
-
-    Parameters
-    ----------
-    logits
-    targets : array_like of int, optional
-        Class indices, in the shape of `logits` without `axis`.
-    axis
-    ignore_index : int or None
-        Rows with this class index have loss 0, target_logit NaN and rank C.
-
-    Returns
-    -------
-    RowStats
-        ``row_max, lse, argmax, entropy`` and ``target_logit, loss, rank`` (None without targets).
-        Floats have the dtype of `cross_entropy`'s loss. `argmax` (int64) is the first maximum;
-        `rank` (int64) is the number of classes that score strictly above the target. Without ties
-        ``rank < k`` says whether the target is among the top k; with ties it says so of all equal
-        classes, while ``argmax == targets`` counts the first alone. A row with NaN or +inf has
-        entropy and loss NaN and rank C.
-
-    Raises
-    ------
-    ValueError, TypeError, numpy.exceptions.AxisError
-        As `cross_entropy`; TypeError for probabilities.
-
-    Notes
-    -----
-    The entropy is ``sum p_j ((m - z_j) + (lse - m))``, terms of one sign: docs/mathematics.md.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from numba_ce import row_stats
-    >>> stats = row_stats(np.array([[1.0, 3.0, 2.0]]), [2])
-    >>> stats.argmax, stats.rank
-    (array([1]), array([1]))
-    """
-    array, axis = check_logits(logits, axis)
-    options = LossOptions(ignore_index=check_ignore_index(ignore_index))
-    if targets is None:
-        problem = Problem(classes_last(array, axis), None, False, None, None, options, "none")
-    else:
-        problem = make_problem(array, targets, axis, None, None, options, "none")
-        if problem.probabilities:
-            raise TypeError("targets are probabilities: row_stats expects class indices")
-    rows, dtype = problem.logits.shape[:-1], result_dtype(array)
-    floats = ["row_max", "lse", "entropy"] + ([] if targets is None else ["target_logit", "loss"])
-    outputs: dict[str, Any] = {name: fresh_rows(array, rows, dtype) for name in floats}
-    for name in ("argmax",) if targets is None else ("argmax", "rank"):
-        outputs[name] = fresh_rows(array, rows, np.int64)
-    if 0 not in rows:
-        if problem.logits.shape[-1] == 0:
-            raise no_classes(array, axis)
-        backend(on_device(array)).run_row_stats(problem, outputs)
-    if on_device(array):
-        outputs = {name: returned(value) for name, value in outputs.items()}
-    elif not rows:
-        outputs = {name: value[()] for name, value in outputs.items()}
-    fields: list[Any] = [outputs.get(name) for name in RowStats._fields]
-    return RowStats(*fields)

@@ -15,6 +15,7 @@ import numpy as np
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from typer.core import TyperGroup
@@ -22,12 +23,20 @@ from typer.core import TyperGroup
 import numba_ce
 from numba_ce import _cache
 from numba_ce._backend import MODULES, VARIABLE
-from numba_ce.demo import compare
+from numba_ce.demo import (
+    Pair,
+    bytes_of_loss,
+    curve,
+    picture,
+    train_digits,
+    train_words,
+)
 from numba_ce.evaluate import Evaluation, evaluate
 from numba_ce.options import TABLE, fill_signature
 
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
 NOT_IN_EVAL = ("sample_weight", "check_targets")
+DIGIT_STEPS = 50
 # What is wrong with files, options or this machine; anything else is a fault of ours
 EXPECTED = (OSError, ValueError, TypeError, ImportError, RuntimeError, MemoryError)
 
@@ -84,31 +93,60 @@ def _progress() -> Progress:
 
 @app.command()
 def demo(
-    steps: Annotated[int, typer.Option(min=1, help="Steps of gradient descent.")] = 2000,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the word model.")] = 40,
+    plot: Annotated[Path | None, typer.Option(help="Draw the curves: .png or .svg.")] = None,
 ) -> None:
-    """Fit a softmax classifier to handwritten digits, fused and in plain NumPy."""
+    """Train two models with the fused loss and with plain NumPy: the same curve, in less time."""
+    from numba_ce.bench.report import check_plot
+    from numba_ce.bench.results import check_output
+
+    if plot is not None:
+        check_output(plot, "plot")
+        check_plot(plot)
+    console = Console(soft_wrap=True, highlight=False)
+    digits, accuracies = _with_bar("digits", DIGIT_STEPS, train_digits)
+    console.print(
+        f"1347 handwritten digits, {DIGIT_STEPS} steps: losses differ by at most "
+        f"{digits.largest_difference:.1e}.\nTest accuracy: {accuracies[0]:.1%} with numba_ce, "
+        f"{accuracies[1]:.1%} with plain NumPy.\n"
+    )
+    words = _with_bar("words", steps, train_words)
+    _print_words(words, console)
+    if plot is not None:
+        picture(words, plot)
+        errors.print(f"saved {plot}", markup=False)
+
+
+def _with_bar(name: str, steps: int, train: Callable[[int, Callable[[float], None]], Any]) -> Any:
     with _progress() as bar:
-        task = bar.add_task("training", total=2 * steps)
+        task = bar.add_task(name, total=steps)
+        return train(
+            steps,
+            lambda loss: bar.update(task, advance=1, description=f"{name}, loss {loss:.3f}"),
+        )
 
-        def show(step: int, loss: float) -> None:
-            if step % 20 == 19 or step == steps - 1:
-                bar.update(task, advance=step % 20 + 1, description=f"training, loss {loss:.4f}")
 
-        result = compare(steps, show)
-    fused, plain = result.fused, result.plain
-    table = Table(title=f"{result.n_train} digits, {steps} steps")
+def _print_words(words: Pair, console: Console) -> None:
+    fused, plain = words
+    steps, (n_rows, n_classes) = len(fused.losses), fused.logits.shape
+    console.print(curve(fused.losses))
+    table = Table(title=f"\nPlays of Shakespeare, {n_rows} x {n_classes} logits, {steps} steps")
     for heading in ("", "numba_ce", "plain NumPy", "ratio"):
-        table.add_column(heading, justify="right" if heading else "left")
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    table.add_row("final loss", *(f"{model.losses[-1]:.6f}" for model in words), "")
     for name, a, b in (
-        ("loss and gradient, us per step", fused.seconds_in_loss, plain.seconds_in_loss),
-        ("whole loop, us per step", fused.seconds, plain.seconds),
+        ("loss and gradient, ms per step", fused.seconds_in_loss, plain.seconds_in_loss),
+        ("whole loop, ms per step", fused.seconds, plain.seconds),
     ):
-        table.add_row(name, f"{a / steps * 1e6:.0f}", f"{b / steps * 1e6:.0f}", f"{b / a:.1f}")
-    table.add_row("final loss", f"{fused.loss:.6f}", f"{plain.loss:.6f}", "")
-    console = Console()
+        table.add_row(name, f"{a / steps * 1e3:.1f}", f"{b / steps * 1e3:.1f}", f"{b / a:.1f}")
+    a, b = map(bytes_of_loss, words)
+    table.add_row("logits and loss, MB", f"{a / 1e6:.0f}", f"{b / 1e6:.0f}", f"{b / a:.1f}")
     console.print(table)
-    console.print(f"test accuracy: {result.accuracy:.1%} of {result.n_test} digits not trained on")
-    console.print(f"largest difference of the weights: {result.largest_difference:.1e}")
+    console.print(
+        f"The same curve: losses of one step differ by at most {words.largest_difference:.1e}.\n"
+        f"numba_ce: loss step {plain.seconds_in_loss / fused.seconds_in_loss:.1f} times faster, "
+        f"whole loop {plain.seconds / fused.seconds:.1f} times, {1 - a / b:.0%} less memory."
+    )
 
 
 def _annotated(name: str, hint: Any) -> Any:
@@ -193,49 +231,78 @@ def bench(
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the picture: .png or .svg.")] = None,
     show: Annotated[bool, typer.Option("--list", help="Only list the cases.")] = False,
+    saved: Annotated[
+        list[Path] | None,
+        typer.Option("--from", help="Measure nothing: show a file that --output wrote."),
+    ] = None,
 ) -> None:
     """Time ours, the memory of this machine and other libraries, in turns in one run."""
     from numba_ce.bench import command, results
     from numba_ce.bench.report import picture
 
-    cases = command.select(preset, shapes, axis, ops, dtypes, variants)
-    if show:
-        typer.echo("\n".join(map(str, cases)))
-        return
-    command.check(cases, seconds, output, plot)
-    data = results.start({"seconds": seconds, "peers": command.select_peers(peers)})
-    try:
-        with _progress() as bar:
-            task = bar.add_task("", total=len(cases))
-            command.run(
-                data,
-                cases,
-                output,
-                lambda done, case: bar.update(task, completed=done, description=case),
-            )
-    finally:  # what is measured is shown, also of a run that ends early
-        if data["results"] and as_json:
-            typer.echo(results.as_json(data), nl=False)
-        elif data["results"]:
-            _print_bench(data)
+    if saved:
+        others = (preset, shapes, ops, dtypes, variants, peers, output)
+        if show or any(option is not None for option in others):
+            raise ValueError("--from shows saved results: expected only --plot and --json with it")
+        data = results.load(saved)
+        if plot is not None:
+            results.check_output(plot, "plot")
+        _show_bench(data, as_json)
+    else:
+        cases = command.select(preset, shapes, axis, ops, dtypes, variants)
+        if show:
+            typer.echo("\n".join(map(str, cases)))
+            return
+        command.check(cases, seconds, output, plot)
+        data = results.start({"seconds": seconds, "peers": command.select_peers(peers)})
+        try:
+            with _progress() as bar:
+                task = bar.add_task("", total=len(cases))
+                command.run(
+                    data,
+                    cases,
+                    output,
+                    lambda done, case: bar.update(task, completed=done, description=case),
+                )
+        finally:  # what is measured is shown, also of a run that ends early
+            _show_bench(data, as_json)
     if plot is not None:
         picture(data, plot)
     for path in filter(None, (output, plot)):
         errors.print(f"saved {path}", markup=False)
 
 
-def _print_bench(data: dict[str, Any]) -> None:
-    from numba_ce.bench.report import HEADINGS, cells
+def _show_bench(data: dict[str, Any], as_json: bool) -> None:
+    from numba_ce.bench.results import as_json as text_of
 
-    machine = data["machine"]
-    table = Table(title=f"{machine['processor']}, {machine['threads']} threads")
-    for heading in HEADINGS:
-        table.add_column(heading, justify="left" if heading == "case" else "right")
+    if data["results"] and as_json:
+        typer.echo(text_of(data), nl=False)
+    elif data["results"]:
+        _print_bench(data)
+
+
+def _print_bench(data: dict[str, Any]) -> None:
+    """A table of 80 columns for most cases; a longer one is not cut, also in a pipe."""
+    from numba_ce.bench.report import NOTES, columns
+
+    machine, found = data["machine"], columns(data["results"])
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in found:
+        left = heading in ("case", "fastest peer")
+        table.add_column(heading, justify="left" if left else "right", no_wrap=True)
+    for row in zip(*found.values(), strict=True):
+        table.add_row(*row)
+    console = Console(highlight=False)
+    wide = console.options.update(width=1000)
+    console.width = max(console.width, Measurement.get(console, wide, table).maximum)
+    console.print(f"{machine['processor']}, {machine['threads']} threads", soft_wrap=True)
+    console.print(table)
+    for heading in filter(NOTES.__contains__, found):
+        console.print(f"{heading}: {NOTES[heading]}", soft_wrap=True)
     for entry in data["results"]:
-        table.add_row(*cells(entry))
         for name, reason in entry["failures"].items():
-            table.add_row(escape(f"  {name} failed: {reason}"))
-    Console().print(table)
+            text = f"{entry['case']}: {name} failed: {reason}"
+            console.print(text, soft_wrap=True, markup=False)
 
 
 @app.command()

@@ -1,19 +1,23 @@
-"""A softmax classifier of handwritten digits, trained in plain NumPy with either loss."""
+"""Two models trained in plain NumPy with either loss: handwritten digits, words of Shakespeare."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from numba_ce import cross_entropy_and_grad
 from numba_ce._validate import Array
-from numba_ce.data import load_digits
+from numba_ce.data import load_digits, load_words
 
 LossAndGrad = Callable[[Array, Array], tuple[Any, Array]]
+
+N_TRAIN = 1347  # digits; the other 450 are the test
+CONTEXT, SIZE = 2, 16  # words before the one to guess, and the length of the vector of each
+BATCH = 1024  # words to guess in one step: with 8815 words 9 million logits, 36 MB
 
 
 def numpy_loss_and_grad(logits: Array, targets: Array) -> tuple[Any, Array]:
@@ -34,68 +38,157 @@ def fused_loss_and_grad(logits: Array, targets: Array) -> tuple[Any, Array]:
     return cross_entropy_and_grad(logits, targets, out=logits)
 
 
-@dataclass
-class Training:
-    """What a run of the training loop gave."""
+class Adam:
+    """An array and the steps of its descent (Kingma & Ba, 2015)."""
 
-    weight: Array
-    bias: Array
-    loss: float
-    seconds: float
-    seconds_in_loss: float
+    def __init__(self, value: Array, rate: float) -> None:
+        """Start at `value`, which the steps change."""
+        self.value, self.rate, self.steps = value, rate, 0
+        self.mean, self.square = np.zeros_like(value), np.zeros_like(value)
 
-
-def train(
-    images: Array,
-    digits: Array,
-    loss_and_grad: LossAndGrad,
-    steps: int,
-    progress: Callable[[int, float], None] | None = None,
-) -> Training:
-    """Gradient descent with momentum on ``softmax(images @ weight + bias)``."""
-    n_pixels, n_classes = images.shape[1], int(digits.max()) + 1
-    weight = np.zeros((n_pixels, n_classes), np.float32)
-    bias = np.zeros(n_classes, np.float32)
-    speed_weight, speed_bias = np.zeros_like(weight), np.zeros_like(bias)
-    rate, momentum, in_loss, loss = np.float32(0.5), np.float32(0.9), 0.0, 0.0
-    begin = time.perf_counter()
-    for step in range(steps):
-        logits = images @ weight + bias
-        before = time.perf_counter()
-        loss, grad = loss_and_grad(logits, digits)
-        in_loss += time.perf_counter() - before
-        speed_weight = momentum * speed_weight - rate * (images.T @ grad)
-        speed_bias = momentum * speed_bias - rate * grad.sum(axis=0)
-        weight += speed_weight
-        bias += speed_bias
-        if progress is not None:
-            progress(step, float(loss))
-    return Training(weight, bias, float(loss), time.perf_counter() - begin, in_loss)
+    def update(self, grad: Array) -> None:
+        """One step against the gradient."""
+        self.steps += 1
+        self.mean += np.float32(0.1) * (grad - self.mean)
+        self.square += np.float32(0.02) * (grad * grad - self.square)
+        rate = np.float32(self.rate * np.sqrt(1 - 0.98**self.steps) / (1 - 0.9**self.steps))
+        self.value -= rate * self.mean / (np.sqrt(self.square) + np.float32(1e-8))
 
 
-@dataclass
-class Comparison:
-    """Both loops on the same data."""
+class Classifier:
+    """A linear layer and the loss; what its steps cost."""
 
-    fused: Training
-    plain: Training
-    accuracy: float
-    n_train: int
-    n_test: int
-    largest_difference: float
+    def __init__(self, loss_and_grad: LossAndGrad, features: int, classes: int) -> None:
+        """Weights of 0."""
+        self.loss_and_grad = loss_and_grad
+        self.weight = Adam(np.zeros((classes, features), np.float32), 0.02)
+        self.logits = np.empty((0, classes), np.float32)
+        self.losses: list[float] = []
+        self.seconds = self.seconds_in_loss = 0.0
+
+    def step(self, features: Array, targets: Array) -> Array:
+        """Update the weight; the gradient with respect to the features."""
+        weight = self.weight.value
+        if len(self.logits) != len(features):
+            self.logits = np.empty((len(features), len(weight)), np.float32)
+        np.matmul(features, weight.T, out=self.logits)
+        begin = time.perf_counter()
+        loss, grad = self.loss_and_grad(self.logits, targets)
+        self.seconds_in_loss += time.perf_counter() - begin
+        self.losses.append(float(loss))
+        grad_features: Array = grad @ weight
+        self.weight.update(grad.T @ features)
+        return grad_features
 
 
-def compare(steps: int, progress: Callable[[int, float], None] | None = None) -> Comparison:
-    """Train with the fused kernel and with plain NumPy on 1347 digits, test on the other 450."""
+class WordModel(Classifier):
+    """The next word from a vector for each of the words before it."""
+
+    def __init__(self, loss_and_grad: LossAndGrad, words: int) -> None:
+        """Vectors drawn from a seed."""
+        super().__init__(loss_and_grad, CONTEXT * SIZE + 1, words)
+        vectors = np.random.default_rng(0).standard_normal((words, SIZE), dtype=np.float32)
+        self.vectors = Adam(vectors * np.float32(0.1), 0.02)
+
+    def step(self, features: Array, targets: Array) -> Array:
+        """As above; here features are indices of words."""
+        vectors = self.vectors.value[features].reshape(len(features), -1)
+        grad = super().step(_with_one(vectors), targets)
+        grad_vectors = np.zeros_like(self.vectors.value)
+        np.add.at(grad_vectors, features.ravel(), grad[:, :-1].reshape(-1, SIZE))
+        self.vectors.update(grad_vectors)
+        return grad_vectors
+
+
+def _with_one(features: Array) -> Array:
+    """A feature that is always 1: its weights are the bias."""
+    return np.column_stack((features, np.ones(len(features), np.float32)))
+
+
+class Pair(NamedTuple):
+    """The same model trained with either loss."""
+
+    fused: Classifier
+    plain: Classifier
+
+    @property
+    def largest_difference(self) -> float:
+        """Of the losses of all steps."""
+        return float(np.abs(np.subtract(self.fused.losses, self.plain.losses)).max())
+
+
+def _train(
+    pair: Pair, batches: Iterable[tuple[Array, Array]], progress: Callable[[float], None]
+) -> Pair:
+    """A step of one, a step of the other, so that the load of the machine is that of both."""
+    for features, targets in batches:
+        for model in pair:
+            begin = time.perf_counter()
+            model.step(features, targets)
+            model.seconds += time.perf_counter() - begin
+        progress(pair.fused.losses[-1])
+    return pair
+
+
+def train_digits(steps: int, progress: Callable[[float], None]) -> tuple[Pair, list[float]]:
+    """A softmax classifier of 1347 digits, and the accuracy of each on the other 450."""
     images, digits = load_digits()
     order = np.random.default_rng(0).permutation(len(digits))
-    images, digits = images[order], digits[order]
-    n_train = 1347
-    data = images[:n_train], digits[:n_train]
-    train(*data, fused_loss_and_grad, 1)  # compiles
-    fused = train(*data, fused_loss_and_grad, steps, progress)
-    plain = train(*data, numpy_loss_and_grad, steps, progress)
-    scores = images[n_train:] @ fused.weight + fused.bias
-    accuracy = float((scores.argmax(axis=1) == digits[n_train:]).mean())
-    difference = float(np.abs(fused.weight - plain.weight).max())
-    return Comparison(fused, plain, accuracy, n_train, len(digits) - n_train, difference)
+    images, digits = _with_one(images[order]), digits[order]
+    fused_loss_and_grad(np.zeros((N_TRAIN, 10), np.float32), digits[:N_TRAIN])  # compiles
+    pair = Pair(
+        *(Classifier(f, images.shape[1], 10) for f in (fused_loss_and_grad, numpy_loss_and_grad))
+    )
+    _train(pair, steps * [(images[:N_TRAIN], digits[:N_TRAIN])], progress)
+    scores = (images[N_TRAIN:] @ model.weight.value.T for model in pair)
+    return pair, [float((s.argmax(axis=1) == digits[N_TRAIN:]).mean()) for s in scores]
+
+
+def train_words(steps: int, progress: Callable[[float], None]) -> Pair:
+    """A model of words on parts of the text drawn from a seed."""
+    words, text = load_words()
+    rng = np.random.default_rng(0)
+    fused_loss_and_grad(np.zeros((BATCH, len(words)), np.float32), text[:BATCH])  # compiles
+    pair = Pair(*(WordModel(f, len(words)) for f in (fused_loss_and_grad, numpy_loss_and_grad)))
+    positions = (rng.integers(CONTEXT, len(text), BATCH) for _ in range(steps))
+    before = np.arange(-CONTEXT, 0)
+    return _train(pair, ((text[at[:, None] + before], text[at]) for at in positions), progress)
+
+
+def bytes_of_loss(model: Classifier) -> int:
+    """The logits of a step and the most that the loss holds beside them."""
+    from numba_ce.bench.measure import temporary_bytes
+
+    targets = np.zeros(len(model.logits), np.int64)
+    return model.logits.nbytes + temporary_bytes(lambda: model.loss_and_grad(model.logits, targets))
+
+
+def curve(losses: list[float], width: int = 60, height: int = 10) -> str:
+    """The losses over the steps, in characters that every terminal has."""
+    n_columns = min(width, len(losses))
+    columns = [float(np.mean(part)) for part in np.array_split(losses, n_columns)]
+    low, high = min(columns), max(columns)
+    scale = (height - 1) / (high - low) if high > low else 0.0
+    lines = [[" "] * n_columns for _ in range(height)]
+    for x, loss in enumerate(columns):
+        lines[round((high - loss) * scale)][x] = "*"
+    labels = {0: f"{high:.2f}", height - 1: f"{low:.2f}"}
+    drawn = [f"{labels.get(i, ''):>6} |{''.join(line)}" for i, line in enumerate(lines)]
+    axis = f"{'loss':>6} +{'-' * n_columns}"
+    return "\n".join([*drawn, axis, f"{'step':>6}  1{len(losses):>{max(n_columns - 1, 1)}}"])
+
+
+def picture(pair: Pair, path: Path) -> None:
+    """The loss of either over the steps and over the time they took."""
+    from numba_ce.bench.report import COLOURS, pyplot, save_figure
+
+    figure, panels = pyplot().subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
+    for name, model, style in (("NumPy", pair.plain, "-"), ("numba_ce", pair.fused, "--")):
+        steps = np.arange(1, len(model.losses) + 1)
+        for axes, x in zip(panels, (steps, steps * model.seconds / len(steps)), strict=True):
+            axes.plot(x, model.losses, style, color=COLOURS[name], lw=2, label=name)
+            axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set(xlabel="steps", ylabel="loss", title="The same curve")
+    panels[1].set(xlabel="seconds", title="in less time")
+    panels[0].legend(frameon=False)
+    save_figure(figure, path)

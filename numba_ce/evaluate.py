@@ -42,12 +42,11 @@ class Evaluation:
         return {k: v if math.isfinite(v) else None for k, v in asdict(self).items()}
 
 
-def _places(logits: Array, targets: Array, stats: RowStats, axis: int) -> Array:
+def _places(logits: Array, targets: Array, stats: RowStats[Array], axis: int) -> Array:
     """How many classes come before the target, the best first and of equal ones the lower first.
 
     Right where it is below TOP; a row without an order keeps its rank, the number of classes.
     """
-    assert stats.rank is not None
     place, y, n_classes = stats.rank.ravel(), targets.ravel(), logits.shape[axis]
     # Few rows: the first maximum comes first, and what is not below TOP need not be known
     unsure = np.flatnonzero((place < min(TOP, n_classes)) & (stats.argmax.ravel() != y))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple, Unpack
+from typing import Any, Literal, NamedTuple, Unpack, overload
 
 import numpy as np
 
@@ -26,7 +26,17 @@ from numba_ce._validate import (
     make_problem,
     shown,
 )
-from numba_ce.options import Keywords, LossOptions, check_options, check_reduction, documented
+from numba_ce.options import (
+    AnyArray,
+    DeviceArray,
+    HostArray,
+    Keywords,
+    LossOptions,
+    Reduction,
+    check_options,
+    check_reduction,
+    documented,
+)
 from numba_ce.results import clear_mean_over_nothing, compute_loss, mean_of, result_dtype
 from numba_ce.weights import is_ignored, mean_weights, stand_in, total_weight
 
@@ -231,15 +241,33 @@ class Gradients:
             self.bias += grad.sum(axis=0, dtype=np.float64)
 
 
+# fmt: off
+@overload
+def linear_cross_entropy(
+    hidden: DeviceArray, weight: Any, targets: Any, *, bias: Any = ..., reduction: Reduction = ...,
+    chunk_rows: int | None = ..., **options: Unpack[Keywords],
+) -> Any: ...
+@overload
+def linear_cross_entropy(
+    hidden: HostArray, weight: HostArray, targets: HostArray, *, bias: HostArray | None = ...,
+    reduction: Literal["mean", "sum"] = ..., chunk_rows: int | None = ...,
+    **options: Unpack[Keywords],
+) -> np.floating[Any]: ...
+@overload
+def linear_cross_entropy(
+    hidden: HostArray, weight: HostArray, targets: HostArray, *, bias: HostArray | None = ...,
+    reduction: Literal["none"], chunk_rows: int | None = ..., **options: Unpack[Keywords],
+) -> Array: ...
+# fmt: on
 @documented
 @quiet
 def linear_cross_entropy(
-    hidden: Any,
-    weight: Any,
-    targets: Any,
+    hidden: AnyArray,
+    weight: AnyArray,
+    targets: AnyArray,
     *,
-    bias: Any = None,
-    reduction: str = "mean",
+    bias: AnyArray | None = None,
+    reduction: Reduction = "mean",
     chunk_rows: int | None = None,
     **options: Unpack[Keywords],
 ) -> Any:
@@ -288,12 +316,12 @@ def linear_cross_entropy(
 @documented
 @quiet
 def linear_cross_entropy_and_grad(
-    hidden: Any,
-    weight: Any,
-    targets: Any,
+    hidden: AnyArray,
+    weight: AnyArray,
+    targets: AnyArray,
     *,
-    bias: Any = None,
-    reduction: str = "mean",
+    bias: AnyArray | None = None,
+    reduction: Reduction = "mean",
     chunk_rows: int | None = None,
     **options: Unpack[Keywords],
 ) -> LinearGrad:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from numba_ce._validate import (
     classes_last,
     on_device,
 )
-from numba_ce.options import documented
+from numba_ce.options import AnyArray, DeviceArray, HostArray, documented
 from numba_ce.results import fresh_output, fresh_rows, result_dtype, returned
 
 Axis = int | tuple[int, ...] | None
@@ -61,7 +61,7 @@ def _moved(array: Array, axes: tuple[int, ...]) -> Array:
 
 @documented
 @quiet
-def logsumexp(logits: Any, axis: Axis = -1, *, keepdims: bool = False) -> Any:
+def logsumexp(logits: AnyArray, axis: Axis = -1, *, keepdims: bool = False) -> Any:
     """``log(sum(exp(logits)))`` along an axis: the last one, where SciPy takes all.
 
     Parameters
@@ -124,6 +124,10 @@ def _normalized(logits: Any, axis: Any, out: Any, what: str) -> Any:
     return returned(result) if result.ndim or on_device(array) else result[()]
 
 
+@overload
+def softmax(logits: DeviceArray, axis: Axis = ..., *, out: Any = ...) -> Any: ...
+@overload
+def softmax(logits: HostArray, axis: Axis = ..., *, out: Array | None = ...) -> Array: ...
 @documented
 @quiet
 def softmax(logits: Any, axis: Axis = -1, *, out: Any = None) -> Any:
@@ -162,6 +166,10 @@ def softmax(logits: Any, axis: Axis = -1, *, out: Any = None) -> Any:
     return _normalized(logits, axis, out, "softmax")
 
 
+@overload
+def log_softmax(logits: DeviceArray, axis: Axis = ..., *, out: Any = ...) -> Any: ...
+@overload
+def log_softmax(logits: HostArray, axis: Axis = ..., *, out: Array | None = ...) -> Array: ...
 @documented
 @quiet
 def log_softmax(logits: Any, axis: Axis = -1, *, out: Any = None) -> Any:

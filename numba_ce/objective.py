@@ -10,7 +10,7 @@ from numba_ce._foreign import readable
 from numba_ce._quiet import quiet
 from numba_ce._validate import Array, as_array, check_integer, check_number, shown
 from numba_ce.linear import Gradients, Layer, check_matrix, make_layer, run
-from numba_ce.options import LossOptions
+from numba_ce.options import HostArray, LossOptions
 from numba_ce.weights import stand_in
 
 
@@ -81,7 +81,12 @@ def _again(X: Any, y: Any, n_classes: int, l2: float, sample_weight: Any) -> Mul
 
 @quiet
 def multinomial_objective(
-    X: Any, y: Any, n_classes: int, *, l2: float = 0.0, sample_weight: Any = None
+    X: HostArray,
+    y: HostArray,
+    n_classes: int,
+    *,
+    l2: float = 0.0,
+    sample_weight: HostArray | None = None,
 ) -> MultinomialObjective:
     """The objective of multinomial logistic regression, for ``scipy.optimize.minimize(jac=True)``.
 

@@ -4,24 +4,45 @@ Checks, signatures, docstrings and the command line follow from `TABLE`. A new o
 it, one key of `Keywords` and one field of `LossOptions`, which type checkers need.
 """
 
+from __future__ import annotations
+
 import inspect
 import math
 import re
 import textwrap
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypedDict, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypedDict, TypeVar, get_args, get_type_hints
+
+from numpy.typing import ArrayLike
 
 from numba_ce._validate import check_choice, check_flag, check_integer, check_number
 
 F = TypeVar("F", bound=Callable[..., Any])
 Check = Callable[[Any], Any]
+Reduction = Literal["mean", "sum", "none"]
+
+
+class DeviceArray(Protocol):
+    """An array of CuPy, Numba or torch on a GPU; results are of its kind."""
+
+    @property
+    def __cuda_array_interface__(self) -> Any:
+        """Address, shape and dtype."""
+
+
+class _DLPack(Protocol):
+    def __dlpack__(self) -> Any: ...
+
+
+HostArray = ArrayLike | _DLPack
+AnyArray = HostArray | DeviceArray
 
 
 class Keywords(TypedDict, total=False):
     """The keywords of every function that computes a loss; what is absent has its default."""
 
-    class_weight: Any
-    sample_weight: Any
+    class_weight: AnyArray | None
+    sample_weight: AnyArray | None
     label_smoothing: float
     ignore_index: int | None
     z_loss: float
@@ -65,7 +86,7 @@ def check_ignore_index(value: Any) -> int | None:
 
 def check_reduction(reduction: Any) -> str:
     """One of three names."""
-    return check_choice(reduction, "reduction", ("mean", "sum", "none"))
+    return check_choice(reduction, "reduction", get_args(Reduction))
 
 
 # fmt: off
@@ -153,6 +174,21 @@ def with_defaults(options: Keywords | dict[str, Any]) -> dict[str, Any]:
 
 # ---------------------------------------------------------------- signatures and docstrings
 
+
+def relate(namespace: dict[str, Any], *groups: str) -> None:
+    """Put a section See Also into the docstrings of the functions that some groups name."""
+    related: dict[str, dict[str, None]] = {}
+    for group in map(str.split, groups):
+        for name in group:
+            related.setdefault(name, {}).update(dict.fromkeys(group))
+    for name, names in related.items():
+        if namespace[name].__doc__:  # python -OO has none
+            section = f"See Also\n--------\n{', '.join(n for n in names if n != name)}\n\n"
+            text = inspect.cleandoc(namespace[name].__doc__)
+            text = re.sub(r"(?m)^(?=(Notes|Examples)\n-)", section, text, count=1)
+            namespace[name].__doc__ = text
+
+
 _HEADING = "Parameters\n----------\n"
 
 
@@ -165,7 +201,7 @@ def documented(function: F) -> F:
     In the section Parameters a name without a type has the text that an earlier function of the
     module gives it, or that of the tables; ``**options`` are those that have no line of their own.
     """
-    fill_signature(function, lambda name, hint: inspect.formatannotation(hint))
+    fill_signature(function, lambda name, hint: hint)
     if function.__doc__:  # python -OO has none
         described = _described.setdefault(function.__module__, {})
         function.__doc__ = _filled(inspect.cleandoc(function.__doc__), described)
@@ -187,6 +223,7 @@ def fill_signature(
     *own, last = signature.parameters.values()
     if last.kind is last.VAR_KEYWORD:
         names = {parameter.name for parameter in own}.union(without)
+        written = {name: hint.__forward_arg__ for name, hint in Keywords.__annotations__.items()}
         options = [
             last.replace(
                 name=name,
@@ -194,7 +231,7 @@ def fill_signature(
                 default=TABLE[name].default,
                 annotation=annotate(name, hint),
             )
-            for name, hint in Keywords.__annotations__.items()
+            for name, hint in (get_type_hints(Keywords) if eval_str else written).items()
             if name not in names
         ]
         function.__signature__ = signature.replace(parameters=[*own, *options])

@@ -32,7 +32,7 @@ from numba_ce._validate import (
     on_device,
     shown,
 )
-from numba_ce.options import Keywords, check_options, documented
+from numba_ce.options import AnyArray, HostArray, Keywords, check_options, documented
 from numba_ce.reference import finish, row_loss, times
 from numba_ce.results import fresh_output, inputs, returned
 from numba_ce.weights import check_indices
@@ -92,8 +92,8 @@ def _check_targets(problem: Problem, n_classes: int) -> Array | None:
 @documented
 @quiet
 def row_record(
-    logits: Any,
-    targets: Any,
+    logits: AnyArray,
+    targets: AnyArray,
     *,
     class_offset: int,
     n_classes: int,
@@ -115,14 +115,15 @@ def row_record(
         The first class of this shard.
     n_classes : int
         Number of classes of the whole row.
+    axis
     class_weight : array_like, optional
         The weights of the classes here.
-    axis
     **options
 
     Returns
     -------
     ndarray of float64, shape (..., 9)
+        One record for each row.
 
     Raises
     ------
@@ -168,7 +169,7 @@ def row_record(
 
 
 @quiet
-def merge_records(a: Any, b: Any) -> Array:
+def merge_records(a: HostArray, b: HostArray) -> Array:
     """The record of the classes of two shards together.
 
     ``m = max(m_a, m_b)``, ``S = S_a exp((m_a - m) / T) + S_b exp((m_b - m) / T)``, and the sums of
@@ -182,6 +183,7 @@ def merge_records(a: Any, b: Any) -> Array:
     Returns
     -------
     ndarray of float64, shape (..., 9)
+        One record for each row.
 
     Raises
     ------
@@ -241,7 +243,7 @@ def merge_records(a: Any, b: Any) -> Array:
 
 
 @quiet
-def loss_from_record(record: Any) -> Array:
+def loss_from_record(record: HostArray) -> Array:
     """The loss of each row, from the record of all its classes.
 
     With ``d = (t - m) / T``: ``log1p(S exp(-d))`` if d >= 0, else ``-d + log(S + exp(d))``, and
@@ -250,10 +252,12 @@ def loss_from_record(record: Any) -> Array:
     Parameters
     ----------
     record : array_like of float64, shape (..., 9)
+        The merged record of all shards.
 
     Returns
     -------
     ndarray of float64, shape (...)
+        One loss for each row.
 
     Raises
     ------
@@ -281,9 +285,9 @@ def loss_from_record(record: Any) -> Array:
 @documented
 @quiet
 def grad_from_record(
-    logits: Any,
-    targets: Any,
-    record: Any,
+    logits: AnyArray,
+    targets: AnyArray,
+    record: HostArray,
     *,
     class_offset: int,
     axis: int = -1,
@@ -299,9 +303,9 @@ def grad_from_record(
     ----------
     logits
     targets
-    class_offset
     record : array_like of float64, shape (..., 9)
         The merged record of all shards.
+    class_offset
     axis
     out
     **options

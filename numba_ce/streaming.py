@@ -40,7 +40,14 @@ from numba_ce.blocks import (
     read_ahead,
 )
 from numba_ce.npy import Index, NpyWriter
-from numba_ce.options import Keywords, LossOptions, check_options, check_reduction, documented
+from numba_ce.options import (
+    Keywords,
+    LossOptions,
+    Reduction,
+    check_options,
+    check_reduction,
+    documented,
+)
 from numba_ce.results import (
     clear_mean_over_nothing,
     fresh_output,
@@ -305,7 +312,7 @@ def stream(
     targets: Any,
     *,
     axis: int = -1,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     grad_out: Any = None,
     progress: Progress | None = None,
     dtype: Any = None,
@@ -336,7 +343,7 @@ def stream(
         Called as ``progress(rows done, rows in all)`` after each block; the second is None if the
         logits are blocks.
     dtype : dtype_like, optional
-        What "|V2" stands for, in files and arrays: NumPy stores bfloat16 (also as a gradient) as
+        What ``"|V2"`` means in files and arrays: NumPy stores bfloat16 (also as a gradient) as
         two bytes without a type. ``dtype="bfloat16"`` needs `ml_dtypes`; elsewhere
         ``numpy.load(path).view(ml_dtypes.bfloat16)`` does the same.
     class_weight : path or array_like of shape (C,), optional

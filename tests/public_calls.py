@@ -50,6 +50,10 @@ CALLS = {
     ),
     "linear_cross_entropy": (nc.linear_cross_entropy, LINEAR),
     "linear_cross_entropy_and_grad": (nc.linear_cross_entropy_and_grad, LINEAR),
+    "linear_row_stats": (
+        nc.linear_row_stats,
+        {name: LINEAR[name] for name in ("hidden", "weight", "targets", "bias")},
+    ),
     "multinomial_objective": (
         objective,
         {"X": H, "y": Y, "sample_weight": S, "x": np.zeros(12)},

@@ -26,7 +26,10 @@ ROOT = Path(__file__).resolve().parent.parent
 #: What the tests need, without the package itself
 LIBRARIES = ("numba", "numpy<2.5", "hypothesis", "ml_dtypes", "mpmath", "pytest", "pytest-xdist")
 #: All that the tests read beside the package
-TESTED = ("tests", "tools", "benchmarks", "docs", "README.md", "CONTRIBUTING.md", "pyproject.toml")
+TESTED = (
+    *("tests", "tools", "benchmarks", "docs", "conda"),
+    *("README.md", "CONTRIBUTING.md", "CITATION.cff", "pyproject.toml"),
+)
 ARM64 = [f"--platform=manylinux_2_{glibc}_aarch64" for glibc in (17, 27, 28)]
 
 

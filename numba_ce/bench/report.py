@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,11 +18,19 @@ COLOURS = {
     "torch": "#8d99ae",
     "scikit-learn": "#edae49",
     "NumPy": "#777777",
+    "Numba": "#2a9d8f",
     "SciPy": "#9c6bae",
 }
 HEADINGS = (
     "case", "time", "GB/s", "limit", "of the limit", "best peer", "over it", "time over compared",
 )  # fmt: skip
+#: What the columns of the terminal mean
+NOTES = {
+    "limit": "GB/s of a bare sweep over the same arrays, in turns with the case",
+    "share": "of the time that the limit allows for all bytes",
+    "gain": "time of the fastest peer over ours",
+    "compared": "our time over that of the plain case (row_stats: of loss; 16 bits: of float32)",
+}
 PICTURES = (".png", ".svg")
 #: A limit measured on arrays smaller than this may be that of a cache
 BEYOND_CACHES = 70_000_000
@@ -91,6 +100,22 @@ def cells(entry: dict[str, Any]) -> list[str]:
     ]
 
 
+def columns(entries: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """The table of the terminal, without the columns that are empty."""
+    lines = [line(entry) for entry in entries]
+    found = {
+        "case": [a.case for a in lines],
+        "time": [duration(a.seconds) for a in lines],
+        "GB/s": [f"{a.gb_per_second:.1f}" for a in lines],
+        "limit": [f"{a.limit:.1f}" for a in lines],
+        "share": ["" if a.share is None else f"{a.share:.0%}" for a in lines],
+        "fastest peer": [a.peer or "" for a in lines],
+        "gain": ["" if a.ratio is None else f"{a.ratio:.1f} x" for a in lines],
+        "compared": ["" if a.compared is None else f"{a.compared:.2f} x" for a in lines],
+    }
+    return {heading: cells for heading, cells in found.items() if any(cells)}
+
+
 def markdown_table(headings: tuple[str, ...], rows: list[list[str]]) -> str:
     """The first column to the left, the others to the right."""
     lines = ["| " + " | ".join(headings) + " |", "|---|" + "---:|" * (len(headings) - 1)]
@@ -122,34 +147,51 @@ def _case(entry: dict[str, Any]) -> Case:
     return Case(entry["op"], tuple(entry["shape"]), entry["dtype"], entry["axis"], entry["variant"])
 
 
-def check_picture(cases: list[Case], path: Path) -> None:
-    """Whether there is something to draw, something to draw with, and a format."""
+def check_plot(path: Path) -> None:
+    """Whether there is something to draw with, and a format."""
     if path.suffix not in PICTURES:
         raise ValueError(f"plot = {str(path)!r}: expected a name that ends in .png or .svg")
-    if not any(map(_in_picture, cases)):
-        raise ValueError(
-            "no case for the picture: expected cases of op grad, float32, two axes, axis -1, "
-            f"without a variant, of {BEYOND_CACHES / 1e6:.0f} MB or more"
-        )
     try:
         importlib.import_module("matplotlib")
     except ImportError:
         raise ImportError("the picture needs matplotlib: pip install 'numba-ce[bench]'") from None
 
 
-def picture(data: dict[str, Any], path: Path) -> None:
-    """Share of the hardware limit over the number of classes, a line for each library."""
-    check_picture([_case(entry) for entry in data["results"]], path)
-    entries = [entry for entry in data["results"] if _in_picture(_case(entry))]
-    entries.sort(key=lambda entry: int(entry["shape"][1]))
+def pyplot() -> Any:
+    """Of matplotlib, which needs no screen here and writes the same bytes every time."""
     import matplotlib as mpl
 
     mpl.use("agg")
-    mpl.rcParams["svg.hashsalt"] = "numba_ce"  # the same bytes every time
-    from matplotlib import pyplot
+    mpl.rcParams["svg.hashsalt"] = "numba_ce"
+    return importlib.import_module("matplotlib.pyplot")
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Complete or not at all, by the name's ending."""
+    metadata = {"Date": None} if path.suffix == ".svg" else None
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, format=path.suffix[1:], dpi=150, metadata=metadata)
+    pyplot().close(figure)
+
+
+def check_picture(cases: list[Case], path: Path) -> None:
+    """Whether there is something to draw, something to draw with, and a format."""
+    check_plot(path)
+    if not any(map(_in_picture, cases)):
+        raise ValueError(
+            "no case for the picture: expected cases of op grad, float32, two axes, axis -1, "
+            f"without a variant, of {BEYOND_CACHES / 1e6:.0f} MB or more"
+        )
+
+
+def picture(data: dict[str, Any], path: Path) -> None:
+    """Share of the memory limit over the number of classes, a line for each library."""
+    check_picture([_case(entry) for entry in data["results"]], path)
+    entries = [entry for entry in data["results"] if _in_picture(_case(entry))]
+    entries.sort(key=lambda entry: int(entry["shape"][1]))
     from matplotlib.ticker import NullLocator, PercentFormatter
 
-    figure, axes = pyplot.subplots(figsize=(8, 4), layout="constrained")
+    figure, axes = pyplot().subplots(figsize=(8, 4), layout="constrained")
     for name, colour in COLOURS.items():
         points = [(e["shape"][1], share_of(e, name)) for e in entries if name in e["seconds"]]
         if points:
@@ -168,18 +210,14 @@ def picture(data: dict[str, Any], path: Path) -> None:
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.grid(axis="y", color="#dddddd", lw=0.6)
     axes.set_xlabel("classes (rows so that there are some 40 million float32 logits)")
-    axes.set_ylabel("of the time that memory allows")
-    axes.set_title(
-        f"Loss and gradient: share of the hardware limit, {data['machine']['processor']}, "
-        f"{data['machine']['threads']} threads",
-        fontsize=10,
-    )
-    axes.legend(frameon=False, loc="upper left", ncols=2)
+    axes.set_ylabel("share of the memory limit")
+    machine = f"{data['machine']['processor']}, {data['machine']['threads']} threads"
+    ratios = [ratio for entry in entries if (ratio := line(entry).ratio) is not None]
+    gain = f"; median {statistics.median(ratios):.1f} x the fastest peer" if ratios else ""
+    axes.set_title(f"Loss and gradient, {machine}{gain}", fontsize=10)
+    axes.legend(frameon=False, loc="upper left", ncols=2, bbox_to_anchor=(0.0, 0.95))
     axes.spines[["top", "right"]].set_visible(False)
-    metadata = {"Date": None} if path.suffix == ".svg" else None
-    with replacing(path) as unfinished:
-        figure.savefig(unfinished, format=path.suffix[1:], dpi=150, metadata=metadata)
-    pyplot.close(figure)
+    save_figure(figure, path)
 
 
 def share_of(entry: dict[str, Any], name: str) -> float:

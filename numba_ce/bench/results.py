@@ -64,15 +64,21 @@ def save(data: dict[str, Any], path: Path) -> None:
         unfinished.write_text(as_json(data))
 
 
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        run = json.loads(path.read_text())
+    except ValueError:
+        run = None
+    found = run.get("format") if isinstance(run, dict) else "none"
+    if found != FORMAT:
+        raise ValueError(f"{path} has format {found}: expected {FORMAT}, as `bench` writes it")
+    return run  # type: ignore[no-any-return]
+
+
 def load(paths: Sequence[Path]) -> dict[str, Any]:
     """The results of some runs as one; of a case that is in several, the last."""
     if not paths:
         raise ValueError("paths is empty: expected at least one file of results")
-    runs = [json.loads(path.read_text()) for path in paths]
-    for path, run in zip(paths, runs, strict=True):
-        if run.get("format") != FORMAT:
-            raise ValueError(
-                f"{path} has format {run.get('format')}: expected {FORMAT}, as `bench` writes it"
-            )
+    runs = [_read(path) for path in paths]
     entries = {entry["case"]: entry for run in runs for entry in run["results"]}
     return {**runs[-1], "results": list(entries.values())}

@@ -98,7 +98,7 @@ def _over_logits(of_losses: Tensor, logits: Tensor, plan: Plan) -> Tensor:
 
 
 def _loss_and_gradient(
-    logits: Tensor, target: Tensor, weight: Tensor | None, plan: Plan, reduction: str
+    logits: Tensor, target: Tensor, weight: Tensor | None, plan: Plan, reduction: Any
 ) -> tuple[Tensor, Tensor]:
     arguments = _arrays(logits, target, weight, plan)
     # Of 16 bits in float32, to be rounded once, when the upstream gradient has scaled it. Else no
@@ -122,7 +122,7 @@ def _loss_and_kept(
 ) -> tuple[Tensor, Tensor]:
     """The loss, and what is kept for its gradient."""
     # The kernels reduce over all rows, also over those of different losses
-    reduction = "none" if plan.n_batch or plan.keep == "record" else plan.reduction
+    reduction: Any = "none" if plan.n_batch or plan.keep == "record" else plan.reduction
     if plan.keep == "record":
         loss, kept = _loss_and_record(logits, target, weight, plan)
     elif plan.keep == "gradient":

@@ -64,7 +64,7 @@ def _arguments(first: Any, second: Any, weight: Any, n_classes: int) -> tuple[An
 class _Objective:
     """What `softmax_objective` returns."""
 
-    library: str
+    library: Any
     n_classes: int
 
     __name__ = "softmax"  # asked for by XGBoost, as that of a function
@@ -84,7 +84,7 @@ class _Objective:
 class _Metric:
     """What `softmax_metric` returns."""
 
-    library: str
+    library: Any
     n_classes: int
 
     __name__ = "softmax_loss"  # XGBoost shows it

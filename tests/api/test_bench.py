@@ -96,6 +96,75 @@ def test_a_run_that_ends_early_shows_what_it_has(folder, monkeypatch):
     assert [e["shape"] for e in json.loads((folder / "r.json").read_text())["results"]] == [[9, 5]]
 
 
+ENTRY = {
+    "case": "grad 40000x1000 float32", "op": "grad", "shape": [40000, 1000], "axis": -1,
+    "dtype": "float32", "variant": "", "counted_bytes": 320_000_000, "all_bytes": 320_320_000,
+    "seconds": {"copy": 0.005, "numba_ce": 0.008, "torch.compile": 0.08, "NumPy": 0.1},
+    "failures": {},
+}  # fmt: skip
+COMPARED = ENTRY | {
+    "case": "grad 40000x1000 float32 label_smoothing", "variant": "label_smoothing",
+    "seconds": {"copy": 0.005, "numba_ce": 0.008, "compared": 0.004},
+    "failures": {"JAX": "ValueError: no"},
+}  # fmt: skip
+
+
+def saved(folder, *entries):
+    machine = {"processor": "AMD EPYC", "threads": 2}
+    data = {"format": results.FORMAT, "machine": machine, "results": list(entries)}
+    results.save(data, folder / "saved.json")
+    return data
+
+
+def test_saved_results_are_shown_in_80_columns_without_empty_ones(folder, no_run):
+    saved(folder, ENTRY)
+    result = run("--from", "saved.json")
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[1].split() == ["case", "time", "GB/s", "limit", "share", "fastest", "peer", "gain"]
+    cells = "grad 40000x1000 float32", "8.0 ms", "40.0", "64.0", "63%", "torch.compile", "10.0 x"
+    assert lines[2].split() == " ".join(cells).split()
+    assert [line.partition(":")[0] for line in lines[3:]] == ["limit", "share", "gain"]
+
+
+def test_names_of_cases_stay_whole_however_narrow_the_terminal(folder, no_run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    saved(folder, ENTRY, COMPARED)
+    result = run("--from", "saved.json")
+    assert "grad 40000x1000 float32 label_smoothing  8.0 ms" in result.stdout
+    assert "2.00" in result.stdout
+    assert "label_smoothing: JAX failed: ValueError: no" in result.stdout
+
+
+def test_saved_results_are_drawn_and_given_as_json(folder, no_run):
+    pytest.importorskip("matplotlib")
+    data = saved(folder, ENTRY, ENTRY | {"case": "x", "shape": [20000, 2000]})
+    result = run("--from", "saved.json", "--plot", "p.svg", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout) == data
+    text = (folder / "p.svg").read_text()
+    assert "share of the memory limit" in text
+    assert "median 10.0 x the fastest peer" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("{}", (), "saved.json has format None: expected 1, as `bench` writes it"),
+        ("[1]", (), "saved.json has format none: expected 1"),
+        ("half of", (), "saved.json has format none: expected 1"),
+        ("{}", ("--shapes", "9x5"), "--from shows saved results: expected only --plot and --json"),
+        ("{}", ("--list",), "--from shows saved results"),
+    ],
+)
+def test_saved_results_that_cannot_be_shown(folder, no_run, text, options, message):
+    (folder / "saved.json").write_text(text)
+    result = run("--from", "saved.json", *options)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert message in result.stderr
+
+
 def special(folder, kind):
     path = folder / kind
     if kind == "folder":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,8 @@ from typer.testing import CliRunner
 
 import numba_ce as nc
 from numba_ce.cli import app
+from numba_ce.data import load_words
+from numba_ce.demo import curve
 from numba_ce.evaluate import evaluate
 
 ROOT = Path(nc.__file__).resolve().parent.parent  # of the package that is tested
@@ -317,12 +320,53 @@ def test_info_shows_all_of_a_reason(monkeypatch):
     assert result.exit_code == 0
 
 
-def test_demo():
-    result = run("demo", "--steps", 150)
+def test_demo(tmp_path):
+    pytest.importorskip("matplotlib")
+    result = run("demo", "--steps", 3, "--plot", tmp_path / "curves.svg")
     assert result.exit_code == 0, result.output
-    accuracy = float(result.stdout.split("test accuracy: ")[1].split("%")[0])
-    assert accuracy > 90
-    assert "whole loop" in result.stdout
+    text = result.stdout
+    accuracies = re.findall(r"([\d.]+)% with", text)
+    assert len(accuracies) == 2
+    assert min(map(float, accuracies)) > 90
+    differences = re.findall(r"at most ([\d.e+-]+\d)", text)
+    assert len(differences) == 2
+    assert max(map(float, differences)) < 1e-5
+    losses, memory = (
+        re.findall(r"[\d.]+", line)[:2]
+        for line in text.splitlines()
+        if "final loss" in line or "logits and loss, MB" in line
+    )
+    assert 7.0 < float(losses[0]) < np.log(8815)
+    assert float(losses[0]) == pytest.approx(float(losses[1]), rel=1e-6)
+    assert 3 * float(memory[0]) < float(memory[1])
+    assert max(map(len, text.splitlines())) <= 80
+    for words in ("loss +--", "loss step", "whole loop", "less memory"):
+        assert words in text
+    assert "<svg" in (tmp_path / "curves.svg").read_text()
+
+
+def test_demo_refuses_a_bad_plot_before_it_trains(tmp_path, monkeypatch):
+    monkeypatch.setattr("numba_ce.cli.train_digits", lambda *_: pytest.fail("trained"))
+    for path, message in (
+        (tmp_path / "curves.pdf", "expected a name that ends in .png or .svg"),
+        (tmp_path / "missing" / "curves.svg", "expected a file in a folder"),
+    ):
+        result = run("demo", "--plot", path)
+        assert result.exit_code == 2
+        assert message in result.stderr
+
+
+def test_curve_of_losses():
+    lines = curve([3.0, 2.0, 1.0], height=3).splitlines()
+    assert lines == ["  3.00 |*  ", "       | * ", "  1.00 |  *", "  loss +---", "  step  1 3"]
+    assert "*" in curve([1.0])
+    assert max(map(len, curve(list(map(float, range(1000)))).splitlines())) <= 80
+
+
+def test_text_of_the_demo():
+    words, text = load_words()
+    assert (len(words), words.dtype.kind, text.dtype.kind) == (8815, "U", "i")
+    assert " ".join(words[text[:8]]) == "first citizen : before we proceed any further"
 
 
 def test_without_the_extra_it_says_what_to_install():

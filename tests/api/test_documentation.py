@@ -94,6 +94,18 @@ def test_every_argument_is_documented(name):
             assert re.search(rf"\b{argument}\b", text), f"{name}: {argument} is not mentioned"
 
 
+# Not asked for: line breaks around quotes, more than a summary, capitals of dtype names,
+# a verb where a summary begins with a formula, descriptions of related functions
+STYLE = {"GL01", "GL02", "GL03", "ES01", "SS05", "PR08", "RT04", "SA04"}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_numpydoc(name):
+    validate = pytest.importorskip("numpydoc.validate").validate
+    errors = validate(f"numba_ce.{name}")["errors"]
+    assert [error for error in errors if error[0] not in STYLE] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_python_blocks_of_pages(page, tmp_path, monkeypatch):
     """In order, in one namespace; blocks with >>> are doctests, the others just run."""

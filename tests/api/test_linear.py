@@ -7,6 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 from cases import FEW_OPTION_SETS, TARGET_KINDS, make_options, make_targets, option_id
+from exact import assert_same
 from scipy.optimize import check_grad, minimize
 
 import numba_ce as nc
@@ -219,3 +220,67 @@ def test_objective_errors(cpu):
         nc.multinomial_objective(X, y, 3, l2=-1)
     with pytest.raises(ValueError, match="n_classes = 0"):
         nc.multinomial_objective(X, y, 0)
+
+
+# ---------------------------------------------------------------- statistics of the rows
+
+
+def whole_numbers(rng, dtype):
+    """Products of these are exact, so the logits have the same bits however they are made."""
+    hidden, weight, bias = (
+        rng.integers(-3, 4, shape).astype(dtype) for shape in ((N, D), (C, D), C)
+    )
+    targets = rng.integers(0, C, N)
+    targets[2] = -100
+    return hidden, weight, bias, targets
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("chunk_rows", [1, 4, N, N + 1, None])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_row_stats_of_a_layer(backend, rng, dtype, chunk_rows, temperature):
+    hidden, weight, bias, targets = whole_numbers(rng, dtype)
+    for given, b in ((targets, bias), (None, bias), (targets, None)):
+        logits = hidden @ weight.T + (0 if b is None else b)
+        expected = nc.row_stats(logits / dtype(temperature), given)
+        options = {"bias": b, "temperature": temperature, "chunk_rows": chunk_rows}
+        stats = nc.linear_row_stats(hidden, weight, given, **options)
+        assert (stats.loss is None) == (given is None)
+        for got, value in zip(stats, expected, strict=True):
+            assert_same(got, value)
+
+
+def test_row_stats_of_no_rows(backend):
+    stats = nc.linear_row_stats(np.zeros((0, D)), np.zeros((C, D)), np.zeros(0, int))
+    assert [(a.shape, a.dtype.kind) for a in stats] == [((0,), kind) for kind in "ffifffi"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"targets": [0] * 10 + [C]}, ValueError, r"targets\[10\] = 7 is not a class index"),
+        ({"targets": np.zeros((N, C))}, TypeError, "targets are probabilities: linear_row_stats"),
+        ({"targets": None, "hidden": [[1.0], [1.0, 2.0]]}, ValueError, "hidden cannot be made"),
+        ({"targets": None, "hidden": None}, TypeError, "hidden has dtype object"),
+        ({"temperature": 0.0}, ValueError, "temperature = 0.0: expected"),
+        ({"ignore_index": 1.5}, TypeError, "ignore_index = 1.5: expected"),
+        ({"chunk_rows": 0}, ValueError, "chunk_rows = 0: expected"),
+    ],
+)
+def test_row_stats_refuse(rng, arguments, error, message):
+    hidden, weight, bias, targets = whole_numbers(rng, np.float64)
+    given = {"hidden": hidden, "weight": weight, "targets": targets, "bias": bias} | arguments
+    with pytest.raises(error, match=message):
+        nc.linear_row_stats(**given, chunk_rows=3) if "chunk_rows" not in arguments else (
+            nc.linear_row_stats(**given)
+        )
+
+
+def test_row_stats_hold_no_logits(cpu):
+    hidden, weight = np.ones((4096, 8), np.float32), np.ones((3000, 8), np.float32)
+    nc.linear_row_stats(hidden[:600], weight, np.zeros(600, int))  # compiles
+    tracemalloc.start()
+    nc.linear_row_stats(hidden, weight, np.zeros(4096, int))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.2 * 512 * 3000 * 4 < 4096 * 3000 * 4 / 6

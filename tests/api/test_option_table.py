@@ -35,6 +35,7 @@ WHOLE = {
 PARTIAL = {
     "cross_entropy_grad_and_hess": {"axis", "sample_weight"},
     "row_stats": {"axis", "ignore_index"},
+    "linear_row_stats": {"ignore_index", "temperature"},
     "logsumexp": {"axis"},
     "softmax": {"axis"},
     "log_softmax": {"axis"},

@@ -88,8 +88,8 @@ def floats(x):
 
 
 def test_every_formula_has_its_test_and_every_test_its_formula():
-    blocks = re.findall(r"^```text\n(.*?)^```", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
-    printed = [int(n) for b in blocks for n in re.findall(r"\((\d+)\)$", b, re.MULTILINE)]
+    blocks = re.findall(r"^```math\n(.*?)^```", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    printed = [int(n) for b in blocks for n in re.findall(r"\((\d+)\)(?: \\\\)?$", b, re.MULTILINE)]
     assert printed == list(range(1, len(printed) + 1))
     tested = {int(n) for name in globals() for n in re.findall(r"^test_(\d\d)_", name)}
     assert tested == set(printed)

@@ -399,6 +399,8 @@ def test_folder(monkeypatch, tmp_path):
     assert _cache.describe("cpu") == "nowhere: there is no home folder"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert _cache.folder("cpu") == Path("/home/u/.cache/numba_ce/cpu")
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert _cache.folder("cpu") == Path("/home/u/Library/Caches/numba_ce/cpu")
 
 
 @posix
@@ -673,3 +675,27 @@ def test_info_shows_the_folder(cache, tmp_path):
     output = CliRunner().invoke(app, ["info"], env={"COLUMNS": "300"}).output
     assert f"{tmp_path / 'cpu'}: " in output
     assert " files, " in output
+
+
+def test_what_compiling_leaves_is_given_back():
+    """Some 40,000 objects of each kernel wait for a collection, and some 10 MB with them."""
+    code = """
+import gc
+import numpy as np, numba_ce
+gc.collect()
+for n_classes in range(1, 6):
+    for kind in ("f4", "f8"):
+        numba_ce.softmax(np.zeros((4, n_classes), kind))
+        numba_ce.logsumexp(np.zeros((4, n_classes), kind))
+print(gc.isenabled(), gc.collect())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"NUMBA_CE_CACHE_DIR": "0"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    enabled, left = done.stdout.split()
+    assert enabled == "True"
+    assert int(left) < 8 * 60_000  # of 20 kernels

@@ -21,12 +21,16 @@ VARIABLE = "NUMBA_CE_PLAIN_COMPILE"
 TESTED = (0, 68)
 
 
+_garbage = 0  # kernels compiled since the last collection
+
+
 @contextmanager
 def collector_paused():
     """No garbage collection while compiling: there is little garbage, and looking costs 10%.
 
     Under the lock for which a fork waits: the child would be left without collections.
     """
+    global _garbage
     with global_compiler_lock:
         enabled = gc.isenabled()
         try:
@@ -34,7 +38,10 @@ def collector_paused():
             yield
         finally:
             if enabled:
-                if gc.get_freeze_count() == 0:  # else they are frozen by somebody else
+                if _garbage >= 8:
+                    _garbage = 0
+                    gc.collect()  # 10 MB of each kernel, which nobody else would look at
+                elif gc.get_freeze_count() == 0:  # else they are frozen by somebody else
                     # What is there now counts as old: to look at it at once would cost 0.1 s
                     gc.freeze()
                     gc.unfreeze()
@@ -72,6 +79,8 @@ def inner_overload(function):
 
 def whole_kernel(signature):
     """The decorator of a whole kernel, compiled at once; it has an address."""
+    global _garbage
+    _garbage += 1
     return cfunc(signature, **_kernel_options)
 
 

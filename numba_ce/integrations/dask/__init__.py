@@ -254,7 +254,7 @@ def logsumexp(logits: Any, axis: int = -1, *, keepdims: bool = False) -> Any:
 @quiet
 def row_stats(
     logits: Any, targets: Any = None, *, axis: int = -1, ignore_index: int | None = -100
-) -> RowStats:
+) -> RowStats[Any]:
     """`numba_ce.row_stats` of a Dask array, lazily.
 
     Parameters
