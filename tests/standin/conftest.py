@@ -52,12 +52,11 @@ def state(ready):
         for table in (STATE.pinned, STATE.modules, STATE.functions):
             table.clear()
         STATE.log.clear()
-        STATE.faults.clear()
         STATE.retained[0] = 1  # Numba's
 
     STATE.forget = forget
     forget()
+    STATE.faults.clear()
     yield STATE
-    faults = list(STATE.faults)
     forget()
-    assert not faults
+    assert not STATE.faults

@@ -201,7 +201,8 @@ class State:
     def finish(self, stream=None):
         """Do all work that a stream waits for, or everything."""
         if stream is None:
-            needed, self.pending = self.pending, []
+            # Streams that wait for no other come last: whoever relies on the order of calls is wrong
+            needed, self.pending = sorted(self.pending, key=lambda e: not self._blocks(e[1])), []
         else:
             context, queue = self.in_stream(stream), self._queue(stream)
             needed, left, wanted = [], [], {queue}
