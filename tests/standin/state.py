@@ -201,7 +201,7 @@ class State:
     def finish(self, stream=None):
         """Do all work that a stream waits for, or everything."""
         if stream is None:
-            # Streams that wait for no other come last: whoever relies on the order of calls is wrong
+            # Streams that wait for no other come last: the order of calls promises nothing
             needed, self.pending = sorted(self.pending, key=lambda e: not self._blocks(e[1])), []
         else:
             context, queue = self.in_stream(stream), self._queue(stream)
