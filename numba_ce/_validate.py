@@ -328,6 +328,7 @@ def _same_view(a: Array, b: Array) -> bool:
 
 
 def _share_memory(a: Array, b: Array) -> bool:
+    a, b = np.asarray(a), np.asarray(b)  # of subclasses that override NumPy's functions, too
     if not np.may_share_memory(a, b):
         return False
     try:

@@ -176,12 +176,12 @@ def save_figure(figure: Any, path: Path) -> None:
 
 def check_picture(cases: list[Case], path: Path) -> None:
     """Whether there is something to draw, something to draw with, and a format."""
-    check_plot(path)
     if not any(map(_in_picture, cases)):
         raise ValueError(
             "no case for the picture: expected cases of op grad, float32, two axes, axis -1, "
             f"without a variant, of {BEYOND_CACHES / 1e6:.0f} MB or more"
         )
+    check_plot(path)
 
 
 def picture(data: dict[str, Any], path: Path) -> None:
