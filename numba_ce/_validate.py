@@ -376,11 +376,12 @@ def _check_fits(out: Any, logits: Any, name: str) -> None:
 
 def check_out(out: Any, logits: Array, others: tuple[Any, ...] = (), name: str = "out") -> Array:
     """An output of the shape of the logits: writeable, and overlapping nothing but them exactly."""
-    if on_device(logits) or hasattr(readable(out, name), "__cuda_array_interface__"):
-        return _check_device_out(out, logits, others, name)  # type: ignore[no-any-return]
-    if type(out) is not np.ndarray and (
-        not isinstance(out, np.ndarray) or isinstance(out, MaskedArray)
+    plain = type(out) is np.ndarray
+    if on_device(logits) or (
+        not plain and hasattr(readable(out, name), "__cuda_array_interface__")
     ):
+        return _check_device_out(out, logits, others, name)  # type: ignore[no-any-return]
+    if not plain and (not isinstance(out, np.ndarray) or isinstance(out, MaskedArray)):
         raise TypeError(f"{name} is a {type(out).__name__}: expected a NumPy array")
     out = np.asarray(out)  # a subclass may have functions of its own in the place of NumPy's
     _check_fits(out, logits, name)

@@ -194,10 +194,9 @@ def cross_entropy_and_grad(
     array([[-0.156,  0.114,  0.042],
            [ 0.333,  0.333, -0.667]])
     """
-    if not options and out is None:
-        plain = plain_loss(logits, targets, axis, reduction, True)
-        if plain is not None:
-            return plain  # type: ignore[return-value]
+    plain = None if options else plain_loss(logits, targets, axis, reduction, True, out)
+    if plain is not None:
+        return plain  # type: ignore[return-value]
     array, axis = check_logits(logits, axis)
     checked = check_options(options, "cross_entropy_and_grad")
     problem = make_problem(array, targets, axis, *checked, check_reduction(reduction))

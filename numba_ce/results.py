@@ -113,15 +113,21 @@ def compute_loss(
 
 
 def plain_loss(
-    logits: Any, targets: Any, axis: Any, reduction: Any, with_grad: bool
+    logits: Any, targets: Any, axis: Any, reduction: Any, with_grad: bool, out: Any = None
 ) -> tuple[Any, Array | None] | None:
     """Loss and gradient of a call without options that needs no look at its arguments, or None."""
     if not (type(logits) is type(targets) is np.ndarray and type(axis) is int):
         return None
     if type(reduction) is not str or reduction not in ("mean", "sum"):
         return None
+    if out is not None and type(out) is not np.ndarray:
+        return None
     run = getattr(backend(), "run_plain", None)
-    return None if run is None else run(logits, targets, axis, reduction, with_grad)
+    if run is None:
+        return None
+    grad = fresh_output(logits) if with_grad and out is None else out
+    loss = run(logits, targets, axis, reduction, grad, out is not None)
+    return None if loss is None else (loss, grad)
 
 
 def inputs(problem: Problem, class_weight: Any) -> tuple[tuple[Any, str], ...]:

@@ -23,7 +23,7 @@ from struct import pack
 
 import numpy as np
 
-from numba_ce._validate import bad_target_error
+from numba_ce._validate import bad_target_error, check_out
 from numba_ce.cpu.choose import IN_PLACE_CLASSES, STREAMING_BYTES, choose_schedule
 from numba_ce.cpu.plan import CALL_DEFAULTS, FIXED_DEFAULTS, Kernel, address_of, pack_axes
 from numba_ce.cpu.rows.tile import real_type
@@ -39,7 +39,7 @@ from numba_ce.describe import (
     describe_shard,
 )
 from numba_ce.options import LossOptions
-from numba_ce.results import fresh_output, reduced, result_dtype
+from numba_ce.results import reduced, result_dtype
 from numba_ce.weights import stand_in
 
 NO_OPTIONS = LossOptions()
@@ -190,48 +190,51 @@ def run_loss(problem, loss_rows, grad):
 
 
 @lru_cache(maxsize=256)
-def _plain_job(shape, strides, dtype, target_form, axis, reduction, with_grad):
-    """The `Job` of a loss without options, for class indices; None for all that is not plain."""
-    rows = shape[:axis] + shape[axis:][1:]
+def _plain_job(logits, targets, grad, axis, averaged, in_place):
+    """The `Job` of a loss without options, for class indices; None for all that is not plain.
+
+    logits, targets, grad : shape, strides and dtype of each
+    """
+    shape, _, dtype = logits
     fits = _name(dtype) in KINDS and -len(shape) <= axis < len(shape) and 0 not in shape
-    if not fits or target_form[0] != rows or target_form[2].kind not in "iu":
+    if not fits or targets[0] != shape[:axis] + shape[axis:][1:] or targets[2].kind not in "iu":
+        return None
+    if grad is not None and (grad[0] != shape or _name(grad[2]) != _name(dtype)):
         return None
 
     def classes_last(form):
-        return [(*n[:axis], *n[axis:][1:], n[axis]) for n in form]
+        if form is None:
+            return None
+        *pair, dtype = form
+        return (*((*n[:axis], *n[axis:][1:], n[axis]) for n in pair), dtype)
 
-    grad = None
-    if with_grad:
-        like = np.lib.stride_tricks.as_strided(np.empty(1, dtype), shape, strides)
-        made = fresh_output(like)
-        grad = (*classes_last((made.shape, made.strides)), made.dtype)
-    logits = (*classes_last((shape, strides)), dtype)
-    averaged = with_grad and reduction == "mean"
-    return _job("loss", NO_OPTIONS, averaged, False, logits, target_form, None, grad, None)
+    forms = classes_last(logits), targets, None, classes_last(grad), None
+    return _job("loss", NO_OPTIONS, averaged, in_place, *forms)
 
 
-def run_plain(logits, targets, axis, reduction, with_grad):
-    """Loss and gradient of arrays of NumPy without options: forms are checked once, for 3 us less.
+def run_plain(logits, targets, axis, reduction, grad, given):
+    """The loss of arrays of NumPy without options: forms are checked once, for 3 us less.
 
-    reduction : "mean" or "sum"
+    reduction : "mean" or "sum"; grad : what is to be filled, or None; given : by the caller
     None where the call is not plain after all or a target is bad; then nothing has been written.
     """
-    target_form = targets.shape, targets.strides, targets.dtype
-    job = _plain_job(
-        logits.shape, logits.strides, logits.dtype, target_form, axis, reduction, with_grad
-    )
+    fields = CALL_DEFAULTS.copy()
+    fields["logits"], fields["targets"] = address_of(logits), address_of(targets)
+    forms = [(a.shape, a.strides, a.dtype) for a in (logits, targets)]
+    if grad is None:
+        job = _plain_job(*forms, None, axis, False, False)
+    else:
+        fields["grad"] = address_of(grad)
+        in_place = fields["grad"] == fields["logits"]
+        form = grad.shape, grad.strides, grad.dtype
+        job = _plain_job(*forms, form, axis, reduction == "mean", in_place)
     if job is None:
         return None
-    fields, grad = CALL_DEFAULTS.copy(), None
-    fields["logits"], fields["targets"] = address_of(logits), address_of(targets)
+    if given:
+        check_out(grad, logits, ((targets, "targets"),))
     fields["all_classes"], fields["grad_scale"] = job.n_classes, 1.0
-    if with_grad:
-        grad = fresh_output(logits)
-        fields["grad"] = address_of(grad)
     total, bad, weight = run_job(job, fields)
-    if bad >= 0:
-        return None
-    return reduced(total, weight, reduction, result_dtype(logits)), grad
+    return None if bad >= 0 else reduced(total, weight, reduction, result_dtype(logits))
 
 
 def run_grad_hess(problem, grad, hess, kind):
